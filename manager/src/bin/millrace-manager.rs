@@ -1,0 +1,2 @@
+//! The manager program.
+fn main() {}

@@ -1,0 +1,169 @@
+//! Counters: single-writer words that anyone may read.
+//!
+//! Every packet that enters is accounted for: `rx = tx + Σ drops by reason + held` at every instant
+//! when the workers are between bursts. A port queue counts its own `rx`, `tx` and drops; a worker
+//! counts the drops between ports.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+/// A counter with one writer. The writer pays a plain load and store, no locked instruction;
+/// readers see a value that was true a moment ago.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Only the counter's one writer may call this.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// The value now.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! drop_reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident = $text:literal,)+) => {
+        /// Why a packet was dropped. Each drop is counted under one reason at one place.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        #[repr(u8)]
+        pub enum DropReason { $($(#[doc = $doc])+ $name,)+ }
+
+        impl DropReason {
+            /// Every reason, in the order of its number.
+            pub const ALL: &[DropReason] = &[$(DropReason::$name,)+];
+            /// How many reasons there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The name in commands, JSON and metrics.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self { $(DropReason::$name => $text,)+ }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// The frame is longer than a buffer (after its headroom).
+    RxTooLarge = "rx_too_large",
+    /// A frame came and no buffer was free for it.
+    RxNoBuffer = "rx_no_buffer",
+    /// The frame is malformed: shorter than an Ethernet header, or cut off.
+    RxMalformed = "rx_malformed",
+    /// The port's transmit ring was full.
+    TxFull = "tx_full",
+    /// The frame is longer than the port's MTU allows, or cannot be sent by it.
+    TxTooLarge = "tx_too_large",
+    /// The port's link is down or its device is gone.
+    TxPortDown = "tx_port_down",
+    /// The `fault` wrapper lost it on purpose.
+    FaultLoss = "fault_loss",
+    /// An NF said Drop.
+    NfDrop = "nf_drop",
+    /// The ring to the next NF was full.
+    NfRingFull = "nf_ring_full",
+    /// The chain's next service has no NF attached.
+    NoInstance = "no_instance",
+    /// An NF named a service that does not exist.
+    UnknownService = "unknown_service",
+    /// An NF named a port that does not exist.
+    UnknownPort = "unknown_port",
+    /// An NF returned a packet with an impossible range or an unknown action.
+    NfMalformed = "nf_malformed",
+    /// The packet was held by an NF that went away.
+    NfGone = "nf_gone",
+    /// The packet visited more NFs than the hop limit allows.
+    HopLimit = "hop_limit",
+    /// The manager stopped while the packet was still inside.
+    Shutdown = "shutdown",
+}
+
+/// Packets dropped at one place, by reason.
+#[derive(Debug)]
+pub struct DropCounters([Counter; DropReason::COUNT]);
+
+impl Default for DropCounters {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Counter::default()))
+    }
+}
+
+impl DropCounters {
+    /// Counts `pkts` dropped for `reason`. Only the one writer may call this.
+    #[inline]
+    pub fn add(&self, reason: DropReason, pkts: u64) {
+        self.0[reason as usize].add(pkts);
+    }
+
+    /// Packets dropped for `reason`.
+    #[must_use]
+    pub fn get(&self, reason: DropReason) -> u64 {
+        self.0[reason as usize].get()
+    }
+
+    /// Packets dropped for any reason.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.iter().map(Counter::get).sum()
+    }
+
+    /// The reasons that have happened, with their counts.
+    pub fn nonzero(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
+        DropReason::ALL.iter().map(|&r| (r, self.get(r))).filter(|&(_, pkts)| pkts > 0)
+    }
+}
+
+/// What one port queue counts. The worker that polls the queue is the one writer.
+///
+/// `rx_pkts` counts every packet the queue took from the outside, also those it dropped itself
+/// under a reason; `tx_pkts` every packet it accepted for sending and did not drop afterwards.
+#[derive(Debug, Default)]
+pub struct QueueCounters {
+    /// Packets taken in.
+    pub rx_pkts: Counter,
+    /// Their bytes, without the frame check sequence.
+    pub rx_bytes: Counter,
+    /// Packets accepted for sending.
+    pub tx_pkts: Counter,
+    /// Their bytes.
+    pub tx_bytes: Counter,
+    /// Drops at this queue.
+    pub drops: DropCounters,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_own_name_and_slot() {
+        let mut names: Vec<_> = DropReason::ALL.iter().map(|r| r.name()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), DropReason::COUNT);
+        for (slot, &reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(reason as usize, slot);
+            let json = serde_json::to_string(&reason).unwrap();
+            assert_eq!(json, format!("\"{}\"", reason.name()));
+        }
+    }
+
+    #[test]
+    fn drops_add_up() {
+        let drops = DropCounters::default();
+        drops.add(DropReason::NfDrop, 3);
+        drops.add(DropReason::TxFull, 2);
+        drops.add(DropReason::NfDrop, 1);
+        assert_eq!(drops.total(), 6);
+        let listed: Vec<_> = drops.nonzero().collect();
+        assert_eq!(listed, [(DropReason::TxFull, 2), (DropReason::NfDrop, 4)]);
+    }
+}

@@ -1,0 +1,2 @@
+//! millrace-nf
+fn main() {}

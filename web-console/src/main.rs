@@ -1,0 +1,2 @@
+//! millrace-web
+fn main() {}
