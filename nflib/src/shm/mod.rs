@@ -7,9 +7,14 @@
 
 mod mapping;
 mod region;
+mod ring;
+pub(crate) mod sync;
 
 pub use mapping::{Mapping, PageKind};
 pub use region::{HugePages, Region, RegionError, RegionGeometry};
+pub use ring::{
+    Consumer, HeapRing, Producer, RingError, RingMemory, SLOT_BYTES, SharedRing, SlotValue,
+};
 
 /// A buffer's number in the packet region, `0..buffers`. Buffers are named by number, never by
 /// address, because every process maps the region where it likes.
