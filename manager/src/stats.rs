@@ -80,6 +80,8 @@ drop_reasons! {
     NfMalformed = "nf_malformed",
     /// The packet was held by an NF that went away.
     NfGone = "nf_gone",
+    /// The packet's chain ended and its ingress port has no egress port.
+    NoEgress = "no_egress",
     /// The packet visited more NFs than the hop limit allows.
     HopLimit = "hop_limit",
     /// The manager stopped while the packet was still inside.
