@@ -3,7 +3,10 @@
 #![deny(unsafe_code)]
 
 pub mod chain;
+pub mod config;
+pub mod fabric;
 pub mod ownership;
+pub mod poll_loop;
 pub mod pool;
 pub mod ports;
 pub mod stats;
