@@ -11,4 +11,5 @@
 
 pub mod control;
 pub mod descriptor;
+pub mod log;
 pub mod shm;
