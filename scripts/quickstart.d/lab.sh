@@ -11,7 +11,8 @@ NF_USER=nobody
 ADDRESS_A=10.78.0.1
 ADDRESS_B=10.78.0.2
 # 64 MB: the pool (16,384 buffers of 2 KiB) is half of it, DPDK's own tables and rings the rest.
-HUGEPAGES_NEEDED=32
+# (The kill test asks for more, so that pages are reserved on every machine.)
+HUGEPAGES_NEEDED=${MILLRACE_QUICKSTART_HUGEPAGES:-32}
 
 # --- binaries ---------------------------------------------------------------------------------
 
@@ -240,11 +241,12 @@ start_chain() {
         for service in "${NF_SERVICES[@]}"; do tail_of "$STATE/log/nf-$service.log" 5; done
         die "the NFs did not attach to the manager within 20 s"
     fi
-    local as="as you (uid $EUID)"
+    note "manager: pid $MANAGER_PID"
     if ((EUID == 0)); then
-        as="as user $NF_USER, without privileges (the socket's group, nogroup, lets them in)"
+        note "NFs: pid ${NF_PIDS[*]}, as user $NF_USER, no privileges (socket group nogroup)"
+    else
+        note "NFs: pid ${NF_PIDS[*]}, as you (uid $EUID)"
     fi
-    note "manager pid $MANAGER_PID; NFs pid ${NF_PIDS[*]} $as"
 }
 
 # stop_chain: NFs first, then the manager, which drains and prints its account. Sets MANAGER_EXIT.

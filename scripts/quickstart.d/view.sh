@@ -156,7 +156,9 @@ look_at_traffic() {
 # watch_live: until Ctrl-C, or until the manager ends.
 watch_live() {
     [[ $BACKEND == generator ]] || start_traffic
-    printf '\n%s%s%s\n\n' "$BOLD" "Live. Ctrl-C ends it and cleans up. More to see: $BIN_DIR/millrace --socket $SOCKET status" "$PLAIN"
+    step "live; Ctrl-C ends it and cleans up"
+    note "more to see: ${BIN_DIR#"$PWD"/}/millrace --socket $SOCKET status"
+    printf '\n'
     while alive "$MANAGER_PID"; do
         look_at_traffic
         sample || true
