@@ -208,7 +208,9 @@ pub(super) fn unsupported(device: &str, problem: String) -> PortError {
 
 fn explain(api: &Api, errno: i32) -> String {
     let log = dpdk_sys::take_log(api);
-    let mut said: Vec<&str> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let says_something =
+        |line: &&str| !line.is_empty() && !line.contains("attach device on primary process");
+    let mut said: Vec<&str> = log.lines().map(str::trim).filter(says_something).collect();
     said.dedup();
     // The cause comes first, then each layer says that it failed too.
     said.truncate(3);
