@@ -13,6 +13,9 @@
 //! per queue for the worker that will poll it. All back ends pass the one conformance suite in
 //! `manager/tests/port_conformance.rs`.
 
+pub mod af_xdp;
+pub mod checksum;
+
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
