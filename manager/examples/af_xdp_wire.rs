@@ -102,10 +102,9 @@ fn forward(
         if sleep && empty_turns > EMPTY_TURNS {
             wait(ports)?;
         }
-        if seconds > 0 && (turns.is_multiple_of(256) || empty_turns > 0) {
-            if started.elapsed() >= Duration::from_secs(seconds) {
-                return Ok(no_room);
-            }
+        let look_at_clock = turns.is_multiple_of(256) || empty_turns > 0;
+        if seconds > 0 && look_at_clock && started.elapsed() >= Duration::from_secs(seconds) {
+            return Ok(no_room);
         }
     }
 }
