@@ -7,9 +7,10 @@
 #[path = "af_xdp/lab.rs"]
 mod lab;
 
+use std::io::BufRead;
 use std::net::UdpSocket;
 
-use lab::{Lab, Peer, frame};
+use lab::{Lab, Peer, frame, udp_frame};
 use millrace::ports::af_xdp::{AfXdpOptions, ChecksumMode, XdpMode, ZeroCopy};
 use millrace::ports::checksum::ones_complement_sum;
 use millrace::ports::{LinkState, PortError};
@@ -98,12 +99,13 @@ fn every_queue_receives_and_sends() {
     let peer = Peer::open("mrx1");
     let mut port = lab.open(&options(XdpMode::Native), 2048);
     assert_eq!(port.open.port.info().queues, 2);
-    for n in 0..64 {
-        peer.send_on_queue(usize::from(n % 2), &frame(n, 200));
+    // The kernel spreads flows over the peer's transmit queues, each of which ends at one of ours.
+    for flow in 0..64 {
+        peer.send(&udp_frame(1000 + flow));
     }
     let got = port.receive(64);
     let per_queue = [0, 1].map(|q| port.counters(q).rx_pkts.get());
-    assert_eq!(per_queue.iter().sum::<u64>(), 64);
+    assert!(per_queue[0] > 0 && per_queue[1] > 0, "{per_queue:?}");
     for queue in 0..2 {
         let packet = port.packet(&frame(queue, 300));
         let sent = port.open.queues[usize::from(queue)].tx_burst(&mut port.pool, &[packet]);
@@ -442,6 +444,62 @@ fn a_program_that_is_attached_already_is_named_with_the_remedy() {
     assert!(matches!(error, PortError::Unsupported { .. }), "{text}");
     assert!(text.contains("another XDP program") && text.contains("xdp off"), "{text}");
     first.finish();
+}
+
+#[test]
+fn without_privilege_the_error_names_the_capabilities() {
+    let Some(lab) = Lab::new() else { return };
+    lab.veth(1);
+    lab::drop_capabilities_of_this_thread();
+    let error = lab.try_open(&options(XdpMode::Auto), 2048).err().unwrap();
+    let text = error.to_string();
+    assert!(matches!(error, PortError::Permission { .. }), "{text}");
+    for capability in ["CAP_NET_RAW", "CAP_NET_ADMIN", "CAP_BPF", "CAP_IPC_LOCK"] {
+        assert!(text.contains(capability), "{text}");
+    }
+}
+
+/// Set for the child that [`nothing_stays_attached_after_kill_9`] starts.
+const HOLD: &str = "MILLRACE_TEST_HOLD_INTERFACE";
+
+#[test]
+fn nothing_stays_attached_after_kill_9() {
+    if std::env::var_os(HOLD).is_some() {
+        hold_the_interface_until_killed();
+    }
+    for mode in ["native", "generic"] {
+        let Some(lab) = Lab::new() else { return };
+        lab.veth(1);
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "nothing_stays_attached_after_kill_9", "--nocapture"])
+            .env(HOLD, mode)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(
+            lines.any(|line| line.unwrap().contains("holding")),
+            "the child took the interface"
+        );
+        assert!(lab.run("ip -d link show mrx0").contains("xdp"), "{mode}: attached");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // And it can be had again at once.
+        let again = lab.open(&options(XdpMode::Native), 2048);
+        again.finish();
+        let shown = lab.run("ip -d link show mrx0");
+        assert!(!shown.contains("xdp") && !shown.contains("promiscuity 1"), "{mode}: {shown}");
+    }
+}
+
+fn hold_the_interface_until_killed() -> ! {
+    let mode =
+        if std::env::var(HOLD).unwrap() == "generic" { XdpMode::Generic } else { XdpMode::Native };
+    let _port = Lab.open(&options(mode), 2048);
+    println!("holding");
+    loop {
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
 }
 
 #[test]

@@ -95,7 +95,7 @@ pub fn ones_complement_sum(bytes: &[u8]) -> u16 {
 /// `bytes` is valid for reads of `len` bytes.
 unsafe fn sum_at(bytes: *const u8, len: usize) -> u64 {
     const LOW: u64 = 0xffff_ffff;
-    // SAFETY (of each call): `at + 8 <= len`.
+    // SAFETY: every call below has `at + 8 <= len`.
     let word = |at: usize| unsafe { bytes.add(at).cast::<u64>().read_unaligned() };
     let mut lanes = [0u64; 4];
     let mut at = 0;

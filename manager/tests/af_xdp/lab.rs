@@ -23,6 +23,16 @@ pub fn frame(number: u16, len: usize) -> Vec<u8> {
     bytes
 }
 
+/// An IPv4 UDP frame (no checksum) from a port number: each is a flow of its own.
+pub fn udp_frame(source_port: u16) -> Vec<u8> {
+    let mut bytes = vec![0x02, 0, 0, 0, 0, 0x0a, 0x02, 0, 0, 0, 0, 0x0b, 0x08, 0x00];
+    bytes.extend([0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0, 0, 10, 9, 0, 1, 10, 9, 0, 2]);
+    bytes.extend(source_port.to_be_bytes());
+    bytes.extend([0, 9, 0, 26, 0, 0]);
+    bytes.extend([0x5a; 18]);
+    bytes
+}
+
 /// The calling thread in a network namespace of its own, gone with the thread.
 pub struct Lab;
 
@@ -264,11 +274,6 @@ impl Peer {
         bytes
     }
 
-    /// As [`send`](Self::send), hinting at a transmit queue by the socket's priority-free hash.
-    pub fn send_on_queue(&self, _queue: usize, bytes: &[u8]) {
-        self.send(bytes);
-    }
-
     /// Takes out what waits.
     pub fn drain(&self) {
         while !self.is_quiet() {}
@@ -291,4 +296,14 @@ pub fn readable(fd: BorrowedFd<'_>, limit_ms: i32) -> bool {
     let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     // SAFETY: one live entry.
     unsafe { libc::poll(&raw mut entry, 1, limit_ms) == 1 && entry.revents & libc::POLLIN != 0 }
+}
+
+/// Takes every capability from the calling thread (capset(2)).
+pub fn drop_capabilities_of_this_thread() {
+    const LINUX_CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+    let header = [LINUX_CAPABILITY_VERSION_3, 0];
+    let none = [0u32; 6];
+    // SAFETY: header and data are laid out as the call expects and live through it.
+    let result = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }
