@@ -11,7 +11,9 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use crate::chain::MAX_CHAIN_LEN;
-use crate::ports::{generator, sink};
+#[cfg(feature = "dpdk")]
+use crate::ports::dpdk;
+use crate::ports::{af_xdp, fault, generator, pcap, sink};
 
 /// A whole configuration file.
 #[derive(Clone, Debug)]
@@ -112,11 +114,20 @@ pub struct PortConfig {
     pub egress: Option<PortId>,
     /// What stands behind it.
     pub backend: Backend,
+    /// Table `[port.fault]`: what goes wrong on purpose with packets that come in here.
+    pub fault: Option<fault::FaultOptions>,
 }
 
 /// What stands behind a port, with its options.
 #[derive(Clone, Debug)]
 pub enum Backend {
+    /// A kernel network interface, by AF_XDP sockets.
+    AfXdp(af_xdp::AfXdpOptions),
+    /// A DPDK poll-mode driver.
+    #[cfg(feature = "dpdk")]
+    Dpdk(dpdk::DpdkOptions),
+    /// Replays a capture file, records another.
+    Pcap(pcap::PcapOptions),
     /// Makes packets.
     Generator(generator::GeneratorOptions),
     /// Takes packets.
@@ -286,6 +297,7 @@ struct RawPort {
     name: String,
     egress: Option<String>,
     backend: Backend,
+    fault: Option<fault::FaultOptions>,
 }
 
 impl RawPort {
@@ -298,13 +310,31 @@ impl RawPort {
         let kind = take_string(&mut table, "backend")
             .map_err(in_port)?
             .ok_or_else(|| in_port(format!("no backend: add backend = one of {BACKENDS}")))?;
+        let fault = match table.remove("fault") {
+            None => None,
+            Some(toml::Value::Table(table)) => {
+                let fault = options(table).map_err(|error| in_port(format!("fault: {error}")))?;
+                Some(fault)
+            }
+            Some(_) => return Err(in_port("fault must be a table: [port.fault]".into())),
+        };
         let backend = match kind.as_str() {
+            "af_xdp" => options(table).map(Backend::AfXdp),
+            #[cfg(feature = "dpdk")]
+            "dpdk" => options(table).map(Backend::Dpdk),
+            #[cfg(not(feature = "dpdk"))]
+            "dpdk" => {
+                Err("this manager was built without DPDK: rebuild with the default features, \
+                           or use backend = \"af_xdp\""
+                    .into())
+            }
+            "pcap" => options(table).map(Backend::Pcap),
             "generator" => options(table).map(Backend::Generator),
             "sink" => options(table).map(Backend::Sink),
             other => Err(format!("unknown backend {other:?}: expected one of {BACKENDS}")),
         }
         .map_err(in_port)?;
-        Ok(Self { name, egress, backend })
+        Ok(Self { name, egress, backend, fault })
     }
 
     fn resolve(self, names: &[String]) -> Result<PortConfig, String> {
@@ -321,7 +351,7 @@ impl RawPort {
                 Some(PortId::try_from(at).map_err(|_| "more than 255 ports".to_owned())?)
             }
         };
-        Ok(PortConfig { name: self.name, egress, backend: self.backend })
+        Ok(PortConfig { name: self.name, egress, backend: self.backend, fault: self.fault })
     }
 }
 

@@ -19,6 +19,7 @@ use crate::config::{Config, PortConfig};
 use crate::ownership::Edge;
 use crate::poll_loop::{self, LoopOptions, Order, Report, Snapshot};
 use crate::pool::BufferPool;
+use crate::ports::opener::Opener;
 use crate::ports::{OpenPort, Port, PortError, PortQueue};
 use crate::stats::{NfCounters, QueueCounters, WorkerCounters};
 use crate::worker::{Worker, WorkerPort};
@@ -40,6 +41,9 @@ pub enum FabricError {
         /// What is wrong.
         source: PortError,
     },
+    /// What all ports of one kind share.
+    #[error(transparent)]
+    Backend(#[from] PortError),
     /// A port has too few queues for the workers.
     #[error(
         "port {name:?} has {queues} queues and there are {workers} workers: each worker needs a \
@@ -121,11 +125,13 @@ impl Fabric {
     pub fn start(config: &Config, force: bool) -> Result<Self, FabricError> {
         let region = Arc::new(Region::create(config.pool.geometry(), config.pool.hugepages)?);
         let workers = config.manager.workers;
-        let mut pools = share_out(&region, workers);
+        let opener = Opener::new(config, force)?;
+        let mut pools = opener.pools(&region, workers)?;
         let mut ports = Vec::new();
         let mut queues_of: Vec<Vec<WorkerPort>> = (0..workers).map(|_| Vec::new()).collect();
         for port in &config.ports {
-            let open = open_port(port, &mut pools, force)
+            let open = opener
+                .open(port, &mut pools)
                 .map_err(|source| FabricError::Port { name: port.name.clone(), source })?;
             ports.push(hand_out_queues(port, open, &mut queues_of, &mut pools)?);
         }
@@ -370,32 +376,6 @@ impl WorkerHandle {
             Report::Stopped(books) => self.last_books = Some(books),
             Report::Done | Report::Snapshot(_) => {}
         }
-    }
-}
-
-/// Cuts the region into one share for each worker; the last takes what is left over.
-fn share_out(region: &Arc<Region>, workers: u16) -> Vec<BufferPool> {
-    let buffers = region.geometry().buffers;
-    let share = buffers / u32::from(workers);
-    (0..u32::from(workers))
-        .map(|worker| {
-            let first = worker * share;
-            let count = if worker + 1 == u32::from(workers) { buffers - first } else { share };
-            BufferPool::new(Arc::clone(region), first, count)
-        })
-        .collect()
-}
-
-fn open_port(
-    port: &PortConfig,
-    pools: &mut [BufferPool],
-    _force: bool,
-) -> Result<OpenPort, PortError> {
-    use crate::config::Backend;
-    use crate::ports::{generator, sink};
-    match &port.backend {
-        Backend::Generator(options) => generator::open(&port.name, options, pools),
-        Backend::Sink(options) => sink::open(&port.name, options, pools),
     }
 }
 
