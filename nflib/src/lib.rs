@@ -1,10 +1,44 @@
 //! What a Millrace network function (NF) links.
 //!
+//! An NF is a type that implements [`NetworkFunction`]; [`TestBench`](testing::TestBench) tries it
+//! without a manager:
+//!
+//! ```
+//! use nflib::{Action, Context, NetworkFunction, Packet, testing::TestBench};
+//!
+//! /// Drops frames that are longer than 100 bytes.
+//! struct ShortOnly;
+//!
+//! impl NetworkFunction for ShortOnly {
+//!     fn process(&mut self, packet: &mut Packet<'_>, _: &mut Context<'_>) -> Action {
+//!         if packet.len() > 100 { Action::Drop } else { Action::Next }
+//!     }
+//! }
+//!
+//! let mut bench = TestBench::new(ShortOnly);
+//! assert_eq!(bench.feed_one(&[0; 60]).unwrap().action, Action::Next);
+//! assert_eq!(bench.feed_one(&[0; 101]).unwrap().action, Action::Drop);
+//! ```
+//!
 //! The layers, lowest first:
 //!
 //! | module | subject |
 //! |---|---|
 //! | [`shm`] | the shared-memory core: packet region, rings, channels. The only `unsafe` of this crate |
+//! | [`packet`], [`burst`], [`context`] | packets as an NF sees them, and what it can do with them |
+//! | [`nf`] | the [`NetworkFunction`] trait |
+//! | [`testing`] | a bench to test an NF without a manager |
 #![deny(unsafe_code)]
 
+pub mod burst;
+pub mod context;
+mod engine;
+pub mod nf;
+pub mod packet;
 pub mod shm;
+pub mod testing;
+
+pub use burst::Burst;
+pub use context::{Context, HoldError};
+pub use nf::{Action, NetworkFunction, NfError, PortId, ServiceId, Setup};
+pub use packet::{Packet, PacketError, PacketId};

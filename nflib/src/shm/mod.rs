@@ -5,9 +5,11 @@
 //! written through atomics, packet bytes through raw pointers.
 #![allow(unsafe_code)]
 
+mod bytes;
 mod mapping;
 mod region;
 
+pub(crate) use bytes::{Lease, PacketMemory};
 pub use mapping::{Mapping, PageKind};
 pub use region::{HugePages, Region, RegionError, RegionGeometry};
 
