@@ -26,6 +26,7 @@
 //! |---|---|
 //! | [`shm`] | the shared-memory core: packet region, rings, channels. The only `unsafe` of this crate |
 //! | [`packet`], [`burst`], [`context`] | packets as an NF sees them, and what it can do with them |
+//! | [`headers`] | where a frame's headers are, and changing them with their checksums |
 //! | [`nf`] | the [`NetworkFunction`] trait |
 //! | [`testing`] | a bench to test an NF without a manager |
 #![deny(unsafe_code)]
@@ -33,6 +34,7 @@
 pub mod burst;
 pub mod context;
 mod engine;
+pub mod headers;
 pub mod nf;
 pub mod packet;
 pub mod shm;

@@ -5,6 +5,8 @@
 //! the bench checks that every buffer is either free or held by the NF.
 #![forbid(unsafe_code)]
 
+mod frames;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +17,8 @@ use crate::engine::{Arrival, Engine};
 use crate::nf::{Action, NetworkFunction, NfError, PortId, ServiceId, Setup};
 use crate::packet::PacketId;
 use crate::shm::{BufferIndex, HugePages, Region, RegionGeometry};
+
+pub use frames::FrameBuilder;
 
 /// What the bench pretends the manager to be.
 #[derive(Clone, Copy, Debug)]
