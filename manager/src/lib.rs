@@ -2,6 +2,9 @@
 //! and its tests.
 #![deny(unsafe_code)]
 
+pub mod chain;
+pub mod ownership;
 pub mod pool;
 pub mod ports;
 pub mod stats;
+pub mod worker;

@@ -7,20 +7,10 @@ use std::sync::Arc;
 
 use crate::burst::{Burst, MAX_BURST_PKTS};
 use crate::context::{Context, Departure, HoldTable};
+use crate::descriptor::Delivery;
 use crate::nf::{Action, NetworkFunction, NfError, Setup};
 use crate::packet::Slot;
-use crate::shm::{BufferIndex, PacketMemory, Region};
-
-/// A packet handed to this NF by a descriptor.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Arrival {
-    pub(crate) buffer: BufferIndex,
-    pub(crate) offset: u16,
-    pub(crate) len: u16,
-    pub(crate) port: u16,
-    pub(crate) chain: u16,
-    pub(crate) flow_hash: u32,
-}
+use crate::shm::{PacketMemory, Region};
 
 pub(crate) struct Engine<N> {
     nf: N,
@@ -89,8 +79,8 @@ impl<N: NetworkFunction> Engine<N> {
 
     /// Gives a burst to the NF; what it decides is in `out`.
     #[inline]
-    pub(crate) fn run_burst(&mut self, arrivals: impl Iterator<Item = Arrival>, now_ns: u64) {
-        for arrival in arrivals {
+    pub(crate) fn run_burst(&mut self, arrivals: &[Delivery], now_ns: u64) {
+        for &arrival in arrivals {
             self.admit(arrival);
         }
         let Self { nf, slots, memory, setup, hold, out, hold_overflow_pkts, stop, .. } = self;
@@ -104,8 +94,8 @@ impl<N: NetworkFunction> Engine<N> {
     /// Takes the hold of an arrival's buffer. A descriptor that is nonsense costs nobody anything
     /// but itself: its buffer, if it names one, goes back as dropped and empty.
     #[inline]
-    fn admit(&mut self, arrival: Arrival) {
-        let Arrival { buffer, offset, len, port, chain, flow_hash } = arrival;
+    fn admit(&mut self, arrival: Delivery) {
+        let Delivery { buffer, offset_bytes, len_bytes, port, chain, flow_hash, .. } = arrival;
         let slot = |lease, offset, len, arrival| Slot {
             lease,
             offset,
@@ -117,8 +107,8 @@ impl<N: NetworkFunction> Engine<N> {
         };
         if self.hold.holds(buffer) {
             self.refused_pkts += 1;
-        } else if let Some(lease) = self.memory.lease(buffer, offset, len) {
-            self.slots.push(Some(slot(lease, offset, len, self.next_arrival)));
+        } else if let Some(lease) = self.memory.lease(buffer, offset_bytes, len_bytes) {
+            self.slots.push(Some(slot(lease, offset_bytes, len_bytes, self.next_arrival)));
             self.next_arrival += 1;
         } else {
             self.refused_pkts += 1;
@@ -170,8 +160,8 @@ impl<N: NetworkFunction> Engine<N> {
 mod tests {
     use super::*;
     use crate::packet::PacketId;
-    use crate::shm::{HugePages, RegionGeometry};
-    use crate::{Context, Packet, ServiceId};
+    use crate::shm::{BufferIndex, HugePages, RegionGeometry};
+    use crate::{Context, Packet};
 
     struct HoldAll;
 
@@ -183,19 +173,19 @@ mod tests {
 
     fn engine() -> Engine<HoldAll> {
         let region = RegionGeometry { buffers: 8, stride_bytes: 2048, headroom_bytes: 256 };
-        let setup = Setup { service: ServiceId(1), instance: 1, region, hold_limit_pkts: 8 };
+        let setup = Setup { service: 1, instance: 1, region, hold_limit_pkts: 8 };
         let region = Arc::new(Region::create(region, HugePages::Off).unwrap());
         Engine::new(HoldAll, region, setup, 0).unwrap()
     }
 
-    fn arrival(buffer: BufferIndex, offset: u16, len: u16) -> Arrival {
-        Arrival { buffer, offset, len, port: 0, chain: 0, flow_hash: 0 }
+    fn arrival(buffer: BufferIndex, offset_bytes: u16, len_bytes: u16) -> Delivery {
+        Delivery { buffer, offset_bytes, len_bytes, ..Delivery::default() }
     }
 
     #[test]
     fn a_descriptor_outside_its_buffer_gives_the_buffer_back_as_an_empty_drop() {
         let mut engine = engine();
-        engine.run_burst([arrival(3, 2000, 100)].into_iter(), 0);
+        engine.run_burst(&[arrival(3, 2000, 100)], 0);
         let departure = engine.out.pop().unwrap();
         assert_eq!(departure.action, Action::Drop);
         assert_eq!((departure.slot.lease.buffer(), departure.slot.len), (3, 0));
@@ -205,7 +195,7 @@ mod tests {
     #[test]
     fn a_descriptor_of_no_buffer_is_refused() {
         let mut engine = engine();
-        engine.run_burst([arrival(8, 256, 60), arrival(u32::MAX, 256, 60)].into_iter(), 0);
+        engine.run_burst(&[arrival(8, 256, 60), arrival(u32::MAX, 256, 60)], 0);
         assert!(engine.out.is_empty());
         assert_eq!((engine.refused_pkts, engine.held_pkts()), (2, 0));
     }
@@ -213,8 +203,8 @@ mod tests {
     #[test]
     fn a_descriptor_of_a_buffer_that_is_held_here_is_refused() {
         let mut engine = engine();
-        engine.run_burst([arrival(5, 256, 60)].into_iter(), 0);
-        engine.run_burst([arrival(5, 256, 70)].into_iter(), 0);
+        engine.run_burst(&[arrival(5, 256, 60)], 0);
+        engine.run_burst(&[arrival(5, 256, 70)], 0);
         assert!(engine.out.is_empty());
         assert_eq!((engine.refused_pkts, engine.held_pkts()), (1, 1));
     }
@@ -222,12 +212,12 @@ mod tests {
     #[test]
     fn the_id_of_a_released_packet_does_not_name_the_next_one_in_its_buffer() {
         let mut engine = engine();
-        engine.run_burst([arrival(5, 256, 60)].into_iter(), 0);
+        engine.run_burst(&[arrival(5, 256, 60)], 0);
         let first = PacketId { arrival: 1, buffer: 5 };
         let mut table = std::mem::replace(&mut engine.hold, HoldTable::new(8, 8));
         assert!(table.remove(first).is_ok());
         engine.hold = table;
-        engine.run_burst([arrival(5, 256, 60)].into_iter(), 0);
+        engine.run_burst(&[arrival(5, 256, 60)], 0);
         assert!(engine.hold.remove(first).is_err());
         assert!(engine.hold.remove(PacketId { arrival: 2, buffer: 5 }).is_ok());
     }

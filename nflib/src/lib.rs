@@ -25,6 +25,8 @@
 //! | module | subject |
 //! |---|---|
 //! | [`shm`] | the shared-memory core: packet region, rings, channels. The only `unsafe` of this crate |
+//! | [`descriptor`] | what travels on a ring |
+//! | [`control`] | messages of the manager's Unix socket |
 //! | [`packet`], [`burst`], [`context`] | packets as an NF sees them, and what it can do with them |
 //! | [`headers`] | where a frame's headers are, and changing them with their checksums |
 //! | [`nf`] | the [`NetworkFunction`] trait |
@@ -33,6 +35,8 @@
 
 pub mod burst;
 pub mod context;
+pub mod control;
+pub mod descriptor;
 mod engine;
 pub mod headers;
 pub mod nf;

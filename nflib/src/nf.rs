@@ -1,35 +1,15 @@
 //! What a network function is: a type that decides, for each packet, where it goes.
 #![forbid(unsafe_code)]
 
-use std::fmt;
 use std::time::Duration;
 
 use thiserror::Error;
 
 use crate::burst::Burst;
 use crate::context::Context;
+pub use crate::descriptor::{PortId, ServiceId};
 use crate::packet::Packet;
 use crate::shm::RegionGeometry;
-
-/// The kind of an NF, as service chains name it. Several instances may serve one service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ServiceId(pub u16);
-
-impl fmt::Display for ServiceId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// A port of the manager.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PortId(pub u16);
-
-impl fmt::Display for PortId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,7 +35,7 @@ pub struct Setup {
     /// The service it was started for.
     pub service: ServiceId,
     /// This instance's number, given by the manager.
-    pub instance: u16,
+    pub instance: u32,
     /// How buffers are cut: longest packet, headroom.
     pub region: RegionGeometry,
     /// The most packets it may hold at once.

@@ -13,7 +13,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-use crate::nf::PortId;
+use crate::descriptor::{ChainId, PortId};
 use crate::shm::{Lease, PacketMemory};
 
 /// Names one packet during its stay at one NF. Not used again for another packet.
@@ -66,8 +66,8 @@ pub(crate) struct Slot {
     pub(crate) lease: Lease,
     pub(crate) offset: u16,
     pub(crate) len: u16,
-    pub(crate) port: u16,
-    pub(crate) chain: u16,
+    pub(crate) port: PortId,
+    pub(crate) chain: ChainId,
     pub(crate) flow_hash: u32,
     pub(crate) arrival: u64,
 }
@@ -104,8 +104,8 @@ pub struct Packet<'a> {
     offset: &'a mut u16,
     len: &'a mut u16,
     flow_hash: &'a mut u32,
-    port: u16,
-    chain: u16,
+    port: PortId,
+    chain: ChainId,
     id: PacketId,
 }
 
@@ -214,7 +214,7 @@ impl Packet<'_> {
     #[must_use]
     #[inline]
     pub fn ingress_port(&self) -> PortId {
-        PortId(self.port)
+        self.port
     }
 
     /// The flow hash made at ingress: equal for all packets of one flow, 0 when none was made.
@@ -232,7 +232,7 @@ impl Packet<'_> {
     /// The service chain the packet travels, as the number in the manager's chain table.
     #[must_use]
     #[inline]
-    pub fn chain(&self) -> u16 {
+    pub fn chain(&self) -> ChainId {
         self.chain
     }
 

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use crate::burst::MAX_BURST_PKTS;
 use crate::context::DEFAULT_HOLD_LIMIT_PKTS;
-use crate::engine::{Arrival, Engine};
+use crate::descriptor::Delivery;
+use crate::engine::Engine;
 use crate::nf::{Action, NetworkFunction, NfError, PortId, ServiceId, Setup};
 use crate::packet::PacketId;
 use crate::shm::{BufferIndex, HugePages, Region, RegionGeometry};
@@ -36,10 +37,10 @@ pub struct BenchOptions {
 impl Default for BenchOptions {
     fn default() -> Self {
         Self {
-            service: ServiceId(1),
+            service: 1,
             region: RegionGeometry { buffers: 4096, stride_bytes: 2048, headroom_bytes: 256 },
             hold_limit_pkts: DEFAULT_HOLD_LIMIT_PKTS,
-            ingress_port: PortId(0),
+            ingress_port: 0,
         }
     }
 }
@@ -105,7 +106,7 @@ impl<N: NetworkFunction> TestBench<N> {
     pub fn feed<F: AsRef<[u8]>>(&mut self, frames: &[F]) -> Vec<Output> {
         for burst in frames.chunks(MAX_BURST_PKTS) {
             let arrivals: Vec<_> = burst.iter().map(|frame| self.arrival(frame.as_ref())).collect();
-            self.engine.run_burst(arrivals.into_iter(), self.now_ns);
+            self.engine.run_burst(&arrivals, self.now_ns);
             self.collect();
         }
         self.take_outputs()
@@ -118,7 +119,7 @@ impl<N: NetworkFunction> TestBench<N> {
     /// As [`feed`](Self::feed).
     pub fn feed_one(&mut self, frame: &[u8]) -> Option<Output> {
         let arrival = self.arrival(frame);
-        self.engine.run_burst(std::iter::once(arrival), self.now_ns);
+        self.engine.run_burst(&[arrival], self.now_ns);
         let newest = self.engine.newest_arrival();
         self.collect();
         let at = self.outputs.iter().position(|output| output.id.arrival == newest)?;
@@ -178,7 +179,7 @@ impl<N: NetworkFunction> TestBench<N> {
         self.engine.nf_mut()
     }
 
-    fn arrival(&mut self, frame: &[u8]) -> Arrival {
+    fn arrival(&mut self, frame: &[u8]) -> Delivery {
         let geometry = self.options.region;
         let longest = geometry.max_packet_bytes();
         let len = u16::try_from(frame.len()).ok().filter(|&len| u32::from(len) <= longest);
@@ -189,13 +190,12 @@ impl<N: NetworkFunction> TestBench<N> {
             panic!("the NF holds all {} buffers of the bench", geometry.buffers)
         };
         assert!(self.region.write(buffer, geometry.headroom_bytes, frame), "inside the buffer");
-        Arrival {
+        Delivery {
             buffer,
-            offset: geometry.headroom_bytes,
-            len,
-            port: self.options.ingress_port.0,
-            chain: 0,
-            flow_hash: 0,
+            offset_bytes: geometry.headroom_bytes,
+            len_bytes: len,
+            port: self.options.ingress_port,
+            ..Delivery::default()
         }
     }
 
@@ -258,7 +258,7 @@ mod tests {
 
         fn tick(&mut self, ctx: &mut Context<'_>) {
             if let Some(oldest) = self.waiting.pop_front() {
-                ctx.release(oldest, Action::Out(PortId(3))).unwrap();
+                ctx.release(oldest, Action::Out(3)).unwrap();
             }
         }
 
@@ -289,7 +289,7 @@ mod tests {
         assert_eq!(bench.advance(Duration::from_millis(9)), []);
         let out = bench.advance(Duration::from_millis(11));
         assert_eq!(out.iter().map(|o| o.bytes[0]).collect::<Vec<_>>(), [0, 1]);
-        assert!(out.iter().all(|o| o.action == Action::Out(PortId(3))));
+        assert!(out.iter().all(|o| o.action == Action::Out(3)));
         assert_eq!(bench.held_pkts(), 1);
     }
 

@@ -13,6 +13,10 @@
 //! per queue for the worker that will poll it. All back ends pass the one conformance suite in
 //! `manager/tests/port_conformance.rs`.
 
+pub mod generator;
+pub mod sink;
+pub mod test_frame;
+
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
