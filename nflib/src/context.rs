@@ -7,9 +7,6 @@ use crate::nf::{Action, Setup};
 use crate::packet::{Packet, PacketId, Slot};
 use crate::shm::{BufferIndex, PacketMemory};
 
-/// Packets an NF may hold when neither it nor the manager says otherwise.
-pub const DEFAULT_HOLD_LIMIT_PKTS: usize = 1024;
-
 /// Why a held packet could not be released or looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum HoldError {

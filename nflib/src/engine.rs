@@ -20,7 +20,8 @@ pub(crate) struct Engine<N> {
     slots: Vec<Option<Slot>>,
     /// Decided packets, oldest first; the transport drains it.
     pub(crate) out: Vec<Departure>,
-    next_arrival: u64,
+    /// Numbers packets, over all attachments of an NF, so that ids are never used again.
+    pub(crate) next_arrival: u64,
     next_tick_ns: Option<u64>,
     /// Packets that should have been held and were dropped because the table was full.
     pub(crate) hold_overflow_pkts: u64,
@@ -31,11 +32,12 @@ pub(crate) struct Engine<N> {
 }
 
 impl<N: NetworkFunction> Engine<N> {
-    /// Sets the NF up.
+    /// Sets the NF up. `first_arrival` is the number of the first packet, not 0.
     pub(crate) fn new(
         mut nf: N,
         region: Arc<Region>,
         setup: Setup,
+        first_arrival: u64,
         now_ns: u64,
     ) -> Result<Self, NfError> {
         nf.setup(&setup)?;
@@ -47,7 +49,7 @@ impl<N: NetworkFunction> Engine<N> {
             hold,
             slots: Vec::with_capacity(MAX_BURST_PKTS),
             out: Vec::with_capacity(2 * MAX_BURST_PKTS),
-            next_arrival: 1,
+            next_arrival: first_arrival,
             next_tick_ns: None,
             hold_overflow_pkts: 0,
             refused_pkts: 0,
@@ -79,9 +81,9 @@ impl<N: NetworkFunction> Engine<N> {
 
     /// Gives a burst to the NF; what it decides is in `out`.
     #[inline]
-    pub(crate) fn run_burst(&mut self, arrivals: &[Delivery], now_ns: u64) {
+    pub(crate) fn run_burst(&mut self, arrivals: &[Delivery], lane: u16, now_ns: u64) {
         for &arrival in arrivals {
-            self.admit(arrival);
+            self.admit(arrival, lane);
         }
         let Self { nf, slots, memory, setup, hold, out, hold_overflow_pkts, stop, .. } = self;
         let mut ctx = Context { memory, setup, now_ns, hold, out, hold_overflow_pkts, stop };
@@ -94,7 +96,7 @@ impl<N: NetworkFunction> Engine<N> {
     /// Takes the hold of an arrival's buffer. A descriptor that is nonsense costs nobody anything
     /// but itself: its buffer, if it names one, goes back as dropped and empty.
     #[inline]
-    fn admit(&mut self, arrival: Delivery) {
+    fn admit(&mut self, arrival: Delivery, lane: u16) {
         let Delivery { buffer, offset_bytes, len_bytes, port, chain, flow_hash, .. } = arrival;
         let slot = |lease, offset, len, arrival| Slot {
             lease,
@@ -103,6 +105,7 @@ impl<N: NetworkFunction> Engine<N> {
             port,
             chain,
             flow_hash,
+            lane,
             arrival,
         };
         if self.hold.holds(buffer) {
@@ -139,20 +142,20 @@ impl<N: NetworkFunction> Engine<N> {
         });
     }
 
-    /// Tells the NF that it is over; what it still held is in `out`, dropped.
-    pub(crate) fn shut_down(&mut self) {
-        self.nf.shutdown();
+    /// Takes every held packet from the NF; they are in `out`, dropped.
+    pub(crate) fn drop_held(&mut self) {
         for slot in self.hold.drain() {
             self.out.push(Departure { slot, action: Action::Drop });
         }
     }
 
-    pub(crate) fn nf(&self) -> &N {
-        &self.nf
-    }
-
+    /// The NF.
     pub(crate) fn nf_mut(&mut self) -> &mut N {
         &mut self.nf
+    }
+
+    pub(crate) fn nf(&self) -> &N {
+        &self.nf
     }
 }
 
@@ -175,7 +178,7 @@ mod tests {
         let region = RegionGeometry { buffers: 8, stride_bytes: 2048, headroom_bytes: 256 };
         let setup = Setup { service: 1, instance: 1, region, hold_limit_pkts: 8 };
         let region = Arc::new(Region::create(region, HugePages::Off).unwrap());
-        Engine::new(HoldAll, region, setup, 0).unwrap()
+        Engine::new(HoldAll, region, setup, 1, 0).unwrap()
     }
 
     fn arrival(buffer: BufferIndex, offset_bytes: u16, len_bytes: u16) -> Delivery {
@@ -185,7 +188,7 @@ mod tests {
     #[test]
     fn a_descriptor_outside_its_buffer_gives_the_buffer_back_as_an_empty_drop() {
         let mut engine = engine();
-        engine.run_burst(&[arrival(3, 2000, 100)], 0);
+        engine.run_burst(&[arrival(3, 2000, 100)], 0, 0);
         let departure = engine.out.pop().unwrap();
         assert_eq!(departure.action, Action::Drop);
         assert_eq!((departure.slot.lease.buffer(), departure.slot.len), (3, 0));
@@ -195,7 +198,7 @@ mod tests {
     #[test]
     fn a_descriptor_of_no_buffer_is_refused() {
         let mut engine = engine();
-        engine.run_burst(&[arrival(8, 256, 60), arrival(u32::MAX, 256, 60)], 0);
+        engine.run_burst(&[arrival(8, 256, 60), arrival(u32::MAX, 256, 60)], 0, 0);
         assert!(engine.out.is_empty());
         assert_eq!((engine.refused_pkts, engine.held_pkts()), (2, 0));
     }
@@ -203,8 +206,8 @@ mod tests {
     #[test]
     fn a_descriptor_of_a_buffer_that_is_held_here_is_refused() {
         let mut engine = engine();
-        engine.run_burst(&[arrival(5, 256, 60)], 0);
-        engine.run_burst(&[arrival(5, 256, 70)], 0);
+        engine.run_burst(&[arrival(5, 256, 60)], 0, 0);
+        engine.run_burst(&[arrival(5, 256, 70)], 0, 0);
         assert!(engine.out.is_empty());
         assert_eq!((engine.refused_pkts, engine.held_pkts()), (1, 1));
     }
@@ -212,12 +215,12 @@ mod tests {
     #[test]
     fn the_id_of_a_released_packet_does_not_name_the_next_one_in_its_buffer() {
         let mut engine = engine();
-        engine.run_burst(&[arrival(5, 256, 60)], 0);
+        engine.run_burst(&[arrival(5, 256, 60)], 0, 0);
         let first = PacketId { arrival: 1, buffer: 5 };
         let mut table = std::mem::replace(&mut engine.hold, HoldTable::new(8, 8));
         assert!(table.remove(first).is_ok());
         engine.hold = table;
-        engine.run_burst(&[arrival(5, 256, 60)], 0);
+        engine.run_burst(&[arrival(5, 256, 60)], 0, 0);
         assert!(engine.hold.remove(first).is_err());
         assert!(engine.hold.remove(PacketId { arrival: 2, buffer: 5 }).is_ok());
     }

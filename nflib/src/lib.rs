@@ -30,9 +30,11 @@
 //! | [`packet`], [`burst`], [`context`] | packets as an NF sees them, and what it can do with them |
 //! | [`headers`] | where a frame's headers are, and changing them with their checksums |
 //! | [`nf`] | the [`NetworkFunction`] trait |
+//! | [`args`], [`runtime`] | the command line of an NF, and its loop |
 //! | [`testing`] | a bench to test an NF without a manager |
 #![deny(unsafe_code)]
 
+pub mod args;
 pub mod burst;
 pub mod context;
 pub mod control;
@@ -41,10 +43,13 @@ mod engine;
 pub mod headers;
 pub mod nf;
 pub mod packet;
+pub mod runtime;
 pub mod shm;
 pub mod testing;
 
+pub use args::NfArgs;
 pub use burst::Burst;
 pub use context::{Context, HoldError};
 pub use nf::{Action, NetworkFunction, NfError, PortId, ServiceId, Setup};
 pub use packet::{Packet, PacketError, PacketId};
+pub use runtime::{run, run_as};

@@ -11,6 +11,9 @@ pub use crate::descriptor::{PortId, ServiceId};
 use crate::packet::Packet;
 use crate::shm::RegionGeometry;
 
+/// Packets an NF may hold when it does not say otherwise.
+pub const DEFAULT_HOLD_LIMIT_PKTS: usize = 1024;
+
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
@@ -62,8 +65,8 @@ impl NfError {
 ///
 /// All calls come from one thread, one at a time.
 pub trait NetworkFunction: Send {
-    /// Called once per attachment, before the first packet. After a manager restart the same value
-    /// is attached, and set up, again.
+    /// Called once per attachment, before the first packet. When the manager restarts, the same
+    /// value is attached, and set up, again; packets that it held then are held no more.
     ///
     /// # Errors
     /// Whatever makes it impossible to run; the program prints it and exits.
@@ -86,6 +89,12 @@ pub trait NetworkFunction: Send {
             let action = self.process(&mut packet, ctx);
             burst.decide(at, action, ctx);
         }
+    }
+
+    /// The most packets the NF wants to hold at once ([`Action::Hold`]); asked once per attachment.
+    /// It gets at most a quarter of the region's buffers, so that the ports cannot run dry.
+    fn hold_limit_pkts(&self) -> usize {
+        DEFAULT_HOLD_LIMIT_PKTS
     }
 
     /// How often [`tick`](Self::tick) is wanted; `None` for never. Asked again after each tick.
@@ -117,6 +126,10 @@ macro_rules! delegate {
 
             fn process_burst(&mut self, burst: &mut Burst<'_>, ctx: &mut Context<'_>) {
                 (**self).process_burst(burst, ctx);
+            }
+
+            fn hold_limit_pkts(&self) -> usize {
+                (**self).hold_limit_pkts()
             }
 
             fn tick_interval(&self) -> Option<Duration> {

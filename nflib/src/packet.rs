@@ -69,6 +69,8 @@ pub(crate) struct Slot {
     pub(crate) port: PortId,
     pub(crate) chain: ChainId,
     pub(crate) flow_hash: u32,
+    /// Where it came from, and must go back to: the ring pair of one worker.
+    pub(crate) lane: u16,
     pub(crate) arrival: u64,
 }
 
@@ -274,7 +276,7 @@ mod tests {
 
     fn slot(memory: &PacketMemory, offset: u16, len: u16) -> Slot {
         let lease = memory.lease(1, offset, len).unwrap();
-        Slot { lease, offset, len, port: 4, chain: 2, flow_hash: 9, arrival: 1 }
+        Slot { lease, offset, len, port: 4, chain: 2, flow_hash: 9, lane: 0, arrival: 1 }
     }
 
     #[test]

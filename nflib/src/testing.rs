@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::burst::MAX_BURST_PKTS;
-use crate::context::DEFAULT_HOLD_LIMIT_PKTS;
 use crate::descriptor::Delivery;
 use crate::engine::Engine;
 use crate::nf::{Action, NetworkFunction, NfError, PortId, ServiceId, Setup};
@@ -28,8 +27,8 @@ pub struct BenchOptions {
     pub service: ServiceId,
     /// How buffers are cut.
     pub region: RegionGeometry,
-    /// The most packets the NF may hold.
-    pub hold_limit_pkts: usize,
+    /// The most packets the NF may hold; `None` for what it asks.
+    pub hold_limit_pkts: Option<usize>,
     /// The port by which frames come in.
     pub ingress_port: PortId,
 }
@@ -39,7 +38,7 @@ impl Default for BenchOptions {
         Self {
             service: 1,
             region: RegionGeometry { buffers: 4096, stride_bytes: 2048, headroom_bytes: 256 },
-            hold_limit_pkts: DEFAULT_HOLD_LIMIT_PKTS,
+            hold_limit_pkts: None,
             ingress_port: 0,
         }
     }
@@ -91,10 +90,10 @@ impl<N: NetworkFunction> TestBench<N> {
             service: options.service,
             instance: 1,
             region: options.region,
-            hold_limit_pkts: options.hold_limit_pkts,
+            hold_limit_pkts: options.hold_limit_pkts.unwrap_or_else(|| nf.hold_limit_pkts()),
         };
         let now_ns = 1_000_000_000;
-        let engine = Engine::new(nf, region.clone(), setup, now_ns)?;
+        let engine = Engine::new(nf, region.clone(), setup, 1, now_ns)?;
         let free = (0..options.region.buffers).collect();
         Ok(Self { engine, options, region, free, outputs: Vec::new(), now_ns })
     }
@@ -106,7 +105,7 @@ impl<N: NetworkFunction> TestBench<N> {
     pub fn feed<F: AsRef<[u8]>>(&mut self, frames: &[F]) -> Vec<Output> {
         for burst in frames.chunks(MAX_BURST_PKTS) {
             let arrivals: Vec<_> = burst.iter().map(|frame| self.arrival(frame.as_ref())).collect();
-            self.engine.run_burst(&arrivals, self.now_ns);
+            self.engine.run_burst(&arrivals, 0, self.now_ns);
             self.collect();
         }
         self.take_outputs()
@@ -119,7 +118,7 @@ impl<N: NetworkFunction> TestBench<N> {
     /// As [`feed`](Self::feed).
     pub fn feed_one(&mut self, frame: &[u8]) -> Option<Output> {
         let arrival = self.arrival(frame);
-        self.engine.run_burst(&[arrival], self.now_ns);
+        self.engine.run_burst(&[arrival], 0, self.now_ns);
         let newest = self.engine.newest_arrival();
         self.collect();
         let at = self.outputs.iter().position(|output| output.id.arrival == newest)?;
@@ -140,7 +139,8 @@ impl<N: NetworkFunction> TestBench<N> {
 
     /// Shuts the NF down and returns what left it: packets it still held come back as dropped.
     pub fn shut_down(&mut self) -> Vec<Output> {
-        self.engine.shut_down();
+        self.engine.nf_mut().shutdown();
+        self.engine.drop_held();
         self.collect();
         self.take_outputs()
     }
@@ -306,7 +306,7 @@ mod tests {
 
     #[test]
     fn a_packet_that_cannot_be_held_for_want_of_room_is_dropped_and_counted() {
-        let options = BenchOptions { hold_limit_pkts: 4, ..BenchOptions::default() };
+        let options = BenchOptions { hold_limit_pkts: Some(4), ..BenchOptions::default() };
         let mut bench = TestBench::with_options(delay(100), options).unwrap();
         let out = bench.feed(&frames(6));
         assert_eq!(

@@ -13,6 +13,7 @@ mod mapping;
 mod process;
 mod region;
 mod ring;
+mod signals;
 pub(crate) mod sync;
 
 pub(crate) use bytes::{Lease, PacketMemory};
@@ -25,6 +26,7 @@ pub use region::{HugePages, Region, RegionError, RegionGeometry};
 pub use ring::{
     Consumer, HeapRing, Producer, RingError, RingMemory, SLOT_BYTES, SharedRing, SlotValue,
 };
+pub use signals::catch_stop_signals;
 
 /// A buffer's number in the packet region, `0..buffers`. Buffers are named by number, never by
 /// address, because every process maps the region where it likes.
