@@ -21,6 +21,12 @@ impl Counter {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
 
+    /// Sets a gauge. Only the one writer may call this.
+    #[inline]
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
     /// The value now.
     #[must_use]
     pub fn get(&self) -> u64 {
@@ -80,6 +86,8 @@ drop_reasons! {
     NfMalformed = "nf_malformed",
     /// The packet was held by an NF that went away.
     NfGone = "nf_gone",
+    /// The packet's chain ended and its ingress port has no egress port.
+    NoEgress = "no_egress",
     /// The packet visited more NFs than the hop limit allows.
     HopLimit = "hop_limit",
     /// The manager stopped while the packet was still inside.
@@ -137,6 +145,78 @@ pub struct QueueCounters {
     pub tx_bytes: Counter,
     /// Drops at this queue.
     pub drops: DropCounters,
+}
+
+/// What one worker counts of one NF. The worker is the one writer.
+#[derive(Debug, Default)]
+pub struct NfCounters {
+    /// Packets delivered.
+    pub rx_pkts: Counter,
+    /// Packets returned, with whatever action.
+    pub tx_pkts: Counter,
+    /// Of those, with action Drop.
+    pub drop_pkts: Counter,
+    /// Packets that found the NF's ring full.
+    pub ring_full_pkts: Counter,
+    /// Descriptors, ranges, actions and ring indices that were not valid.
+    pub violations: Counter,
+    /// Packets the NF has now (a gauge).
+    pub held_pkts: Counter,
+}
+
+/// What one worker counts between ports. The worker is the one writer.
+#[derive(Debug)]
+pub struct WorkerCounters {
+    /// Turns of the loop.
+    pub turns: Counter,
+    /// Turns that moved no packet.
+    pub idle_turns: Counter,
+    /// Packets inside at the end of the last turn (a gauge).
+    pub held_pkts: Counter,
+    /// Drops that belong to no service.
+    pub drops: DropCounters,
+    /// Drops at each service of the chain, by the service's slot.
+    services: Vec<DropCounters>,
+}
+
+impl WorkerCounters {
+    /// Counters for a chain of `services` distinct services.
+    #[must_use]
+    pub fn new(services: usize) -> Self {
+        Self {
+            turns: Counter::default(),
+            idle_turns: Counter::default(),
+            held_pkts: Counter::default(),
+            drops: DropCounters::default(),
+            services: (0..services).map(|_| DropCounters::default()).collect(),
+        }
+    }
+
+    /// Counts a turn that moved `pkts` packets and left `held_pkts` inside.
+    #[inline]
+    pub fn turn(&self, pkts: usize, held_pkts: u64) {
+        self.turns.add(1);
+        self.idle_turns.add(u64::from(pkts == 0));
+        self.held_pkts.set(held_pkts);
+    }
+
+    /// Counts drops at the service in `slot`; at the worker when there is no such slot.
+    #[inline]
+    pub fn drop_at_service(&self, slot: usize, reason: DropReason, pkts: u64) {
+        self.services.get(slot).unwrap_or(&self.drops).add(reason, pkts);
+    }
+
+    /// Drops at the service in `slot`.
+    #[must_use]
+    pub fn service_drops(&self, slot: usize) -> Option<&DropCounters> {
+        self.services.get(slot)
+    }
+
+    /// All drops between ports.
+    #[must_use]
+    pub fn dropped_pkts(&self) -> u64 {
+        self.drops.total() + self.services.iter().map(DropCounters::total).sum::<u64>()
+    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,14 @@
 
 pub mod af_xdp;
 pub mod checksum;
+#[cfg(feature = "dpdk")]
+pub mod dpdk;
+pub mod fault;
+pub mod generator;
+pub mod opener;
+pub mod pcap;
+pub mod sink;
+pub mod test_frame;
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;

@@ -5,11 +5,23 @@
 //! written through atomics, packet bytes through raw pointers.
 #![allow(unsafe_code)]
 
+pub mod channel;
+mod fds;
 mod mapping;
+mod process;
 mod region;
+mod ring;
+pub(crate) mod sync;
 
+pub use channel::register_for_global_barrier;
+pub use channel::{Channel, ChannelError, ChannelGeometry, LAYOUT_VERSION, NfCounter};
+pub use fds::{MAX_FDS, recv_with_fds, send_with_fds};
 pub use mapping::{Mapping, PageKind};
+pub use process::pidfd_open;
 pub use region::{HugePages, Region, RegionError, RegionGeometry};
+pub use ring::{
+    Consumer, HeapRing, Producer, RingError, RingMemory, SLOT_BYTES, SharedRing, SlotValue,
+};
 
 /// A buffer's number in the packet region, `0..buffers`. Buffers are named by number, never by
 /// address, because every process maps the region where it likes.

@@ -56,8 +56,7 @@ impl RegionGeometry {
     #[must_use]
     #[inline]
     pub fn contains(&self, index: BufferIndex, offset_bytes: u16, len_bytes: u16) -> bool {
-        index < self.buffers
-            && u32::from(offset_bytes) + u32::from(len_bytes) <= self.stride_bytes
+        index < self.buffers && u32::from(offset_bytes) + u32::from(len_bytes) <= self.stride_bytes
     }
 
     /// Checks the shape itself.
@@ -70,7 +69,10 @@ impl RegionGeometry {
             return fail("a region needs at least 1 buffer".into());
         }
         if self.stride_bytes == 0 || !self.stride_bytes.is_multiple_of(64) {
-            return fail(format!("a buffer of {} bytes is not a multiple of 64", self.stride_bytes));
+            return fail(format!(
+                "a buffer of {} bytes is not a multiple of 64",
+                self.stride_bytes
+            ));
         }
         if self.stride_bytes > Self::MAX_STRIDE_BYTES {
             return fail(format!(
@@ -221,8 +223,7 @@ impl Region {
         geometry.validate()?;
         let stat = nix::sys::stat::fstat(&fd).map_err(RegionError::os("fstat"))?;
         let block = usize::try_from(stat.st_blksize).unwrap_or(ORDINARY_PAGE_BYTES);
-        let pages =
-            if block >= HUGE_PAGE_BYTES { PageKind::Huge2M } else { PageKind::Ordinary };
+        let pages = if block >= HUGE_PAGE_BYTES { PageKind::Huge2M } else { PageKind::Ordinary };
         let expected = file_bytes(&geometry, pages);
         let found_bytes = u64::try_from(stat.st_size).unwrap_or(0);
         if found_bytes != expected as u64 {

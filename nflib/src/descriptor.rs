@@ -1,0 +1,198 @@
+//! What travels on a ring: 16-byte descriptors of a packet, by value.
+//!
+//! ```text
+//!              63            48 47            32 31                             0
+//! both     w0 │ len_bytes      │ offset_bytes   │ buffer                         │
+//! Delivery w1 │ hop    │ port  │ chain          │ flow_hash                      │
+//! Returned w1 │ action │ 0     │ target         │ flow_hash                      │
+//! ```
+//! A descriptor carries all that the next process needs to begin, so that reading a ring does not
+//! lead to a second cache miss on some header of the buffer.
+//!
+//! What comes back from an NF names a buffer, a range and an action, and nothing else: the chain and
+//! the place in it are kept in the manager's private table, where an NF cannot change them.
+#![forbid(unsafe_code)]
+
+use crate::shm::{BufferIndex, SlotValue};
+
+/// The kind of an NF; what a chain is made of.
+pub type ServiceId = u16;
+/// A port's number, in the order of the configuration.
+pub type PortId = u8;
+/// A service chain's number.
+pub type ChainId = u16;
+
+/// A packet handed to an NF.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Delivery {
+    /// The buffer.
+    pub buffer: BufferIndex,
+    /// Where the packet starts in the buffer, bytes.
+    pub offset_bytes: u16,
+    /// Its length, bytes.
+    pub len_bytes: u16,
+    /// Flow hash of the NIC or of the manager; 0 when none was computed.
+    pub flow_hash: u32,
+    /// The chain it travels.
+    pub chain: ChainId,
+    /// The port it came in by.
+    pub port: PortId,
+    /// How many NFs of the chain it has passed.
+    pub hop: u8,
+}
+
+impl SlotValue for Delivery {
+    #[inline]
+    fn to_words(self) -> [u64; 2] {
+        [
+            range_word(self.buffer, self.offset_bytes, self.len_bytes),
+            u64::from(self.flow_hash)
+                | u64::from(self.chain) << 32
+                | u64::from(self.port) << 48
+                | u64::from(self.hop) << 56,
+        ]
+    }
+
+    #[inline]
+    fn from_words([w0, w1]: [u64; 2]) -> Self {
+        let (buffer, offset_bytes, len_bytes) = split_range(w0);
+        Self {
+            buffer,
+            offset_bytes,
+            len_bytes,
+            flow_hash: low32(w1),
+            chain: bits16(w1, 32),
+            port: bits8(w1, 48),
+            hop: bits8(w1, 56),
+        }
+    }
+}
+
+/// What an NF decided, as a code.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ActionCode {
+    /// Free the packet.
+    #[default]
+    Drop = 0,
+    /// On to the chain's next service, or out at its end.
+    Next = 1,
+    /// To the service named by `target`.
+    ToService = 2,
+    /// Out by the port named by `target`.
+    Out = 3,
+}
+
+impl ActionCode {
+    /// The action behind a code read from another process; `None` for a code that means nothing.
+    #[must_use]
+    #[inline]
+    pub fn from_code(code: u8) -> Option<Self> {
+        match code {
+            0 => Some(Self::Drop),
+            1 => Some(Self::Next),
+            2 => Some(Self::ToService),
+            3 => Some(Self::Out),
+            _ => None,
+        }
+    }
+}
+
+/// A packet that an NF gives back, with its decision. `Hold` never travels: a held packet simply
+/// does not come back yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Returned {
+    /// The buffer; must be one the manager delivered to this NF.
+    pub buffer: BufferIndex,
+    /// Where the packet starts now, bytes.
+    pub offset_bytes: u16,
+    /// Its length now, bytes.
+    pub len_bytes: u16,
+    /// Flow hash, as delivered or as the NF changed it.
+    pub flow_hash: u32,
+    /// Service or port that the action names, else 0.
+    pub target: u16,
+    /// An [`ActionCode`], unchecked.
+    pub action: u8,
+}
+
+impl SlotValue for Returned {
+    #[inline]
+    fn to_words(self) -> [u64; 2] {
+        [
+            range_word(self.buffer, self.offset_bytes, self.len_bytes),
+            u64::from(self.flow_hash) | u64::from(self.target) << 32 | u64::from(self.action) << 56,
+        ]
+    }
+
+    #[inline]
+    fn from_words([w0, w1]: [u64; 2]) -> Self {
+        let (buffer, offset_bytes, len_bytes) = split_range(w0);
+        Self {
+            buffer,
+            offset_bytes,
+            len_bytes,
+            flow_hash: low32(w1),
+            target: bits16(w1, 32),
+            action: bits8(w1, 56),
+        }
+    }
+}
+
+#[inline]
+fn range_word(buffer: u32, offset_bytes: u16, len_bytes: u16) -> u64 {
+    u64::from(buffer) | u64::from(offset_bytes) << 32 | u64::from(len_bytes) << 48
+}
+
+#[inline]
+fn split_range(word: u64) -> (u32, u16, u16) {
+    (low32(word), bits16(word, 32), bits16(word, 48))
+}
+
+#[inline]
+fn low32(word: u64) -> u32 {
+    (word & 0xffff_ffff) as u32
+}
+
+#[inline]
+fn bits16(word: u64, shift: u32) -> u16 {
+    (word >> shift & 0xffff) as u16
+}
+
+#[inline]
+fn bits8(word: u64, shift: u32) -> u8 {
+    (word >> shift & 0xff) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_delivery_survives_its_slot(
+            buffer: u32, offset_bytes: u16, len_bytes: u16, flow_hash: u32, chain: u16, port: u8, hop: u8,
+        ) {
+            let d = Delivery { buffer, offset_bytes, len_bytes, flow_hash, chain, port, hop };
+            prop_assert_eq!(Delivery::from_words(d.to_words()), d);
+        }
+
+        #[test]
+        fn a_returned_packet_survives_its_slot(
+            buffer: u32, offset_bytes: u16, len_bytes: u16, flow_hash: u32, target: u16, action: u8,
+        ) {
+            let r = Returned { buffer, offset_bytes, len_bytes, flow_hash, target, action };
+            prop_assert_eq!(Returned::from_words(r.to_words()), r);
+        }
+    }
+
+    #[test]
+    fn only_the_four_codes_are_actions() {
+        let known = (0..=u8::MAX).filter(|&c| ActionCode::from_code(c).is_some()).count();
+        assert_eq!(known, 4);
+        for action in [ActionCode::Drop, ActionCode::Next, ActionCode::ToService, ActionCode::Out] {
+            assert_eq!(ActionCode::from_code(action as u8), Some(action));
+        }
+    }
+}

@@ -1,0 +1,404 @@
+//! The channel between the manager and one NF: a memfd of its own, so that an NF sees no other
+//! NF's rings.
+//!
+//! ```text
+//! byte 0       header     magic, layout version, workers, ring capacity, size; the manager writes it once
+//! byte 4096    NF page    sleeping word (futex), progress and counters; the NF writes it
+//! byte 8192    for each worker: ring worker → NF (Delivery), ring NF → worker (Returned)
+//! ```
+//! All integers are little endian. The manager never reads the header back: it keeps what it knows
+//! in private memory.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::sync::{AtomicU32, AtomicU64, Ordering};
+use super::{Consumer, Mapping, Producer, SharedRing};
+use crate::descriptor::{Delivery, Returned};
+
+/// Says that a file is a channel: "MILLRACE" in ASCII, little endian.
+pub const CHANNEL_MAGIC: u64 = u64::from_le_bytes(*b"MILLRACE");
+/// Version of the layout of channel, rings and descriptors. Both sides must have the same.
+pub const LAYOUT_VERSION: u32 = 1;
+
+const NF_PAGE_OFFSET_BYTES: usize = 4096;
+const RINGS_OFFSET_BYTES: usize = 8192;
+
+/// How a channel is laid out. Sent to an NF when it attaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelGeometry {
+    /// Workers of the manager; each has a pair of rings.
+    pub workers: u16,
+    /// Slots in each ring, a power of two.
+    pub ring_capacity: u32,
+}
+
+impl ChannelGeometry {
+    /// Most slots a ring may have.
+    pub const MAX_RING_CAPACITY: u32 = 1 << 20;
+
+    fn ring_bytes(self) -> usize {
+        SharedRing::size_bytes(self.ring_capacity).next_multiple_of(128)
+    }
+
+    /// Size of the channel's file.
+    #[must_use]
+    pub fn len_bytes(self) -> usize {
+        RINGS_OFFSET_BYTES + 2 * usize::from(self.workers) * self.ring_bytes()
+    }
+
+    fn validate(self) -> Result<(), ChannelError> {
+        let sane = self.workers > 0
+            && self.ring_capacity.is_power_of_two()
+            && self.ring_capacity <= Self::MAX_RING_CAPACITY;
+        if sane { Ok(()) } else { Err(ChannelError::Geometry(self)) }
+    }
+}
+
+/// Why a channel could not be made or mapped.
+#[derive(Debug, Error)]
+pub enum ChannelError {
+    /// The shape is impossible.
+    #[error(
+        "channel: {0:?} is impossible; expected ≥ 1 worker and a power of two of at most {max} slots",
+        max = ChannelGeometry::MAX_RING_CAPACITY
+    )]
+    Geometry(ChannelGeometry),
+    /// The file is not a channel of this layout.
+    #[error(
+        "channel: {what} is {found:#x}, expected {expected:#x}; manager and NF must be of one release"
+    )]
+    Layout {
+        /// Which word.
+        what: &'static str,
+        /// What stands there.
+        found: u64,
+        /// What should.
+        expected: u64,
+    },
+    /// A system call failed.
+    #[error("channel: {what}: {source}")]
+    Os {
+        /// The call.
+        what: &'static str,
+        /// Its error.
+        source: io::Error,
+    },
+}
+
+fn os(what: &'static str) -> impl FnOnce(nix::errno::Errno) -> ChannelError {
+    move |errno| ChannelError::Os { what, source: errno.into() }
+}
+
+/// Header words, by number of 64-bit word.
+#[derive(Clone, Copy)]
+#[repr(usize)]
+enum HeaderWord {
+    Magic = 0,
+    LayoutVersion = 1,
+    Workers = 2,
+    RingCapacity = 3,
+    LenBytes = 4,
+}
+
+/// Counters that the NF writes on its page, by number of 64-bit word behind the sleeping word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum NfCounter {
+    /// Turns of the NF's loop; an NF that hangs stops counting.
+    Progress = 8,
+    /// Packets taken from the rings.
+    RxPkts = 9,
+    /// Packets given back, with whatever action.
+    TxPkts = 10,
+    /// Packets given back with action Drop.
+    DropPkts = 11,
+    /// Packets kept now.
+    HeldPkts = 12,
+    /// Nanoseconds spent in the NF's code.
+    BusyNs = 13,
+}
+
+/// One mapped channel, either side.
+#[derive(Debug)]
+pub struct Channel {
+    fd: OwnedFd,
+    mapping: Arc<Mapping>,
+    geometry: ChannelGeometry,
+}
+
+impl Channel {
+    /// Makes a channel with empty rings. Only the manager does this.
+    ///
+    /// # Errors
+    /// See [`ChannelError`].
+    pub fn create(geometry: ChannelGeometry) -> Result<Self, ChannelError> {
+        geometry.validate()?;
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let fd = memfd_create(c"millrace-channel", flags).map_err(os("memfd_create"))?;
+        let len = libc::off_t::try_from(geometry.len_bytes())
+            .map_err(|_| ChannelError::Geometry(geometry))?;
+        nix::unistd::ftruncate(&fd, len).map_err(os("ftruncate"))?;
+        let channel = Self::map(fd, geometry, true)?;
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&channel.fd, FcntlArg::F_ADD_SEALS(seals)).map_err(os("F_ADD_SEALS"))?;
+        for (word, value) in channel.expected_header() {
+            channel.word(word as usize * 8).store(value, Ordering::Relaxed);
+        }
+        Ok(channel)
+    }
+
+    /// Maps a channel that the manager made, and checks its header.
+    ///
+    /// # Errors
+    /// [`ChannelError::Layout`] when the two sides are of different releases.
+    pub fn from_fd(fd: OwnedFd, geometry: ChannelGeometry) -> Result<Self, ChannelError> {
+        geometry.validate()?;
+        let stat = nix::sys::stat::fstat(&fd).map_err(os("fstat"))?;
+        let (found, expected) = (stat.st_size.unsigned_abs(), geometry.len_bytes() as u64);
+        if found != expected {
+            return Err(ChannelError::Layout { what: "its file size", found, expected });
+        }
+        let channel = Self::map(fd, geometry, false)?;
+        for (word, expected) in channel.expected_header() {
+            let found = channel.word(word as usize * 8).load(Ordering::Relaxed);
+            if found != expected {
+                let what = match word {
+                    HeaderWord::Magic => "the magic number",
+                    HeaderWord::LayoutVersion => "the layout version",
+                    HeaderWord::Workers => "the number of workers",
+                    HeaderWord::RingCapacity => "the ring capacity",
+                    HeaderWord::LenBytes => "the length",
+                };
+                return Err(ChannelError::Layout { what, found, expected });
+            }
+        }
+        Ok(channel)
+    }
+
+    fn map(fd: OwnedFd, geometry: ChannelGeometry, populate: bool) -> Result<Self, ChannelError> {
+        let mapping = Mapping::new(&fd, geometry.len_bytes(), populate)
+            .map_err(|source| ChannelError::Os { what: "mmap", source })?;
+        Ok(Self { fd, mapping: Arc::new(mapping), geometry })
+    }
+
+    fn expected_header(&self) -> [(HeaderWord, u64); 5] {
+        [
+            (HeaderWord::Magic, CHANNEL_MAGIC),
+            (HeaderWord::LayoutVersion, u64::from(LAYOUT_VERSION)),
+            (HeaderWord::Workers, u64::from(self.geometry.workers)),
+            (HeaderWord::RingCapacity, u64::from(self.geometry.ring_capacity)),
+            (HeaderWord::LenBytes, self.geometry.len_bytes() as u64),
+        ]
+    }
+
+    /// The layout.
+    #[must_use]
+    pub fn geometry(&self) -> ChannelGeometry {
+        self.geometry
+    }
+
+    /// The file, to hand to the NF.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    fn word(&self, offset_bytes: usize) -> &AtomicU64 {
+        assert!(offset_bytes.is_multiple_of(8) && offset_bytes < RINGS_OFFSET_BYTES);
+        // SAFETY: header and NF page lie in every mapping (`len_bytes` ≥ RINGS_OFFSET_BYTES), the
+        // offset is aligned and inside them, and a peer's concurrent writes are what an atomic is for.
+        #[allow(clippy::cast_ptr_alignment)]
+        unsafe {
+            self.mapping.base().add(offset_bytes).cast::<AtomicU64>().as_ref()
+        }
+    }
+
+    fn sleeping_word(&self) -> &AtomicU32 {
+        // SAFETY: the first word of the NF page; as in `word`.
+        #[allow(clippy::cast_ptr_alignment)]
+        unsafe {
+            self.mapping.base().add(NF_PAGE_OFFSET_BYTES).cast::<AtomicU32>().as_ref()
+        }
+    }
+
+    /// Reads a counter of the NF: a number to show, never one to act on unchecked.
+    #[must_use]
+    pub fn nf_counter(&self, counter: NfCounter) -> u64 {
+        self.word(NF_PAGE_OFFSET_BYTES + counter as usize * 8).load(Ordering::Relaxed)
+    }
+
+    /// Sets a counter of the NF. Only the NF does this.
+    #[inline]
+    pub fn set_nf_counter(&self, counter: NfCounter, value: u64) {
+        self.word(NF_PAGE_OFFSET_BYTES + counter as usize * 8).store(value, Ordering::Relaxed);
+    }
+
+    fn ring(&self, worker: u16, towards_nf: bool) -> Option<SharedRing> {
+        if worker >= self.geometry.workers {
+            return None;
+        }
+        let number = 2 * usize::from(worker) + usize::from(!towards_nf);
+        let offset = RINGS_OFFSET_BYTES + number * self.geometry.ring_bytes();
+        SharedRing::at(&self.mapping, offset, self.geometry.ring_capacity)
+    }
+
+    /// The manager's ends of the rings of one worker. To be taken once.
+    #[must_use]
+    pub fn manager_ends(&self, worker: u16) -> Option<(Producer<Delivery>, Consumer<Returned>)> {
+        Some((Producer::new(self.ring(worker, true)?), Consumer::new(self.ring(worker, false)?)))
+    }
+
+    /// The NF's ends of the rings of one worker. To be taken once.
+    #[must_use]
+    pub fn nf_ends(&self, worker: u16) -> Option<(Consumer<Delivery>, Producer<Returned>)> {
+        Some((Consumer::new(self.ring(worker, true)?), Producer::new(self.ring(worker, false)?)))
+    }
+
+    /// Wakes the NF if it sleeps. The manager calls this after it pushed a burst; while the NF is
+    /// awake it costs one load of a line that nobody writes.
+    #[inline]
+    pub fn wake_nf(&self) {
+        if self.sleeping_word().load(Ordering::Relaxed) != 0 {
+            self.wake_sleeper();
+        }
+    }
+
+    #[cold]
+    fn wake_sleeper(&self) {
+        let word = self.sleeping_word();
+        word.store(0, Ordering::Relaxed);
+        // SAFETY: FUTEX_WAKE only looks the address up; the word is mapped.
+        unsafe {
+            libc::syscall(libc::SYS_futex, std::ptr::from_ref(word), libc::FUTEX_WAKE, i32::MAX);
+        }
+    }
+
+    /// Puts the NF to sleep until the manager pushes, `timeout` passes or a signal comes. `is_idle`
+    /// looks at the rings once more; when it finds work, there is no sleep.
+    ///
+    /// The order that makes it safe without a fence in the manager's hot path: the sleeper sets the
+    /// word, then `membarrier(2)` makes every running thread of the (registered) manager pass a full
+    /// barrier, then it looks at the rings. Either the manager's later load sees the word, or this
+    /// look sees the manager's push. Where membarrier is missing, the bound on the sleep is the
+    /// bound on the delay: it is cut to 1 ms.
+    pub fn sleep_nf(&self, timeout: Duration, is_idle: impl Fn() -> bool) {
+        let word = self.sleeping_word();
+        word.store(1, Ordering::SeqCst);
+        let timeout =
+            if global_barrier() { timeout } else { timeout.min(Duration::from_millis(1)) };
+        if is_idle() {
+            let limit = libc::timespec {
+                tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+                tv_nsec: libc::c_long::from(timeout.subsec_nanos()),
+            };
+            // SAFETY: the word and the timespec are valid for the call. A spurious return is fine.
+            unsafe {
+                libc::syscall(
+                    libc::SYS_futex,
+                    std::ptr::from_ref(word),
+                    libc::FUTEX_WAIT,
+                    1,
+                    std::ptr::from_ref(&limit),
+                );
+            }
+        }
+        word.store(0, Ordering::Relaxed);
+    }
+}
+
+// linux/membarrier.h
+const MEMBARRIER_CMD_GLOBAL_EXPEDITED: libc::c_int = 1 << 1;
+const MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED: libc::c_int = 1 << 2;
+
+/// Lets sleeping NFs force a barrier on this process (see [`Channel::sleep_nf`]). The manager calls
+/// it once at start. Returns false on a kernel that has no such command (before 4.16).
+#[must_use]
+pub fn register_for_global_barrier() -> bool {
+    // SAFETY: membarrier takes two integers and touches no memory of ours.
+    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED, 0) == 0 }
+}
+
+fn global_barrier() -> bool {
+    // SAFETY: as above.
+    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0) == 0 }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const GEOMETRY: ChannelGeometry = ChannelGeometry { workers: 2, ring_capacity: 64 };
+
+    fn pair() -> (Channel, Channel) {
+        let ours = Channel::create(GEOMETRY).unwrap();
+        let theirs = Channel::from_fd(ours.fd().try_clone_to_owned().unwrap(), GEOMETRY).unwrap();
+        (ours, theirs)
+    }
+
+    #[test]
+    fn what_each_worker_pushes_arrives_on_its_own_ring() {
+        let (ours, theirs) = pair();
+        for worker in 0..2 {
+            let (mut push, mut pop) = ours.manager_ends(worker).unwrap();
+            let (mut nf_pop, mut nf_push) = theirs.nf_ends(worker).unwrap();
+            let sent =
+                Delivery { buffer: 40 + u32::from(worker), len_bytes: 60, ..Delivery::default() };
+            assert_eq!(push.push_burst(&[sent]), Ok(1));
+            let mut got = [Delivery::default(); 4];
+            assert_eq!(nf_pop.pop_burst(&mut got), Ok(1));
+            assert_eq!(got[0], sent);
+            let back = Returned { buffer: got[0].buffer, action: 1, ..Returned::default() };
+            assert_eq!(nf_push.push_burst(&[back]), Ok(1));
+            let mut returned = [Returned::default(); 4];
+            assert_eq!(pop.pop_burst(&mut returned), Ok(1));
+            assert_eq!(returned[0], back);
+        }
+        assert!(ours.manager_ends(2).is_none());
+    }
+
+    #[test]
+    fn another_layout_is_refused_by_name() {
+        let ours = Channel::create(GEOMETRY).unwrap();
+        ours.word(8).store(99, Ordering::Relaxed);
+        let error =
+            Channel::from_fd(ours.fd().try_clone_to_owned().unwrap(), GEOMETRY).unwrap_err();
+        assert!(error.to_string().contains("layout version"), "{error}");
+        let other = ChannelGeometry { ring_capacity: 128, ..GEOMETRY };
+        let error = Channel::from_fd(ours.fd().try_clone_to_owned().unwrap(), other).unwrap_err();
+        assert!(error.to_string().contains("file size"), "{error}");
+    }
+
+    #[test]
+    fn a_sleeping_nf_is_woken_by_a_push() {
+        assert!(register_for_global_barrier());
+        let (ours, theirs) = pair();
+        let (mut push, _) = ours.manager_ends(0).unwrap();
+        let (pop, _) = theirs.nf_ends(0).unwrap();
+        let sleeper = std::thread::spawn(move || {
+            while pop.is_empty() {
+                theirs.sleep_nf(Duration::from_secs(60), || pop.is_empty());
+            }
+        });
+        while ours.sleeping_word().load(Ordering::Relaxed) == 0 {
+            std::thread::yield_now();
+        }
+        assert_eq!(push.push_burst(&[Delivery::default()]), Ok(1));
+        ours.wake_nf();
+        sleeper.join().unwrap();
+    }
+
+    #[test]
+    fn an_nf_with_work_does_not_fall_asleep() {
+        let (ours, _theirs) = pair();
+        ours.sleep_nf(Duration::from_secs(3600), || false);
+        assert_eq!(ours.sleeping_word().load(Ordering::Relaxed), 0);
+    }
+}

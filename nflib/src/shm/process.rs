@@ -1,0 +1,40 @@
+//! Process facts that have no safe wrapper in the libraries used.
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+/// A descriptor that becomes readable when process `pid` ends (pidfd_open(2)).
+///
+/// # Errors
+/// ESRCH when there is no such process (any more).
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: takes two integers; a non-negative result is a new descriptor of ours alone.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    match i32::try_from(fd) {
+        // SAFETY: as above.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_pidfd_becomes_readable_when_its_process_ends() {
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let fd = pidfd_open(i32::try_from(child.id()).unwrap()).unwrap();
+        let readable = || {
+            let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::ZERO).unwrap() == 1
+        };
+        assert!(!readable());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(readable());
+    }
+}

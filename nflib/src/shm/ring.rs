@@ -1,0 +1,382 @@
+//! Descriptor rings with one producer and one consumer.
+//!
+//! ```text
+//! byte 0      tail: where the producer writes next   (written by the producer alone)
+//! byte 128    head: the oldest slot still in use     (written by the consumer alone)
+//! byte 256    slot 0, slot 1, …  16 bytes each, a power of two of them
+//! ```
+//! Both indices run freely and wrap at 2³²; the slot is the index modulo the capacity, so a ring of
+//! `n` slots holds `n` descriptors. Each side keeps a private copy of its own index, which it never
+//! reads back, and of the last index seen of the peer's, which it refreshes only when the ring looks
+//! full (or empty): in the steady state a burst costs one cache miss on the index, not two.
+//!
+//! The peer is not trusted. An index read from it is copied once and checked against what is
+//! possible; slots are read through relaxed atomics, so that a peer that writes at the wrong time
+//! can only change values, never break the rules of the language. A descriptor is checked by the
+//! one who uses it.
+//!
+//! The lines of the two sides are 128 bytes apart because x86 fetches cache lines in pairs.
+
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use super::Mapping;
+use super::sync::{AtomicU32, AtomicU64, Ordering};
+
+/// Two 64-bit words: what one slot holds.
+pub const SLOT_BYTES: usize = 16;
+const HEAD_OFFSET_BYTES: usize = 128;
+const SLOTS_OFFSET_BYTES: usize = 256;
+
+/// A value that travels in one slot.
+pub trait SlotValue: Copy {
+    /// As the two words of a slot.
+    fn to_words(self) -> [u64; 2];
+    /// From the two words of a slot, whatever they are: the words come from another process.
+    fn from_words(words: [u64; 2]) -> Self;
+}
+
+/// The peer wrote an index that its side of the ring can never have.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("the peer's ring index is {found}, outside {oldest}..={newest}")]
+pub struct RingError {
+    /// What was read.
+    pub found: u32,
+    /// Smallest possible value (wrapping).
+    pub oldest: u32,
+    /// Largest possible value (wrapping).
+    pub newest: u32,
+}
+
+/// Where a ring's words are. Implemented by shared memory and, for tests and models, by the heap.
+pub trait RingMemory {
+    /// The producer's index.
+    fn tail(&self) -> &AtomicU32;
+    /// The consumer's index.
+    fn head(&self) -> &AtomicU32;
+    /// Number of slots, a power of two.
+    fn capacity(&self) -> u32;
+    /// The slot that free-running index `at` falls on.
+    fn slot(&self, at: u32) -> &[AtomicU64; 2];
+}
+
+/// A ring inside a shared mapping.
+#[derive(Clone, Debug)]
+pub struct SharedRing {
+    base: NonNull<u8>,
+    mask: u32,
+    // Keeps the mapping, and so `base`, alive.
+    _mapping: Arc<Mapping>,
+}
+
+// SAFETY: every word behind `base` is read and written through atomics only.
+unsafe impl Send for SharedRing {}
+// SAFETY: as above.
+unsafe impl Sync for SharedRing {}
+
+impl SharedRing {
+    /// Bytes a ring of `capacity` slots takes.
+    #[must_use]
+    pub const fn size_bytes(capacity: u32) -> usize {
+        SLOTS_OFFSET_BYTES + capacity as usize * SLOT_BYTES
+    }
+
+    /// The ring at `offset_bytes` of a mapping. `None` when it would not lie inside the mapping, is
+    /// not aligned to 128 bytes, or `capacity` is not a power of two.
+    ///
+    /// Fresh shared memory is zero, and an all-zero ring is an empty one.
+    #[must_use]
+    pub fn at(mapping: &Arc<Mapping>, offset_bytes: usize, capacity: u32) -> Option<Self> {
+        let end = offset_bytes.checked_add(Self::size_bytes(capacity))?;
+        let fits = end <= mapping.len_bytes();
+        if !capacity.is_power_of_two() || !offset_bytes.is_multiple_of(128) || !fits {
+            return None;
+        }
+        // SAFETY: `offset_bytes < end <= len_bytes`, so the address is inside the mapping.
+        let base = unsafe { mapping.base().add(offset_bytes) };
+        Some(Self { base, mask: capacity - 1, _mapping: Arc::clone(mapping) })
+    }
+
+    #[inline]
+    fn index_word(&self, offset_bytes: usize) -> &AtomicU32 {
+        // SAFETY: `at` checked that the whole ring lies in the mapping, aligned to 128; the mapping
+        // lives as long as `self`; a peer's concurrent writes are what an atomic is for.
+        #[allow(clippy::cast_ptr_alignment)]
+        unsafe {
+            self.base.add(offset_bytes).cast::<AtomicU32>().as_ref()
+        }
+    }
+}
+
+impl RingMemory for SharedRing {
+    #[inline]
+    fn tail(&self) -> &AtomicU32 {
+        self.index_word(0)
+    }
+
+    #[inline]
+    fn head(&self) -> &AtomicU32 {
+        self.index_word(HEAD_OFFSET_BYTES)
+    }
+
+    #[inline]
+    fn capacity(&self) -> u32 {
+        self.mask + 1
+    }
+
+    #[inline]
+    fn slot(&self, at: u32) -> &[AtomicU64; 2] {
+        let offset = SLOTS_OFFSET_BYTES + (at & self.mask) as usize * SLOT_BYTES;
+        // SAFETY: the mask keeps the slot number below the capacity whose bytes `at` checked; the
+        // offset is a multiple of 16; lifetime and concurrency as in `index_word`.
+        #[allow(clippy::cast_ptr_alignment)]
+        unsafe {
+            self.base.add(offset).cast::<[AtomicU64; 2]>().as_ref()
+        }
+    }
+}
+
+/// The sending half. There is at most one per ring.
+#[derive(Debug)]
+pub struct Producer<T, M = SharedRing> {
+    memory: M,
+    /// Our own index; the shared word is only ever written.
+    tail: u32,
+    /// The consumer's index when last looked at.
+    seen_head: u32,
+    _values: PhantomData<fn(T)>,
+}
+
+impl<T: SlotValue, M: RingMemory> Producer<T, M> {
+    /// Takes the producer's role on a ring that starts empty at index 0.
+    #[must_use]
+    pub fn new(memory: M) -> Self {
+        Self { memory, tail: 0, seen_head: 0, _values: PhantomData }
+    }
+
+    /// Number of slots.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.memory.capacity()
+    }
+
+    /// Slots known to be free without asking the consumer.
+    #[inline]
+    fn free_slots(&self) -> u32 {
+        self.memory.capacity() - self.tail.wrapping_sub(self.seen_head)
+    }
+
+    /// Looks at the consumer's index again.
+    fn refresh(&mut self) -> Result<(), RingError> {
+        // Acquire: the consumer's reads of the slots it released happen before we overwrite them.
+        let head = self.memory.head().load(Ordering::Acquire);
+        // The head may stand anywhere from where we last saw it to our own tail.
+        let used_before = self.tail.wrapping_sub(self.seen_head);
+        let used = self.tail.wrapping_sub(head);
+        if used > used_before {
+            return Err(RingError { found: head, oldest: self.seen_head, newest: self.tail });
+        }
+        self.seen_head = head;
+        Ok(())
+    }
+
+    /// Appends as many of `values` as there is room for, from the front; returns how many.
+    ///
+    /// A ring that is nearly full takes what fits: never all or nothing.
+    ///
+    /// # Errors
+    /// [`RingError`] when the consumer's index is impossible; nothing was appended.
+    #[inline]
+    pub fn push_burst(&mut self, values: &[T]) -> Result<usize, RingError> {
+        if (self.free_slots() as usize) < values.len() {
+            self.refresh()?;
+        }
+        let count = values.len().min(self.free_slots() as usize);
+        let mut at = self.tail;
+        for value in &values[..count] {
+            let [low, high] = value.to_words();
+            let slot = self.memory.slot(at);
+            slot[0].store(low, Ordering::Relaxed);
+            slot[1].store(high, Ordering::Relaxed);
+            at = at.wrapping_add(1);
+        }
+        if count > 0 {
+            self.tail = at;
+            // Release: publishes the slots, and the packet bytes written before this call.
+            self.memory.tail().store(at, Ordering::Release);
+        }
+        Ok(count)
+    }
+
+    /// Descriptors pushed and not yet released by the consumer, as far as known now.
+    ///
+    /// # Errors
+    /// [`RingError`] when the consumer's index is impossible.
+    pub fn in_flight(&mut self) -> Result<u32, RingError> {
+        self.refresh()?;
+        Ok(self.tail.wrapping_sub(self.seen_head))
+    }
+}
+
+/// The receiving half. There is at most one per ring.
+///
+/// Reading and releasing are two steps: a slot goes back to the producer only when the consumer has
+/// passed on what it read from it, so that a consumer that dies in between leaves the slot readable.
+#[derive(Debug)]
+pub struct Consumer<T, M = SharedRing> {
+    memory: M,
+    /// Oldest slot not yet released; our own index.
+    head: u32,
+    /// Next slot to read, from `head` to `seen_tail`.
+    next: u32,
+    /// The producer's index when last looked at.
+    seen_tail: u32,
+    _values: PhantomData<fn() -> T>,
+}
+
+impl<T: SlotValue, M: RingMemory> Consumer<T, M> {
+    /// Takes the consumer's role on a ring that starts empty at index 0.
+    #[must_use]
+    pub fn new(memory: M) -> Self {
+        Self { memory, head: 0, next: 0, seen_tail: 0, _values: PhantomData }
+    }
+
+    /// Number of slots.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.memory.capacity()
+    }
+
+    fn refresh(&mut self) -> Result<(), RingError> {
+        // Acquire: pairs with the producer's Release, so the slots and the packets they name are
+        // visible.
+        let tail = self.memory.tail().load(Ordering::Acquire);
+        // The tail may stand anywhere from where we last saw it to a full ring past our head.
+        let grown = tail.wrapping_sub(self.seen_tail);
+        let newest = self.head.wrapping_add(self.memory.capacity());
+        if grown > newest.wrapping_sub(self.seen_tail) {
+            return Err(RingError { found: tail, oldest: self.seen_tail, newest });
+        }
+        self.seen_tail = tail;
+        Ok(())
+    }
+
+    /// Reads up to `out.len()` descriptors into `out` without releasing their slots; returns how
+    /// many. A further call goes on behind them.
+    ///
+    /// # Errors
+    /// [`RingError`] when the producer's index is impossible; nothing was read.
+    #[inline]
+    pub fn read_burst(&mut self, out: &mut [T]) -> Result<usize, RingError> {
+        // Look again only when what is known would not fill the burst.
+        if (self.seen_tail.wrapping_sub(self.next) as usize) < out.len() {
+            self.refresh()?;
+        }
+        let count = out.len().min(self.seen_tail.wrapping_sub(self.next) as usize);
+        let mut at = self.next;
+        for value in &mut out[..count] {
+            let slot = self.memory.slot(at);
+            let words = [slot[0].load(Ordering::Relaxed), slot[1].load(Ordering::Relaxed)];
+            *value = T::from_words(words);
+            at = at.wrapping_add(1);
+        }
+        self.next = at;
+        Ok(count)
+    }
+
+    /// Gives every slot that was read back to the producer.
+    #[inline]
+    pub fn release(&mut self) {
+        if self.head != self.next {
+            self.head = self.next;
+            // Release: our reads of the slots happen before the producer may overwrite them.
+            self.memory.head().store(self.head, Ordering::Release);
+        }
+    }
+
+    /// Reads and releases in one step.
+    ///
+    /// # Errors
+    /// As [`read_burst`](Self::read_burst).
+    #[inline]
+    pub fn pop_burst(&mut self, out: &mut [T]) -> Result<usize, RingError> {
+        let count = self.read_burst(out)?;
+        self.release();
+        Ok(count)
+    }
+
+    /// True when nothing waits to be read, by a fresh look at the producer's index.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.memory.tail().load(Ordering::Acquire) == self.next
+    }
+}
+
+/// A ring in private memory, for models, tests and benchmarks.
+#[derive(Clone, Debug)]
+pub struct HeapRing(Arc<HeapRingWords>);
+
+#[derive(Debug)]
+struct HeapRingWords {
+    tail: AtomicU32,
+    head: AtomicU32,
+    slots: Box<[[AtomicU64; 2]]>,
+}
+
+impl HeapRing {
+    /// A ring of `capacity` slots, rounded up to a power of two, whose indices both start at
+    /// `start` (0 unless a test wants to see them wrap; give both halves the same with
+    /// [`Producer::starting_at`] and [`Consumer::starting_at`]).
+    #[must_use]
+    pub fn new(capacity: u32, start: u32) -> Self {
+        let slots = (0..capacity.next_power_of_two())
+            .map(|_| [AtomicU64::new(0), AtomicU64::new(0)])
+            .collect();
+        Self(Arc::new(HeapRingWords {
+            tail: AtomicU32::new(start),
+            head: AtomicU32::new(start),
+            slots,
+        }))
+    }
+}
+
+impl<T: SlotValue> Producer<T, HeapRing> {
+    /// Takes the producer's role on an empty ring whose indices stand at `start`.
+    #[must_use]
+    pub fn starting_at(memory: HeapRing, start: u32) -> Self {
+        Self { tail: start, seen_head: start, ..Self::new(memory) }
+    }
+}
+
+impl<T: SlotValue> Consumer<T, HeapRing> {
+    /// Takes the consumer's role on an empty ring whose indices stand at `start`.
+    #[must_use]
+    pub fn starting_at(memory: HeapRing, start: u32) -> Self {
+        Self { head: start, next: start, seen_tail: start, ..Self::new(memory) }
+    }
+}
+
+impl RingMemory for HeapRing {
+    fn tail(&self) -> &AtomicU32 {
+        &self.0.tail
+    }
+
+    fn head(&self) -> &AtomicU32 {
+        &self.0.head
+    }
+
+    fn capacity(&self) -> u32 {
+        u32::try_from(self.0.slots.len()).unwrap_or(u32::MAX)
+    }
+
+    fn slot(&self, at: u32) -> &[AtomicU64; 2] {
+        &self.0.slots[at as usize & (self.0.slots.len() - 1)]
+    }
+}
+
+#[cfg(test)]
+#[path = "ring_tests.rs"]
+mod tests;
