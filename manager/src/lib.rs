@@ -3,8 +3,15 @@
 #![deny(unsafe_code)]
 
 pub mod chain;
+pub mod config;
+pub mod fabric;
 pub mod ownership;
+pub mod poll_loop;
 pub mod pool;
 pub mod ports;
+pub mod registry;
+pub mod report;
+pub mod server;
 pub mod stats;
+pub mod status;
 pub mod worker;

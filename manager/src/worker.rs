@@ -442,6 +442,12 @@ impl Worker {
         self.owners.held_buffers()
     }
 
+    /// What this worker counts between ports.
+    #[must_use]
+    pub fn counters(&self) -> &WorkerCounters {
+        &self.counters
+    }
+
     /// This worker's ports.
     #[must_use]
     pub fn ports(&self) -> &[WorkerPort] {

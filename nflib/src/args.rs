@@ -66,10 +66,20 @@ pub fn parse<T: Parser>() -> Result<T, ExitCode> {
                 let _ = error.print();
                 return ExitCode::SUCCESS;
             }
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                eprintln!("{}", which_one(&T::command()));
+            }
             _ => eprintln!("{}: {}", T::command().get_name(), one_line(&error)),
         }
         ExitCode::from(2)
     })
+}
+
+/// What to say to a program of several that was given no name.
+fn which_one(command: &clap::Command) -> String {
+    let name = command.get_name();
+    let names = command.get_subcommands().map(clap::Command::get_name).collect::<Vec<_>>();
+    format!("{name}: no name given; usage: {name} <NAME> …, where <NAME> is: {}", names.join(", "))
 }
 
 /// Clap's message, which has several lines and paragraphs, as one line: what is wrong, how it

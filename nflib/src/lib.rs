@@ -41,6 +41,7 @@ pub mod control;
 pub mod descriptor;
 mod engine;
 pub mod headers;
+pub mod log;
 pub mod nf;
 pub mod packet;
 pub mod runtime;

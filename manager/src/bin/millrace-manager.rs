@@ -1,2 +1,64 @@
-//! The manager program.
-fn main() {}
+//! The manager: owns the ports, moves packets between them and the NFs.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Parser;
+use millrace::config::Config;
+use millrace::fabric::Fabric;
+use millrace::report;
+use millrace::server::{ControlSocket, Server, block_signals};
+
+/// Owns the ports and moves packets between them and the network functions.
+#[derive(Parser)]
+#[command(name = "millrace-manager", version)]
+struct Args {
+    /// The configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Read and check the configuration, start nothing.
+    #[arg(long)]
+    check: bool,
+    /// Take an interface even if it carries the default route.
+    #[arg(long)]
+    force: bool,
+    /// What to log: error, warn, info, debug or trace.
+    #[arg(long, default_value = "info", env = "MILLRACE_LOG")]
+    log: String,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if let Err(error) = nflib::log::init(&args.log) {
+        eprintln!("millrace-manager: {error}");
+        return ExitCode::from(2);
+    }
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("millrace-manager: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let config = Config::load(&args.config).context("configuration")?;
+    if args.check {
+        report::config_summary(&config);
+        return Ok(());
+    }
+    let signals = block_signals()?;
+    // The socket first: a second manager must not touch the first one's ports.
+    let socket = ControlSocket::bind(&config.manager)?;
+    let fabric = Fabric::start(&config, args.force)?;
+    report::started(&config, &fabric);
+    let drain_limit = Duration::from_millis(config.manager.drain_ms);
+    let last = Server::new(socket, fabric, signals, drain_limit).run()?;
+    report::final_summary(&last);
+    anyhow::ensure!(last.accounting.balanced, "the books do not balance: {:?}", last.accounting);
+    Ok(())
+}

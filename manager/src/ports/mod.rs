@@ -13,7 +13,14 @@
 //! per queue for the worker that will poll it. All back ends pass the one conformance suite in
 //! `manager/tests/port_conformance.rs`.
 
+pub mod af_xdp;
+pub mod checksum;
+#[cfg(feature = "dpdk")]
+pub mod dpdk;
+pub mod fault;
 pub mod generator;
+pub mod opener;
+pub mod pcap;
 pub mod sink;
 pub mod test_frame;
 

@@ -1,0 +1,430 @@
+/* See shim.h. Ports and pools here; the log and the ring benchmark below. */
+#include "shim.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <rte_ether.h>
+#include <rte_mbuf.h>
+#include <rte_mempool.h>
+#include <rte_ring.h>
+
+struct mr_pool {
+	struct rte_mempool *mempool;
+	uintptr_t base;          /* buffer 0 of the region */
+	uint32_t first, count, stride;
+	uint16_t shift;          /* where mbufs' buffers start in ours: headroom above the driver's */
+	uint64_t per_stride;     /* ceil(2^64 / (stride / 64)) */
+	struct rte_mbuf *mbufs[]; /* of buffer first + i */
+};
+
+int mr_errno(void)
+{
+	return rte_errno;
+}
+
+int mr_extmem_register(void *base, size_t len, size_t page)
+{
+	size_t pages = len / page;
+	rte_iova_t *iova = calloc(pages, sizeof(*iova));
+
+	if (iova == NULL)
+		return ENOMEM;
+	for (size_t i = 0; i < pages; i++)
+		iova[i] = (rte_iova_t)(uintptr_t)base + i * page;
+	int failed = rte_extmem_register(base, len, iova, pages, page) ? rte_errno : 0;
+
+	free(iova);
+	return failed;
+}
+
+/* ---- pool ---- */
+
+/* Number of the buffer that holds this address. The multiplication by 2^64/d is an exact division
+ * for dividends below 2^32, that is for regions below 256 GiB; several times faster than `div`. */
+static inline uint32_t index_of(const struct mr_pool *pool, const void *addr)
+{
+	uint64_t lines = ((uintptr_t)addr - pool->base) / 64;
+
+	return (uint32_t)(((unsigned __int128)lines * pool->per_stride) >> 64);
+}
+
+static inline uintptr_t buffer_start(const struct mr_pool *pool, uint32_t index)
+{
+	return pool->base + (uintptr_t)index * pool->stride;
+}
+
+/* The mbuf of a buffer of this pool; the caller has checked that it is one. */
+static inline struct rte_mbuf *mbuf_of(const struct mr_pool *pool, uint32_t index)
+{
+	return pool->mbufs[index - pool->first];
+}
+
+static inline int holds(const struct mr_pool *pool, uint32_t index)
+{
+	return index - pool->first < pool->count;
+}
+
+/* Drivers write a received frame RTE_PKTMBUF_HEADROOM bytes after buf_addr, whatever headroom the
+ * region has, so the mbuf's buffer starts `shift` bytes into ours. */
+static void note_mbuf(struct rte_mempool *mempool, void *arg, void *object, unsigned int number)
+{
+	struct mr_pool *pool = arg;
+	struct rte_mbuf *m = object;
+	uint32_t index = index_of(pool, m->buf_addr);
+
+	(void)mempool;
+	(void)number;
+	if (!holds(pool, index))
+		return;
+	pool->mbufs[index - pool->first] = m;
+	m->buf_addr = RTE_PTR_ADD(m->buf_addr, pool->shift);
+	m->buf_iova += pool->shift;
+}
+
+struct mr_pool *mr_pool_create(const char *name, const struct mr_pool_config *c, int *err)
+{
+	struct mr_pool *pool = calloc(1, sizeof(*pool) + (size_t)c->count * sizeof(pool->mbufs[0]));
+
+	if (pool == NULL) {
+		*err = ENOMEM;
+		return NULL;
+	}
+	uint64_t start = (uint64_t)c->first * c->stride;
+	struct rte_pktmbuf_extmem share = {
+		.buf_ptr = RTE_PTR_ADD(c->base, start),
+		.buf_iova = c->base_iova + start,
+		.buf_len = (size_t)c->count * c->stride,
+		.elt_size = (uint16_t)c->stride,
+	};
+	pool->base = (uintptr_t)c->base;
+	pool->first = c->first;
+	pool->count = c->count;
+	pool->stride = c->stride;
+	pool->shift = c->headroom > RTE_PKTMBUF_HEADROOM ? c->headroom - RTE_PKTMBUF_HEADROOM : 0;
+	pool->per_stride = UINT64_MAX / (c->stride / 64) + 1;
+	pool->mempool = rte_pktmbuf_pool_create_extbuf(name, c->count, c->cache, 0,
+						       (uint16_t)(c->stride - pool->shift),
+						       SOCKET_ID_ANY, &share, 1);
+	if (pool->mempool == NULL) {
+		*err = rte_errno;
+		free(pool);
+		return NULL;
+	}
+	rte_mempool_obj_iter(pool->mempool, note_mbuf, pool);
+	for (uint32_t i = 0; i < c->count; i++) {
+		if (pool->mbufs[i] == NULL) {
+			*err = EINVAL;
+			mr_pool_free(pool);
+			return NULL;
+		}
+	}
+	return pool;
+}
+
+void mr_pool_free(struct mr_pool *pool)
+{
+	rte_mempool_free(pool->mempool);
+	free(pool);
+}
+
+uint32_t mr_pool_take(struct mr_pool *pool, uint32_t *out, uint32_t n)
+{
+	struct rte_mbuf *taken[MR_MAX_BURST];
+	uint32_t got = 0, step = MR_MAX_BURST;
+
+	/* The mempool gives all or nothing: ask for less when it has less. */
+	while (got < n && step > 0) {
+		step = RTE_MIN(step, n - got);
+		if (rte_mempool_get_bulk(pool->mempool, (void **)taken, step) != 0) {
+			step /= 2;
+			continue;
+		}
+		for (uint32_t i = 0; i < step; i++)
+			out[got++] = index_of(pool, taken[i]->buf_addr);
+	}
+	return got;
+}
+
+uint32_t mr_pool_give(struct mr_pool *pool, const uint32_t *in, uint32_t n)
+{
+	void *given[MR_MAX_BURST];
+	uint32_t kept = 0, ignored = 0;
+
+	for (uint32_t i = 0; i < n; i++) {
+		if (unlikely(!holds(pool, in[i]))) {
+			ignored++;
+			continue;
+		}
+		given[kept++] = mbuf_of(pool, in[i]);
+		if (kept == MR_MAX_BURST) {
+			rte_mempool_put_bulk(pool->mempool, given, kept);
+			kept = 0;
+		}
+	}
+	if (kept > 0)
+		rte_mempool_put_bulk(pool->mempool, given, kept);
+	return ignored;
+}
+
+uint32_t mr_pool_free_count(const struct mr_pool *pool)
+{
+	return rte_mempool_avail_count(pool->mempool);
+}
+
+void mr_pool_flush_cache(struct mr_pool *pool)
+{
+	struct rte_mempool_cache *cache = rte_mempool_default_cache(pool->mempool, rte_lcore_id());
+
+	if (cache != NULL)
+		rte_mempool_cache_flush(cache, pool->mempool);
+}
+
+struct rte_mempool *mr_pool_mempool(struct mr_pool *pool)
+{
+	return pool->mempool;
+}
+
+/* ---- bursts ---- */
+
+/* Puts back a VLAN tag that the driver took out (net_af_packet does, and cannot put it back into
+ * an external buffer itself): the two addresses move four bytes down, into the headroom. */
+static void restore_vlan_tag(struct rte_mbuf *m)
+{
+	uint8_t *old = rte_pktmbuf_mtod(m, uint8_t *), *new = old - RTE_VLAN_HLEN;
+	uint16_t tag[2] = { rte_cpu_to_be_16(RTE_ETHER_TYPE_VLAN), rte_cpu_to_be_16(m->vlan_tci) };
+
+	if (m->data_off < RTE_VLAN_HLEN || m->data_len < RTE_ETHER_HDR_LEN)
+		return;
+	memmove(new, old, 2 * RTE_ETHER_ADDR_LEN);
+	memcpy(new + 2 * RTE_ETHER_ADDR_LEN, tag, sizeof(tag));
+	m->data_off -= RTE_VLAN_HLEN;
+	m->data_len += RTE_VLAN_HLEN;
+	m->pkt_len += RTE_VLAN_HLEN;
+}
+
+/* Undoes what mr_tx_burst did to a buffer whose frame began below `shift`. */
+static void restore_buffer_start(const struct mr_pool *pool, struct rte_mbuf *m, uint32_t index)
+{
+	uintptr_t wanted = buffer_start(pool, index) + pool->shift;
+
+	m->buf_iova += wanted - (uintptr_t)m->buf_addr;
+	m->buf_addr = (void *)wanted;
+}
+
+uint16_t mr_rx_burst(uint16_t port, uint16_t queue, struct mr_pool *pool, uint16_t max_frame,
+		     struct mr_desc *out, uint16_t n, struct mr_rx_drops *drops)
+{
+	struct rte_mbuf *got[MR_MAX_BURST];
+	uint16_t kept = 0, received = rte_eth_rx_burst(port, queue, got, RTE_MIN(n, MR_MAX_BURST));
+
+	for (uint16_t i = 0; i < received; i++) {
+		struct rte_mbuf *m = got[i];
+
+		if (i + 4 < received)
+			rte_prefetch0(got[i + 4]);
+		if (unlikely(m->ol_flags & RTE_MBUF_F_RX_VLAN_STRIPPED))
+			restore_vlan_tag(m);
+		if (unlikely(m->pool != pool->mempool || m->pkt_len < RTE_ETHER_HDR_LEN)) {
+			drops->malformed++;
+			drops->bytes += m->pkt_len;
+			rte_pktmbuf_free(m);
+			continue;
+		}
+		if (unlikely(m->nb_segs > 1 || m->pkt_len > max_frame)) {
+			drops->too_large++;
+			drops->bytes += m->pkt_len;
+			rte_pktmbuf_free(m);
+			continue;
+		}
+		uint32_t index = index_of(pool, m->buf_addr);
+		uintptr_t start = buffer_start(pool, index);
+
+		out[kept].index = index;
+		out[kept].offset = (uint16_t)((uintptr_t)m->buf_addr - start + m->data_off);
+		out[kept].len = m->data_len;
+		out[kept].hash = m->ol_flags & RTE_MBUF_F_RX_RSS_HASH ? m->hash.rss : 0;
+		if (unlikely((uintptr_t)m->buf_addr != start + pool->shift))
+			restore_buffer_start(pool, m, index);
+		kept++;
+	}
+	return kept;
+}
+
+uint16_t mr_tx_burst(uint16_t port, uint16_t queue, struct mr_pool *pool,
+		     const struct mr_desc *in, uint16_t n)
+{
+	struct rte_mbuf *out[MR_MAX_BURST];
+
+	n = RTE_MIN(n, MR_MAX_BURST);
+	for (uint16_t i = 0; i < n; i++)
+		rte_prefetch0(mbuf_of(pool, in[i].index));
+	for (uint16_t i = 0; i < n; i++) {
+		struct rte_mbuf *m = mbuf_of(pool, in[i].index);
+		uint16_t shift = pool->shift;
+
+		/* A header was pushed so far down that data_off would be negative: let this mbuf's
+		 * buffer start where ours does. The next receive into it puts that right. */
+		if (unlikely(in[i].offset < shift)) {
+			m->buf_iova -= shift;
+			m->buf_addr = RTE_PTR_SUB(m->buf_addr, shift);
+			shift = 0;
+		}
+		m->data_off = in[i].offset - shift;
+		m->data_len = in[i].len;
+		m->pkt_len = in[i].len;
+		/* No offload is asked for. The flag EXTERNAL goes too: it matters only to clones,
+		 * of which there are none, and its absence makes freeing cheaper. */
+		m->ol_flags = 0;
+		out[i] = m;
+	}
+	return rte_eth_tx_burst(port, queue, out, n);
+}
+
+void mr_tx_cleanup(uint16_t port, uint16_t queue)
+{
+	rte_eth_tx_done_cleanup(port, queue, 0);
+}
+
+/* ---- log ---- */
+
+static struct {
+	pthread_mutex_t lock;
+	FILE *stream;
+	size_t len;
+	char text[8192];
+} log_store = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+static ssize_t log_write(void *cookie, const char *from, size_t len)
+{
+	(void)cookie;
+	pthread_mutex_lock(&log_store.lock);
+	/* The first lines name the cause; what does not fit is lost. */
+	size_t fits = RTE_MIN(len, sizeof(log_store.text) - log_store.len);
+
+	memcpy(log_store.text + log_store.len, from, fits);
+	log_store.len += fits;
+	pthread_mutex_unlock(&log_store.lock);
+	return (ssize_t)len;
+}
+
+int mr_log_capture(void)
+{
+	cookie_io_functions_t calls = { .write = log_write };
+
+	if (log_store.stream == NULL)
+		log_store.stream = fopencookie(NULL, "w", calls);
+	if (log_store.stream == NULL)
+		return ENOMEM;
+	return rte_openlog_stream(log_store.stream) ? EINVAL : 0;
+}
+
+size_t mr_log_take(char *out, size_t cap)
+{
+	pthread_mutex_lock(&log_store.lock);
+	size_t len = RTE_MIN(cap, log_store.len);
+
+	memcpy(out, log_store.text, len);
+	log_store.len = 0;
+	pthread_mutex_unlock(&log_store.lock);
+	return len;
+}
+
+/* ---- rte_ring, for the benchmark ---- */
+
+struct rte_ring *mr_ring_new(uint32_t slots, uint32_t flags)
+{
+	ssize_t bytes = rte_ring_get_memsize(slots);
+	void *memory = NULL;
+	unsigned int ring_flags = 0;
+
+	if (flags & MR_RING_SINGLE_PRODUCER)
+		ring_flags |= RING_F_SP_ENQ;
+	if (flags & MR_RING_SINGLE_CONSUMER)
+		ring_flags |= RING_F_SC_DEQ;
+	if (bytes < 0 || posix_memalign(&memory, 2 << 20, (size_t)bytes) != 0)
+		return NULL;
+	if (rte_ring_init(memory, "mr_bench", slots, ring_flags) != 0) {
+		free(memory);
+		return NULL;
+	}
+	return memory;
+}
+
+void mr_ring_delete(struct rte_ring *ring)
+{
+	free(ring);
+}
+
+uint32_t mr_ring_enqueue(struct rte_ring *ring, void *const *in, uint32_t n)
+{
+	return rte_ring_enqueue_burst(ring, in, n, NULL);
+}
+
+uint32_t mr_ring_dequeue(struct rte_ring *ring, void **out, uint32_t n)
+{
+	return rte_ring_dequeue_burst(ring, out, n, NULL);
+}
+
+uint64_t mr_ring_bench_pingpong(struct rte_ring *ring, void **elements, uint32_t elements_n,
+				uint32_t burst, uint64_t rounds)
+{
+	void *out[MR_MAX_BURST];
+	uint64_t sum = 0;
+	uint32_t at = 0;
+
+	for (uint64_t round = 0; round < rounds; round++) {
+		rte_ring_enqueue_burst(ring, elements + at, burst, NULL);
+		uint32_t got = rte_ring_dequeue_burst(ring, out, burst, NULL);
+
+		for (uint32_t i = 0; i < got; i++)
+			sum += (uintptr_t)out[i];
+		at = at + 2 * burst <= elements_n ? at + burst : 0;
+	}
+	return sum;
+}
+
+void mr_ring_bench_produce(struct rte_ring *ring, void **elements, uint32_t elements_n,
+			   uint32_t burst, uint64_t total, uint32_t touch)
+{
+	uint32_t at = 0;
+
+	for (uint64_t sent = 0; sent < total;) {
+		uint32_t want = (uint32_t)RTE_MIN((uint64_t)burst, total - sent);
+
+		for (uint32_t i = 0; i < want && touch > 0; i++)
+			memset(elements[at + i], (int)sent, touch);
+		uint32_t done = 0;
+
+		while (done < want) {
+			uint32_t n = rte_ring_enqueue_burst(ring, elements + at + done, want - done, NULL);
+
+			if (n == 0)
+				rte_pause();
+			done += n;
+		}
+		sent += want;
+		at = at + 2 * burst <= elements_n ? at + burst : 0;
+	}
+}
+
+uint64_t mr_ring_bench_consume(struct rte_ring *ring, uint32_t burst, uint64_t total,
+			       uint32_t touch)
+{
+	void *out[MR_MAX_BURST];
+	uint64_t sum = 0;
+
+	for (uint64_t seen = 0; seen < total;) {
+		uint32_t n = rte_ring_dequeue_burst(ring, out, burst, NULL);
+
+		if (n == 0)
+			rte_pause();
+		for (uint32_t i = 0; i < n; i++)
+			sum += touch ? *(uint64_t *)out[i] : (uintptr_t)out[i];
+		seen += n;
+	}
+	return sum;
+}

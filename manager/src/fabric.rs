@@ -1,0 +1,418 @@
+//! The parts of a running manager, put together: region, pools, ports, workers.
+//!
+//! A fabric is what the control thread holds of the data path: handles and counters. The packets,
+//! buffers and queues themselves belong to the workers' threads.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use nflib::descriptor::PortId;
+use nflib::shm::channel::ChannelGeometry;
+use nflib::shm::{Channel, PageKind, Region, RegionError};
+use thiserror::Error;
+
+use crate::chain::ServiceChain;
+use crate::config::{Config, PortConfig};
+use crate::ownership::Edge;
+use crate::poll_loop::{self, LoopOptions, Order, Report, Snapshot};
+use crate::pool::BufferPool;
+use crate::ports::opener::Opener;
+use crate::ports::{OpenPort, Port, PortError, PortQueue};
+use crate::stats::{NfCounters, QueueCounters, WorkerCounters};
+use crate::worker::{Worker, WorkerPort};
+
+/// How long a worker may take to obey; it looks every millisecond at the latest.
+const ORDER_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why the data path could not be started.
+#[derive(Debug, Error)]
+pub enum FabricError {
+    /// The packet region.
+    #[error(transparent)]
+    Region(#[from] RegionError),
+    /// A port.
+    #[error("port {name:?}: {source}")]
+    Port {
+        /// Its name in the configuration.
+        name: String,
+        /// What is wrong.
+        source: PortError,
+    },
+    /// What all ports of one kind share.
+    #[error(transparent)]
+    Backend(#[from] PortError),
+    /// A port has too few queues for the workers.
+    #[error(
+        "port {name:?} has {queues} queues and there are {workers} workers: each worker needs a \
+         queue of every port; lower manager.workers or raise the port's queues"
+    )]
+    Queues {
+        /// The port.
+        name: String,
+        /// Its queues.
+        queues: usize,
+        /// The workers.
+        workers: u16,
+    },
+    /// A thread could not be started or pinned.
+    #[error("worker {worker}: {what}: {source}")]
+    Thread {
+        /// The worker.
+        worker: u16,
+        /// The call.
+        what: &'static str,
+        /// Its error.
+        source: std::io::Error,
+    },
+    /// A worker's thread ended or hangs. A defect of ours; the manager must stop.
+    #[error("worker {worker} does not answer any more")]
+    WorkerLost {
+        /// The worker.
+        worker: u16,
+    },
+}
+
+/// A port as the control thread sees it.
+pub struct FabricPort {
+    /// Name in the configuration.
+    pub name: String,
+    /// Number of the egress port.
+    pub egress: Option<PortId>,
+    /// Control side of the back end.
+    pub port: Box<dyn Port>,
+    /// Counters of its queues.
+    pub counters: Vec<Arc<QueueCounters>>,
+}
+
+struct WorkerHandle {
+    number: u16,
+    core: Option<u32>,
+    orders: Sender<Order>,
+    reports: Receiver<Report>,
+    counters: Arc<WorkerCounters>,
+    thread: Option<JoinHandle<()>>,
+    last_books: Option<Snapshot>,
+}
+
+/// A worker's counters and place, for the status.
+pub struct WorkerView<'a> {
+    /// Its number.
+    pub number: u16,
+    /// The core it is pinned to.
+    pub core: Option<u32>,
+    /// Its counters.
+    pub counters: &'a WorkerCounters,
+}
+
+/// The running data path.
+pub struct Fabric {
+    region: Arc<Region>,
+    channel_geometry: ChannelGeometry,
+    chain: ServiceChain,
+    ports: Vec<FabricPort>,
+    workers: Vec<WorkerHandle>,
+    broken: Vec<Edge>,
+}
+
+impl Fabric {
+    /// Makes the region, opens the ports and starts the workers.
+    ///
+    /// # Errors
+    /// [`FabricError`]; whatever was opened is closed again.
+    pub fn start(config: &Config, force: bool) -> Result<Self, FabricError> {
+        let region = Arc::new(Region::create(config.pool.geometry(), config.pool.hugepages)?);
+        let workers = config.manager.workers;
+        let opener = Opener::new(config, force)?;
+        let mut pools = opener.pools(&region, workers)?;
+        let mut ports = Vec::new();
+        let mut queues_of: Vec<Vec<WorkerPort>> = (0..workers).map(|_| Vec::new()).collect();
+        for port in &config.ports {
+            let open = opener
+                .open(port, &mut pools)
+                .map_err(|source| FabricError::Port { name: port.name.clone(), source })?;
+            ports.push(hand_out_queues(port, open, &mut queues_of, &mut pools)?);
+        }
+        let mut fabric = Self {
+            region,
+            channel_geometry: ChannelGeometry {
+                workers,
+                ring_capacity: config.manager.ring_capacity,
+            },
+            chain: ServiceChain::new(&config.chain.services),
+            ports,
+            workers: Vec::new(),
+            broken: Vec::new(),
+        };
+        for (number, (pool, ports)) in (0..workers).zip(pools.into_iter().zip(queues_of)) {
+            fabric.start_worker(number, pool, ports, config)?;
+        }
+        Ok(fabric)
+    }
+
+    fn start_worker(
+        &mut self,
+        number: u16,
+        pool: BufferPool,
+        ports: Vec<WorkerPort>,
+        config: &Config,
+    ) -> Result<(), FabricError> {
+        let core = config.manager.cores.get(usize::from(number)).copied();
+        let counters = Arc::new(WorkerCounters::new(self.chain.services().len()));
+        let worker = Worker::new(pool, ports, self.chain.clone(), Arc::clone(&counters));
+        let (orders, their_orders) = crossbeam_channel::unbounded();
+        let (their_reports, reports) = crossbeam_channel::unbounded();
+        let options = LoopOptions { number, poll: config.manager.poll };
+        let fail = |what| move |source| FabricError::Thread { worker: number, what, source };
+        let (pinned, pin_result) = crossbeam_channel::bounded(1);
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{number}"))
+            .spawn(move || {
+                let result = core.map_or(Ok(()), pin_to);
+                let failed = result.is_err();
+                let _ = pinned.send(result);
+                if !failed {
+                    poll_loop::run(worker, options, &their_orders, &their_reports);
+                }
+            })
+            .map_err(fail("cannot start a thread"))?;
+        if let Ok(result) = pin_result.recv() {
+            result.map_err(fail("cannot run on its core"))?;
+        }
+        self.workers.push(WorkerHandle {
+            number,
+            core,
+            orders,
+            reports,
+            counters,
+            thread: Some(thread),
+            last_books: None,
+        });
+        Ok(())
+    }
+
+    /// The packet region.
+    #[must_use]
+    pub fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
+    /// Whether the region lies on hugepages.
+    #[must_use]
+    pub fn hugepages(&self) -> bool {
+        self.region.pages() == PageKind::Huge2M
+    }
+
+    /// Layout of the channels NFs get.
+    #[must_use]
+    pub fn channel_geometry(&self) -> ChannelGeometry {
+        self.channel_geometry
+    }
+
+    /// The default chain.
+    #[must_use]
+    pub fn chain(&self) -> &ServiceChain {
+        &self.chain
+    }
+
+    /// The ports, by number.
+    #[must_use]
+    pub fn ports(&self) -> &[FabricPort] {
+        &self.ports
+    }
+
+    /// The workers.
+    pub fn workers(&self) -> impl Iterator<Item = WorkerView<'_>> {
+        self.workers.iter().map(|worker| WorkerView {
+            number: worker.number,
+            core: worker.core,
+            counters: &worker.counters,
+        })
+    }
+
+    /// Lets an NF in at every worker.
+    ///
+    /// # Errors
+    /// [`FabricError::WorkerLost`].
+    pub fn add_nf(
+        &mut self,
+        edge: Edge,
+        slot: usize,
+        channel: &Arc<Channel>,
+        counters: &[Arc<NfCounters>],
+    ) -> Result<(), FabricError> {
+        for (worker, counters) in self.workers.iter_mut().zip(counters) {
+            let (channel, counters) = (Arc::clone(channel), Arc::clone(counters));
+            worker.order(Order::AddNf { edge, slot, channel, counters }, &mut self.broken)?;
+        }
+        Ok(())
+    }
+
+    /// Delivers nothing more to an NF.
+    ///
+    /// # Errors
+    /// [`FabricError::WorkerLost`].
+    pub fn close_nf(&mut self, edge: Edge) -> Result<(), FabricError> {
+        for worker in &mut self.workers {
+            worker.order(Order::CloseNf(edge), &mut self.broken)?;
+        }
+        Ok(())
+    }
+
+    /// Takes an NF that is gone out of every worker; afterwards it holds no buffer.
+    ///
+    /// # Errors
+    /// [`FabricError::WorkerLost`].
+    pub fn remove_nf(&mut self, edge: Edge) -> Result<(), FabricError> {
+        for worker in &mut self.workers {
+            worker.order(Order::RemoveNf(edge), &mut self.broken)?;
+        }
+        Ok(())
+    }
+
+    /// The books of all workers together, each taken between two turns of its loop.
+    ///
+    /// # Errors
+    /// [`FabricError::WorkerLost`].
+    pub fn snapshot(&mut self) -> Result<Snapshot, FabricError> {
+        let mut sum = Snapshot::default();
+        for worker in &mut self.workers {
+            let books = match worker.last_books.clone() {
+                Some(last) => last,
+                None => match worker.order(Order::Snapshot, &mut self.broken)? {
+                    Some(books) => books,
+                    None => worker.last_books.clone().unwrap_or_default(),
+                },
+            };
+            sum += &books;
+        }
+        Ok(sum)
+    }
+
+    /// NFs that broke their rings since the last call.
+    pub fn take_broken(&mut self) -> Vec<Edge> {
+        for worker in &mut self.workers {
+            while let Ok(report) = worker.reports.try_recv() {
+                worker.note(report, &mut self.broken);
+            }
+        }
+        self.broken.sort_unstable();
+        self.broken.dedup();
+        std::mem::take(&mut self.broken)
+    }
+
+    /// Tells every worker to stop receiving and to end when nothing is inside, or after `limit`.
+    pub fn drain(&self, limit: Duration) {
+        for worker in &self.workers {
+            let _ = worker.orders.send(Order::Drain(limit));
+        }
+    }
+
+    /// True when every worker has ended.
+    pub fn stopped(&mut self) -> bool {
+        let broken = self.take_broken();
+        self.broken = broken;
+        self.workers.iter().all(|worker| worker.last_books.is_some())
+    }
+
+    /// First worker whose thread is gone without having said so.
+    #[must_use]
+    pub fn lost_worker(&self) -> Option<u16> {
+        let lost = |worker: &&WorkerHandle| {
+            worker.last_books.is_none()
+                && worker.reports.is_empty()
+                && worker.thread.as_ref().is_some_and(JoinHandle::is_finished)
+        };
+        self.workers.iter().find(lost).map(|worker| worker.number)
+    }
+}
+
+impl Drop for Fabric {
+    fn drop(&mut self) {
+        self.drain(Duration::ZERO);
+        for worker in &mut self.workers {
+            if let Some(thread) = worker.thread.take() {
+                let _ = thread.join();
+            }
+        }
+        for port in &mut self.ports {
+            port.port.close();
+        }
+    }
+}
+
+impl WorkerHandle {
+    /// Gives an order and waits until it is carried out. A worker that has stopped obeys nothing
+    /// more, which is no error.
+    fn order(
+        &mut self,
+        order: Order,
+        broken: &mut Vec<Edge>,
+    ) -> Result<Option<Snapshot>, FabricError> {
+        if self.last_books.is_some() || self.orders.send(order).is_err() {
+            return Ok(None);
+        }
+        loop {
+            match self.reports.recv_timeout(ORDER_LIMIT) {
+                Ok(Report::Done) => return Ok(None),
+                Ok(Report::Snapshot(books)) => return Ok(Some(books)),
+                Ok(stopped @ Report::Stopped(_)) => {
+                    self.note(stopped, broken);
+                    return Ok(None);
+                }
+                Ok(other) => self.note(other, broken),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    return Err(FabricError::WorkerLost { worker: self.number });
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, report: Report, broken: &mut Vec<Edge>) {
+        match report {
+            Report::Broken(edges) => broken.extend(edges),
+            Report::Stopped(books) => self.last_books = Some(books),
+            Report::Done | Report::Snapshot(_) => {}
+        }
+    }
+}
+
+/// Gives queue `q` to worker `q % workers`.
+fn hand_out_queues(
+    config: &PortConfig,
+    open: OpenPort,
+    workers: &mut [Vec<WorkerPort>],
+    pools: &mut [BufferPool],
+) -> Result<FabricPort, FabricError> {
+    let OpenPort { port, mut queues } = open;
+    if queues.len() < workers.len() {
+        for (queue, number) in queues.iter_mut().zip(0..) {
+            let at: usize = number;
+            queue.close(&mut pools[at % workers.len()]);
+        }
+        return Err(FabricError::Queues {
+            name: config.name.clone(),
+            queues: queues.len(),
+            workers: u16::try_from(workers.len()).unwrap_or(u16::MAX),
+        });
+    }
+    let counters = queues.iter().map(|queue| Arc::clone(queue.counters())).collect();
+    let mut shares: Vec<Vec<Box<dyn PortQueue>>> = workers.iter().map(|_| Vec::new()).collect();
+    for (number, queue) in queues.into_iter().enumerate() {
+        let share = number % shares.len();
+        shares[share].push(queue);
+    }
+    for (worker, share) in workers.iter_mut().zip(shares) {
+        worker.push(WorkerPort::new(share, config.egress));
+    }
+    Ok(FabricPort { name: config.name.clone(), egress: config.egress, port, counters })
+}
+
+fn pin_to(core: u32) -> std::io::Result<()> {
+    let mut set = nix::sched::CpuSet::new();
+    set.set(core as usize)?;
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)?;
+    Ok(())
+}

@@ -1,0 +1,261 @@
+//! A worker's thread: turns of the loop, orders of the control thread between them, and what to do
+//! when there is nothing to do.
+//!
+//! Idle policy ([`PollMode::Adaptive`]): spin for [`SPIN_TURNS`], since the next packet is often
+//! near; then give the core away after each turn, since an NF on the same core may have what we wait
+//! for; then sleep, in `poll(2)` on the ports where they can wake us, never longer than
+//! [`SLEEP_MAX`]. Never may more threads spin than there are cores: spinning NFs and a spinning
+//! worker on one core pass packets at the speed of the scheduler's clock.
+#![forbid(unsafe_code)]
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use nflib::descriptor::PortId;
+use nflib::shm::{Channel, register_for_global_barrier};
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::time::TimeSpec;
+
+use crate::config::PollMode;
+use crate::ownership::Edge;
+use crate::stats::NfCounters;
+use crate::worker::{NfEdge, Worker};
+
+/// Empty turns before the worker starts to give its core away.
+const SPIN_TURNS: u32 = 64;
+/// Empty turns before it sleeps.
+const YIELD_TURNS: u32 = SPIN_TURNS + 256;
+/// Longest sleep when every port can wake us. It bounds how late an order is seen.
+const SLEEP_MAX: Duration = Duration::from_millis(1);
+/// Longest sleep while an NF has packets, or when a port can only be polled.
+const NAP: Duration = Duration::from_micros(50);
+/// How long ports may take at the end to send what they accepted.
+const SEND_GRACE: Duration = Duration::from_millis(10);
+/// Turns between looks at the order channel while packets flow.
+const ORDER_INTERVAL_TURNS: u32 = 32;
+
+/// An order from the control thread.
+pub enum Order {
+    /// Let an NF in.
+    AddNf {
+        /// Its number.
+        edge: Edge,
+        /// Its service's slot in the chain.
+        slot: usize,
+        /// Its rings.
+        channel: Arc<Channel>,
+        /// What to count it under.
+        counters: Arc<NfCounters>,
+    },
+    /// Deliver nothing more to an NF.
+    CloseNf(Edge),
+    /// Take back all an NF has, and forget it.
+    RemoveNf(Edge),
+    /// Say how the books stand, between turns.
+    Snapshot,
+    /// Stop receiving; stop for good when nothing is inside any more or time is up.
+    Drain(Duration),
+}
+
+/// The books of one worker, taken between turns: they add up exactly.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Packets received, all its queues.
+    pub rx_pkts: u64,
+    /// Packets sent.
+    pub tx_pkts: u64,
+    /// Packets dropped, every place and reason.
+    pub dropped_pkts: u64,
+    /// Packets inside.
+    pub held_pkts: u64,
+    /// Buffers that NFs have.
+    pub buffers_at_nfs: u64,
+    /// Buffers free.
+    pub buffers_free: u64,
+    /// Ports whose finite source has nothing more.
+    pub exhausted: Vec<PortId>,
+}
+
+impl Snapshot {
+    /// Whether every packet that entered is somewhere.
+    #[must_use]
+    pub fn balanced(&self) -> bool {
+        self.rx_pkts == self.tx_pkts + self.dropped_pkts + self.held_pkts
+    }
+}
+
+impl std::ops::AddAssign<&Snapshot> for Snapshot {
+    fn add_assign(&mut self, other: &Self) {
+        self.rx_pkts += other.rx_pkts;
+        self.tx_pkts += other.tx_pkts;
+        self.dropped_pkts += other.dropped_pkts;
+        self.held_pkts += other.held_pkts;
+        self.buffers_at_nfs += other.buffers_at_nfs;
+        self.buffers_free += other.buffers_free;
+        self.exhausted.extend(&other.exhausted);
+    }
+}
+
+/// What a worker tells the control thread.
+#[derive(Debug)]
+pub enum Report {
+    /// An order was carried out.
+    Done,
+    /// Answer to [`Order::Snapshot`].
+    Snapshot(Snapshot),
+    /// These NFs broke their rings and get nothing more.
+    Broken(Vec<Edge>),
+    /// The worker has stopped; its last books, with every buffer free that can be.
+    Stopped(Snapshot),
+}
+
+/// The loop's settings.
+#[derive(Clone, Copy, Debug)]
+pub struct LoopOptions {
+    /// The worker's number.
+    pub number: u16,
+    /// Idle policy.
+    pub poll: PollMode,
+}
+
+/// Runs a worker until it is told to drain. The body of its thread.
+pub fn run(
+    mut worker: Worker,
+    options: LoopOptions,
+    orders: &Receiver<Order>,
+    reports: &Sender<Report>,
+) {
+    if !register_for_global_barrier() {
+        tracing::debug!("no membarrier(2): NFs sleep for at most 1 ms");
+    }
+    let mut state =
+        Loop { worker: &mut worker, options, reports, idle_turns: 0, drain_until: None };
+    let mut turns_to_orders = 0;
+    loop {
+        if turns_to_orders == 0 {
+            turns_to_orders = ORDER_INTERVAL_TURNS;
+            while let Ok(order) = orders.try_recv() {
+                state.obey(order);
+            }
+            state.report_broken();
+        }
+        let moved = state.worker.turn(state.drain_until.is_none());
+        if state.drained() {
+            break;
+        }
+        if moved > 0 {
+            turns_to_orders -= 1;
+            state.idle_turns = 0;
+        } else {
+            turns_to_orders = 0;
+            state.idle();
+        }
+    }
+    let grace = Instant::now() + SEND_GRACE;
+    while Instant::now() < grace {
+        worker.turn(false);
+        std::thread::yield_now();
+    }
+    worker.close();
+    let _ = reports.send(Report::Stopped(snapshot(&worker)));
+}
+
+struct Loop<'a> {
+    worker: &'a mut Worker,
+    options: LoopOptions,
+    reports: &'a Sender<Report>,
+    idle_turns: u32,
+    drain_until: Option<Instant>,
+}
+
+impl Loop<'_> {
+    fn obey(&mut self, order: Order) {
+        let report = match order {
+            Order::AddNf { edge, slot, channel, counters } => {
+                if let Some(nf) = NfEdge::new(self.options.number, slot, &channel, counters) {
+                    self.worker.add_nf(edge, nf);
+                }
+                Report::Done
+            }
+            Order::CloseNf(edge) => {
+                self.worker.close_nf(edge);
+                Report::Done
+            }
+            Order::RemoveNf(edge) => {
+                self.worker.remove_nf(edge);
+                Report::Done
+            }
+            Order::Snapshot => Report::Snapshot(snapshot(self.worker)),
+            Order::Drain(limit) => {
+                self.drain_until = Some(Instant::now() + limit);
+                return;
+            }
+        };
+        // The control thread may have gone with a panic of its own; then nobody listens.
+        let _ = self.reports.send(report);
+    }
+
+    fn report_broken(&mut self) {
+        let mut broken = Vec::new();
+        self.worker.take_broken(&mut broken);
+        if !broken.is_empty() {
+            let _ = self.reports.send(Report::Broken(broken));
+        }
+    }
+
+    /// True when the manager stops and there is nothing left to wait for.
+    fn drained(&self) -> bool {
+        self.drain_until
+            .is_some_and(|until| self.worker.held_by_nfs() == 0 || Instant::now() >= until)
+    }
+
+    fn idle(&mut self) {
+        if self.options.poll == PollMode::Busy {
+            std::hint::spin_loop();
+            return;
+        }
+        self.idle_turns = self.idle_turns.saturating_add(1);
+        if self.idle_turns < SPIN_TURNS {
+            std::hint::spin_loop();
+        } else if self.idle_turns < YIELD_TURNS {
+            std::thread::yield_now();
+        } else {
+            self.sleep();
+        }
+    }
+
+    fn sleep(&self) {
+        let queues = || self.worker.ports().iter().flat_map(|port| &port.queues);
+        let fds: Vec<BorrowedFd<'_>> = queues().filter_map(|queue| queue.poll_fd()).collect();
+        let every_port_wakes = queues().all(|queue| queue.poll_fd().is_some());
+        let calm = every_port_wakes && self.worker.held_pkts() == 0;
+        let limit = if calm { SLEEP_MAX } else { NAP };
+        let mut fds: Vec<_> =
+            fds.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        // A signal or an error only makes the sleep shorter.
+        let _ = nix::poll::ppoll(&mut fds, Some(TimeSpec::from(limit)), None);
+    }
+}
+
+fn snapshot(worker: &Worker) -> Snapshot {
+    let mut books = Snapshot {
+        dropped_pkts: worker.counters().dropped_pkts(),
+        held_pkts: worker.held_pkts(),
+        buffers_at_nfs: worker.held_by_nfs() as u64,
+        buffers_free: worker.pool().free_buffers() as u64,
+        ..Snapshot::default()
+    };
+    for (port, number) in worker.ports().iter().zip(0..) {
+        for counters in port.queues.iter().map(|queue| queue.counters()) {
+            books.rx_pkts += counters.rx_pkts.get();
+            books.tx_pkts += counters.tx_pkts.get();
+            books.dropped_pkts += counters.drops.total();
+        }
+        if port.queues.iter().all(|queue| queue.exhausted()) {
+            books.exhausted.push(number);
+        }
+    }
+    books
+}

@@ -1,0 +1,270 @@
+# shellcheck shell=bash
+# The quickstart's lab: binaries, hugepages, two namespaces, the manager and its two NFs.
+#
+#   namespace mrq-a                    this namespace                      namespace mrq-b
+#   mrq-a0 10.78.0.1 == veth == mrq-a [left] manager [right] mrq-b == veth == mrq-b0 10.78.0.2
+#                                        │  ▲
+#                              forward 1 ▼  │ forward 2    (two processes, ordinary user)
+
+NF_SERVICES=(1 2)
+NF_USER=nobody
+ADDRESS_A=10.78.0.1
+ADDRESS_B=10.78.0.2
+# 64 MB: the pool (16,384 buffers of 2 KiB) is half of it, DPDK's own tables and rings the rest.
+# (The kill test asks for more, so that pages are reserved on every machine.)
+HUGEPAGES_NEEDED=${MILLRACE_QUICKSTART_HUGEPAGES:-32}
+
+# --- binaries ---------------------------------------------------------------------------------
+
+BINARIES=(millrace-manager millrace-nf millrace)
+
+# set_up_machine: packages and toolchain, where we may install them.
+set_up_machine() {
+    find_cargo
+    if ((EUID == 0)); then
+        if [[ -z $CARGO ]] && have_binaries; then
+            note "no cargo here: using the binaries already built in $BIN_DIR"
+            return
+        fi
+        run_child - "$REPO/scripts/setup" || die "setting up this machine failed (see above)"
+        find_cargo
+    fi
+}
+
+have_binaries() {
+    local name
+    for name in "${BINARIES[@]}"; do [[ -x $BIN_DIR/$name ]] || return 1; done
+}
+
+# build: cargo's own progress is shown. Without cargo the binaries that are there are taken.
+build() {
+    BIN_DIR=$(target_dir)/release
+    set_up_machine
+    if [[ -z $CARGO ]]; then
+        have_binaries || die "no cargo here and no binaries in $BIN_DIR: run \`sudo ./scripts/setup\` first"
+        return
+    fi
+    if [[ ! -w $REPO || (-e $(target_dir) && ! -w $(target_dir)) ]] && have_binaries; then
+        note "$(target_dir) is not ours to write: using the binaries already built there"
+        return
+    fi
+    local -a features=()
+    if ! pkg-config --exists libdpdk 2>/dev/null; then
+        [[ $BACKEND != dpdk ]] || die "libdpdk-dev is not installed: run sudo ./scripts/setup"
+        note "libdpdk-dev is not installed: building without the dpdk back end"
+        features=(--no-default-features)
+    fi
+    step "building (cargo build --release; some minutes the first time)"
+    local started=$SECONDS
+    run_child - "${CARGO_AS[@]}" env "PATH=$CARGO_PATH" "$CARGO" build --release \
+        --manifest-path "$REPO/Cargo.toml" -p millrace -p millrace-nfs "${features[@]}" ||
+        die "the build failed (see above)"
+    note "built in $((SECONDS - started)) s"
+}
+
+# --- hugepages --------------------------------------------------------------------------------
+
+# reserve_hugepages: makes sure enough are free; the old number comes back at the end.
+reserve_hugepages() {
+    ((EUID == 0)) || return 0
+    local free reserved total target
+    free=$(awk '/^HugePages_Free/ { print $2 }' /proc/meminfo)
+    reserved=$(awk '/^HugePages_Rsvd/ { print $2 }' /proc/meminfo)
+    free=$((${free:-0} - ${reserved:-0}))
+    if [[ ! -w /proc/sys/vm/nr_hugepages ]]; then
+        note "hugepages cannot be reserved here: ordinary pages will do"
+        return 0
+    fi
+    if ((free >= HUGEPAGES_NEEDED)); then
+        note "$free hugepages are free; $HUGEPAGES_NEEDED are needed"
+        return 0
+    fi
+    total=$(</proc/sys/vm/nr_hugepages)
+    target=$((total + HUGEPAGES_NEEDED - free))
+    printf '%s %s\n' "$total" "$target" >"$STATE/owned/hugepages"
+    echo "$target" >/proc/sys/vm/nr_hugepages
+    total=$(</proc/sys/vm/nr_hugepages)
+    if ((total < target)); then
+        note "reserved $total of $target hugepages (memory is fragmented); ordinary pages do the rest"
+    else
+        note "reserved hugepages: vm.nr_hugepages = $target until the end"
+    fi
+}
+
+# --- namespaces -------------------------------------------------------------------------------
+
+# mac SIDE: a local hardware address made from the seed.
+mac() { printf '02:6d:%02x:%02x:00:%02x' $((SEED >> 8 & 255)) $((SEED & 255)) "$1"; }
+
+# make_side NAME ADDRESS NUMBER: one namespace and the veth pair that leads to the manager.
+make_side() {
+    local name=$1 inner=${1}0
+    [[ ! -e /run/netns/$name ]] || die "a namespace $name exists that is not ours: \`ip netns del $name\` removes it"
+    [[ ! -e /sys/class/net/$name ]] || die "an interface $name exists that is not ours: \`ip link del $name\` removes it"
+    own netns "$name"
+    ip netns add "$name"
+    own link "$name"
+    ip link add "$name" numrxqueues 1 numtxqueues 1 type veth \
+        peer name "$inner" netns "$name" numrxqueues 1 numtxqueues 1 address "$(mac "$3")"
+    # The kernel on this side stays out: no IPv6 address means no neighbour discovery of its own.
+    ip link set "$name" addrgenmode none
+    ip -n "$name" link set "$inner" addrgenmode none
+    ip -n "$name" addr add "$2/24" dev "$inner"
+    ip -n "$name" link set lo up
+    if [[ $BACKEND == dpdk ]]; then
+        # A packet socket gives frames as the sender left them: with checksums and segments still
+        # to be done by a NIC that is not there. So the sender does them.
+        ip netns exec "$name" ethtool -K "$inner" tx off tso off gso off gro off >/dev/null
+        ethtool -K "$name" tx off tso off gso off gro off >/dev/null
+    fi
+    ip link set "$name" up
+    ip -n "$name" link set "$inner" up
+}
+
+make_namespaces() {
+    step "making namespaces mrq-a and mrq-b, joined by nothing but the manager"
+    make_side mrq-a "$ADDRESS_A" 1
+    make_side mrq-b "$ADDRESS_B" 2
+    note "mrq-a0 $ADDRESS_A  and  mrq-b0 $ADDRESS_B"
+}
+
+# --- manager and NFs --------------------------------------------------------------------------
+
+port_config() {
+    local name=$1 interface=$2 egress=$3 number=$4
+    printf '\n[[port]]\nname = "%s"\negress = "%s"\n' "$name" "$egress"
+    case $BACKEND in
+        af_xdp) printf 'backend = "af_xdp"\ninterface = "%s"\n' "$interface" ;;
+        dpdk) printf 'backend = "dpdk"\ndevice = "net_af_packet%s,iface=%s"\n' "$number" "$interface" ;;
+    esac
+}
+
+# write_config: the manager's configuration for this run.
+write_config() {
+    {
+        printf '[manager]\nsocket = "%s"\nworkers = 1\npoll = "adaptive"\n' "$SOCKET"
+        # The NFs' user is in no group of ours; nogroup is the one it has.
+        if ((EUID == 0)); then printf 'socket_group = "nogroup"\n'; fi
+        printf '\n[pool]\nbuffers = 16384\nhugepages = "%s"\n' "$HUGEPAGES"
+        printf '\n[chain]\nservices = [%s, %s]\n' "${NF_SERVICES[@]}"
+        if [[ $BACKEND == generator ]]; then
+            printf '\n[[port]]\nname = "source"\negress = "sink"\nbackend = "generator"\n'
+            printf 'frame_bytes = %s\nrate_pps = %s\n' "$GENERATOR_FRAME_BYTES" "$GENERATOR_RATE_PPS"
+            printf 'count_pkts = %s\nflows = 16\nseed = %s\n' "$GENERATOR_COUNT_PKTS" "$SEED"
+            printf '\n[[port]]\nname = "sink"\negress = "source"\nbackend = "sink"\nverify = true\n'
+        else
+            port_config left mrq-a right 0
+            port_config right mrq-b left 1
+        fi
+    } >"$STATE/manager.toml"
+}
+
+manager_ready() { "$BIN_DIR/millrace" --socket "$SOCKET" status --json >/dev/null 2>&1; }
+
+# read_status: the manager's counters into the array S. Fails when the manager does not answer.
+declare -A S=()
+read_status() {
+    local document
+    document=$("$BIN_DIR/millrace" --socket "$SOCKET" status --json 2>/dev/null) || return 1
+    json_load S <<<"$document"
+}
+
+# count KEY: sets COUNT to S's KEY when that is a whole number, else to 0. Nothing from outside is
+# given to the shell's arithmetic without this: it would be evaluated.
+count() {
+    COUNT=${S[$1]-}
+    [[ $COUNT =~ ^[0-9]{1,18}$ ]] || COUNT=0
+}
+
+# index_of LIST KEY VALUE: sets INDEX to the position in S's LIST whose KEY is VALUE.
+index_of() {
+    for ((INDEX = 0; ; INDEX++)); do
+        [[ -n ${S[$1.$INDEX.$2]-} ]] || return 1
+        [[ ${S[$1.$INDEX.$2]} != "$3" ]] || return 0
+    done
+}
+
+chain_ready() {
+    local service
+    read_status || return 1
+    for service in "${NF_SERVICES[@]}"; do index_of nfs service "$service" || return 1; done
+}
+
+# The NFs' user may not be allowed into the clone (under /root, say): it gets a copy of its program.
+install_nf_binary() {
+    NF_BINARY=$BIN_DIR/millrace-nf
+    ((EUID == 0)) || return 0
+    local directory=/var/tmp/millrace-quickstart.$$
+    own directory "$directory"
+    mkdir -m 0755 -- "$directory"
+    install -m 0755 -- "$NF_BINARY" "$directory/millrace-nf"
+    NF_BINARY=$directory/millrace-nf
+}
+
+start_nfs() {
+    local service
+    AS_USER=()
+    ((EUID != 0)) || as_user "$NF_USER"
+    NF_PIDS=()
+    for service in "${NF_SERVICES[@]}"; do
+        spawn "$STATE/log/nf-$service.log" "${AS_USER[@]}" \
+            "$NF_BINARY" forward --service "$service" --socket "$SOCKET"
+        NF_PIDS+=("$SPAWNED_PID")
+    done
+}
+
+start_manager() {
+    spawn "$STATE/log/manager.log" "$BIN_DIR/millrace-manager" --config "$STATE/manager.toml"
+    MANAGER_PID=$SPAWNED_PID
+}
+
+# What `await` asks while the lab comes up: there is no waiting for the dead.
+manager_ready_or_dead() { manager_ready || ! alive "$MANAGER_PID"; }
+chain_ready_or_nf_dead() {
+    local pid
+    for pid in "${NF_PIDS[@]}"; do alive "$pid" || return 0; done
+    chain_ready
+}
+
+start_chain() {
+    step "starting the manager ($BACKEND) and two forward NFs"
+    SOCKET=$STATE/manager.sock
+    write_config
+    install_nf_binary
+    # The generator counts from its first packet: its NFs wait for it, with a notice, not it for them.
+    if [[ $BACKEND == generator ]]; then start_nfs; fi
+    start_manager
+    await 20 manager_ready_or_dead || true
+    if ! alive "$MANAGER_PID" || ! manager_ready; then
+        tail_of "$STATE/log/manager.log"
+        die "the manager did not start"
+    fi
+    if [[ $BACKEND != generator ]]; then start_nfs; fi
+    await 20 chain_ready_or_nf_dead || true
+    if ! chain_ready; then
+        tail_of "$STATE/log/manager.log" 5
+        local i
+        for ((i = 0; i < ${#NF_SERVICES[@]}; i++)); do
+            tail_of "$STATE/log/nf-${NF_SERVICES[i]}.log" 5
+            alive "${NF_PIDS[i]}" || warn "the NF of service ${NF_SERVICES[i]} has ended"
+        done
+        die "the NFs are not attached to the manager"
+    fi
+    note "manager: pid $MANAGER_PID"
+    if ((EUID == 0)); then
+        note "NFs: pid ${NF_PIDS[*]}, as user $NF_USER, no privileges (socket group nogroup)"
+    else
+        note "NFs: pid ${NF_PIDS[*]}, as you (uid $EUID)"
+    fi
+}
+
+# stop_chain: NFs first, then the manager, which drains and prints its account. Sets MANAGER_EXIT.
+stop_chain() {
+    local pid
+    for pid in "${NF_PIDS[@]}"; do stop_child "$pid" 5 || true; done
+    MANAGER_EXIT=0
+    stop_child "$MANAGER_PID" 10 || MANAGER_EXIT=$?
+    MANAGER_PID=''
+}
+NF_PIDS=()
+MANAGER_PID=''
