@@ -30,8 +30,8 @@ pub struct NfArgs {
     /// Service to provide: its number in the manager's chains
     #[arg(long, value_name = "N")]
     pub service: ServiceId,
-    /// Socket of the manager; the variable MILLRACE_SOCKET changes the default
-    #[arg(long, value_name = "PATH", default_value_os_t = default_socket())]
+    /// Socket of the manager
+    #[arg(long, value_name = "PATH", env = SOCKET_VARIABLE, default_value = DEFAULT_SOCKET)]
     pub socket: PathBuf,
     /// Fail when no manager is there, instead of waiting for one
     #[arg(long)]
@@ -46,12 +46,6 @@ pub struct NfArgs {
 pub(crate) struct PlainArgs {
     #[command(flatten)]
     pub(crate) nf: NfArgs,
-}
-
-fn default_socket() -> PathBuf {
-    std::env::var_os(SOCKET_VARIABLE)
-        .filter(|path| !path.is_empty())
-        .map_or_else(|| PathBuf::from(DEFAULT_SOCKET), PathBuf::from)
 }
 
 /// Parses the command line. What cannot be parsed is explained by one line on stderr, with the
