@@ -135,9 +135,9 @@ mod dpdk {
             .prepend_enum_name(false)
             .generate_comments(false)
             .merge_extern_blocks(true);
-        builder = FUNCTIONS.iter().fold(builder, |b, name| b.allowlist_function(name));
-        builder = TYPES.iter().fold(builder, |b, name| b.allowlist_type(name));
-        builder = CONSTANTS.iter().fold(builder, |b, name| b.allowlist_var(name));
+        builder = FUNCTIONS.iter().fold(builder, bindgen::Builder::allowlist_function);
+        builder = TYPES.iter().fold(builder, bindgen::Builder::allowlist_type);
+        builder = CONSTANTS.iter().fold(builder, bindgen::Builder::allowlist_var);
         // bindgen panics where libclang is missing; a panic is not one clear line.
         std::panic::set_hook(Box::new(|_| {}));
         let made = std::panic::catch_unwind(AssertUnwindSafe(move || builder.generate()));

@@ -23,10 +23,13 @@ choose_state_dir() {
 }
 
 # mark_this_run ARGUMENTS…: replaces this process by itself with the mark in its environment
-# (a variable that is only exported would not show in /proc for the script's own shell).
+# (a variable that is only exported would not show in /proc for the script's own shell). SIGINT gets
+# its default back on the way: a script's background job is started with it ignored, which a shell
+# cannot undo, and then `kill -INT` would do nothing.
 mark_this_run() {
     TOKEN=$STATE:$$
-    [[ ${!MARK-} == "$TOKEN" ]] || exec env "$MARK=$TOKEN" "$BASH" "$0" "$@"
+    [[ ${!MARK-} == "$TOKEN" ]] ||
+        exec env --default-signal=INT "$MARK=$TOKEN" "$BASH" "$0" "$@"
 }
 
 # token_of PID: sets FOUND_TOKEN to the process's mark, or to nothing.

@@ -208,12 +208,15 @@ pub(super) fn unsupported(device: &str, problem: String) -> PortError {
 
 fn explain(api: &Api, errno: i32) -> String {
     let log = dpdk_sys::take_log(api);
-    let mut said: Vec<&str> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let says_something =
+        |line: &&str| !line.is_empty() && !line.contains("attach device on primary process");
+    let mut said: Vec<&str> = log.lines().map(str::trim).filter(says_something).collect();
     said.dedup();
     // The cause comes first, then each layer says that it failed too.
     said.truncate(3);
     let mut text = said.join("; ");
-    if errno != 0 {
+    // Many drivers return a bare -1, which is not EPERM.
+    if errno.abs() > 1 {
         let name = std::io::Error::from_raw_os_error(errno.abs());
         let separator = if text.is_empty() { "" } else { " — " };
         _ = write!(text, "{separator}{name}");
@@ -266,8 +269,12 @@ fn watch(shared: &Weak<Shared>) {
 
 /// EAL's command line (DPDK 22.11, Getting Started Guide for Linux, "EAL parameters").
 fn arguments(options: &EalOptions) -> Vec<String> {
+    // Devices see the region at our own addresses: without an IOMMU that cannot be, and then the
+    // driver says so when it is probed.
     let mut args: Vec<String> =
-        ["millrace", "--in-memory", "--no-telemetry", "--iova-mode=va"].map(str::to_owned).into();
+        ["millrace", "--no-telemetry", "--iova-mode=va", "--log-level=notice"]
+            .map(str::to_owned)
+            .into();
     args.push(format!("--lcores=0@({})", allowed_cpus()));
     let pci: Vec<_> = options.devices.iter().filter(|device| probe::is_pci(device)).collect();
     if pci.is_empty() {
@@ -286,7 +293,11 @@ fn arguments(options: &EalOptions) -> Vec<String> {
         HugePages::Try => enough_huge,
         HugePages::Require => true,
     };
-    if !huge {
+    if huge {
+        args.push("--in-memory".into());
+    } else {
+        // EAL refuses `--in-memory` together with `--no-huge`; this is as free of files.
+        args.push("--no-shconf".into());
         args.push("--no-huge".into());
         args.push("-m".into());
         args.push(needed.div_ceil(1 << 20).to_string());

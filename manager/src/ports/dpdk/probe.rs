@@ -14,6 +14,9 @@ const VDEV_DRIVERS: &[&str] =
 /// Kernel drivers whose DPDK driver works through them, so that nothing needs rebinding.
 const BIFURCATED: &[&str] = &["mlx4_core", "mlx5_core", "mana"];
 const USER_SPACE: &[&str] = &["vfio-pci", "uio_pci_generic", "igb_uio"];
+/// Bits of the capability sets (linux/capability.h).
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_NET_RAW: u32 = 13;
 const PCI_DEVICES: &str = "/sys/bus/pci/devices";
 
 /// What DPDK calls the device: the string before the driver's arguments.
@@ -115,10 +118,31 @@ fn check_vdev(device: &str) -> Result<(), PortError> {
              receives into the region without it"
                 .into(),
         )),
-        "net_af_packet" => check_interface(device),
+        "net_af_packet" => {
+            check_interface(device)?;
+            check_capability(device, CAP_NET_RAW, "CAP_NET_RAW")
+        }
+        "net_tap" => check_capability(device, CAP_NET_ADMIN, "CAP_NET_ADMIN"),
         "net_pcap" => check_capture(device),
         _ => Ok(()),
     }
+}
+
+/// Drivers report only that opening a socket failed, not that it was refused.
+fn check_capability(device: &str, bit: u32, name: &str) -> Result<(), PortError> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    if effective.is_none_or(|set| set & (1 << bit) != 0) {
+        return Ok(());
+    }
+    Err(PortError::Permission {
+        device: device.to_owned(),
+        what: format!("{name} is missing"),
+        remedy: format!("run as root, or give the manager {name}"),
+    })
 }
 
 fn check_interface(device: &str) -> Result<(), PortError> {
@@ -150,10 +174,15 @@ pub(super) fn refused(device: &str, why: &str) -> PortError {
         return PortError::Permission {
             device: device.to_owned(),
             what: format!("DPDK: {why}"),
-            remedy: "run as root, or give the manager CAP_NET_ADMIN and CAP_NET_RAW".into(),
+            remedy: "run as root".into(),
         };
     }
-    unsupported(device, format!("DPDK does not take it: {why}"))
+    let hint = if is_pci(device) {
+        "check that it is bound to vfio-pci and not in use"
+    } else {
+        "check the arguments after the comma"
+    };
+    unsupported(device, format!("DPDK does not take it ({why}); {hint}"))
 }
 
 fn there_are(names: &[String]) -> String {
