@@ -24,6 +24,8 @@ const PEER_INTERFACE: &str = "mrp1";
 pub trait OnVeth {
     /// MTU of both ends, bytes.
     const MTU_BYTES: usize = 1500;
+    /// See [`Abilities::max_frame_bytes`].
+    const MAX_FRAME_BYTES: usize = 1514;
     /// See [`Abilities::oversize_rx_bytes`].
     const OVERSIZE_RX_BYTES: Option<usize> = None;
     /// See [`Abilities::oversize_tx_bytes`].
@@ -74,6 +76,7 @@ impl<B: OnVeth> Lab for VethLab<B> {
         Abilities {
             shows_sent: ShowsSent::Soon,
             waits_for_buffers: false,
+            max_frame_bytes: B::MAX_FRAME_BYTES,
             oversize_rx_bytes: B::OVERSIZE_RX_BYTES,
             oversize_tx_bytes: B::OVERSIZE_TX_BYTES,
             ..Abilities::FULL
