@@ -8,18 +8,15 @@ use millrace::stats::DropReason;
 
 use super::lab::{Lab, test_frame, test_frames};
 use super::rig::Rig;
+use super::skip::skip;
 
-/// Runs one check, or says why it cannot run here. With `MILLRACE_MUST_RUN=1` that is a failure.
+/// Runs one check, or says why it cannot run here.
 ///
 /// On a thread of its own, so that a lab may move its thread into another network namespace.
 pub fn run<L: Lab + 'static>(check: fn(L)) {
     let result = std::thread::spawn(move || match L::new() {
         Ok(lab) => check(lab),
-        Err(reason) => {
-            let must_run = std::env::var_os("MILLRACE_MUST_RUN").is_some_and(|value| value == "1");
-            assert!(!must_run, "must run, but: {reason}");
-            eprintln!("skipped: {reason}");
-        }
+        Err(reason) => skip(&reason),
     });
     if let Err(panic) = result.join() {
         std::panic::resume_unwind(panic);

@@ -3,8 +3,10 @@
 // Each suite uses a part of this.
 #![allow(dead_code)]
 
+pub mod broken;
 pub mod checks;
 pub mod lab;
 pub mod plain;
 pub mod rig;
+pub mod skip;
 pub mod veth;
