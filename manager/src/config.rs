@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::chain::MAX_CHAIN_LEN;
 #[cfg(feature = "dpdk")]
 use crate::ports::dpdk;
-use crate::ports::{fault, generator, pcap, sink};
+use crate::ports::{af_xdp, fault, generator, pcap, sink};
 
 /// A whole configuration file.
 #[derive(Clone, Debug)]
@@ -121,6 +121,8 @@ pub struct PortConfig {
 /// What stands behind a port, with its options.
 #[derive(Clone, Debug)]
 pub enum Backend {
+    /// A kernel network interface, by AF_XDP sockets.
+    AfXdp(af_xdp::AfXdpOptions),
     /// A DPDK poll-mode driver.
     #[cfg(feature = "dpdk")]
     Dpdk(dpdk::DpdkOptions),
@@ -317,6 +319,7 @@ impl RawPort {
             Some(_) => return Err(in_port("fault must be a table: [port.fault]".into())),
         };
         let backend = match kind.as_str() {
+            "af_xdp" => options(table).map(Backend::AfXdp),
             #[cfg(feature = "dpdk")]
             "dpdk" => options(table).map(Backend::Dpdk),
             #[cfg(not(feature = "dpdk"))]

@@ -214,12 +214,21 @@ start_nfs() {
 }
 
 start_manager() {
+    local directory
+    for directory in /run/dpdk/rte /run/dpdk; do
+        [[ $BACKEND != dpdk || -e $directory ]] || own empty_directory "$directory"
+    done
     spawn "$STATE/log/manager.log" "$BIN_DIR/millrace-manager" --config "$STATE/manager.toml"
     MANAGER_PID=$SPAWNED_PID
 }
 
-# ready_or_dead COMMAND…: what `await` asks while the lab comes up: stop waiting for the dead.
-ready_or_dead() { "$@" || not alive "$MANAGER_PID"; }
+# What `await` asks while the lab comes up: there is no waiting for the dead.
+manager_ready_or_dead() { manager_ready || ! alive "$MANAGER_PID"; }
+chain_ready_or_nf_dead() {
+    local pid
+    for pid in "${NF_PIDS[@]}"; do alive "$pid" || return 0; done
+    chain_ready
+}
 
 start_chain() {
     step "starting the manager ($BACKEND) and two forward NFs"
@@ -229,17 +238,21 @@ start_chain() {
     # The generator counts from its first packet: its NFs wait for it, with a notice, not it for them.
     if [[ $BACKEND == generator ]]; then start_nfs; fi
     start_manager
-    await 20 ready_or_dead manager_ready || true
+    await 20 manager_ready_or_dead || true
     if ! alive "$MANAGER_PID" || ! manager_ready; then
         tail_of "$STATE/log/manager.log"
         die "the manager did not start"
     fi
     if [[ $BACKEND != generator ]]; then start_nfs; fi
-    if ! await 20 chain_ready; then
+    await 20 chain_ready_or_nf_dead || true
+    if ! chain_ready; then
         tail_of "$STATE/log/manager.log" 5
-        local service
-        for service in "${NF_SERVICES[@]}"; do tail_of "$STATE/log/nf-$service.log" 5; done
-        die "the NFs did not attach to the manager within 20 s"
+        local i
+        for ((i = 0; i < ${#NF_SERVICES[@]}; i++)); do
+            tail_of "$STATE/log/nf-${NF_SERVICES[i]}.log" 5
+            alive "${NF_PIDS[i]}" || warn "the NF of service ${NF_SERVICES[i]} has ended"
+        done
+        die "the NFs are not attached to the manager"
     fi
     note "manager: pid $MANAGER_PID"
     if ((EUID == 0)); then

@@ -23,10 +23,13 @@ choose_state_dir() {
 }
 
 # mark_this_run ARGUMENTS…: replaces this process by itself with the mark in its environment
-# (a variable that is only exported would not show in /proc for the script's own shell).
+# (a variable that is only exported would not show in /proc for the script's own shell). SIGINT gets
+# its default back on the way: a script's background job is started with it ignored, which a shell
+# cannot undo, and then `kill -INT` would do nothing.
 mark_this_run() {
     TOKEN=$STATE:$$
-    [[ ${!MARK-} == "$TOKEN" ]] || exec env "$MARK=$TOKEN" "$BASH" "$0" "$@"
+    [[ ${!MARK-} == "$TOKEN" ]] ||
+        exec env --default-signal=INT "$MARK=$TOKEN" "$BASH" "$0" "$@"
 }
 
 # token_of PID: sets FOUND_TOKEN to the process's mark, or to nothing.
@@ -86,7 +89,8 @@ claim_state() {
 }
 CLAIMED=''
 
-# own KIND NAME: writes down that we are about to make NAME; KIND is netns, link or directory.
+# own KIND NAME: writes down that we are about to make NAME; KIND is netns, link, directory or
+# empty_directory.
 own() { : >"$STATE/owned/$1=${2//\//%}"; }
 
 # --- removal ----------------------------------------------------------------------------------
@@ -155,6 +159,9 @@ remove_directory() {
     removed "directory $1"
 }
 
+# DPDK makes its run-time directories although it puts nothing there; only empty ones are removed.
+remove_empty_directory() { rmdir -- "$1" 2>/dev/null || true; }
+
 # Sets the number of reserved hugepages back, unless someone else has changed it since.
 restore_hugepages() {
     local old target now
@@ -194,6 +201,7 @@ remove_everything() {
             remove_recorded link remove_link
             remove_recorded netns remove_netns
             remove_recorded directory remove_directory
+            remove_recorded empty_directory remove_empty_directory
             restore_hugepages
         fi
     fi

@@ -13,6 +13,8 @@
 //! per queue for the worker that will poll it. All back ends pass the one conformance suite in
 //! `manager/tests/port_conformance.rs`.
 
+pub mod af_xdp;
+pub mod checksum;
 #[cfg(feature = "dpdk")]
 pub mod dpdk;
 pub mod fault;

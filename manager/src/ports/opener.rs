@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use nflib::shm::Region;
 
-use super::{OpenPort, PortError, fault, generator, pcap, sink};
+use super::{OpenPort, PortError, af_xdp, fault, generator, pcap, sink};
 use crate::config::{Backend, Config, PortConfig};
 use crate::pool::BufferPool;
 
 /// Opens ports, with what the back ends of one manager share.
 pub struct Opener {
+    force: bool,
     #[cfg(feature = "dpdk")]
     eal: Option<super::dpdk::Eal>,
 }
@@ -23,8 +24,9 @@ impl Opener {
     /// # Errors
     /// [`PortError`] when libdpdk is missing or does not start.
     pub fn new(config: &Config, force: bool) -> Result<Self, PortError> {
-        let _ = (config, force);
+        let _ = config; // Without DPDK there is nothing to prepare.
         Ok(Self {
+            force,
             #[cfg(feature = "dpdk")]
             eal: start_eal(config)?,
         })
@@ -65,6 +67,12 @@ impl Opener {
                 Some(eal) => super::dpdk::open(name, options, eal, pools),
                 None => unreachable!("EAL is started when a configuration has a dpdk port"),
             },
+            Backend::AfXdp(options) => {
+                let forced = self.force || options.allow_default_route;
+                let options =
+                    af_xdp::AfXdpOptions { allow_default_route: forced, ..options.clone() };
+                af_xdp::open(name, &options, pools)
+            }
             Backend::Pcap(options) => pcap::open(name, options, pools),
             Backend::Generator(options) => generator::open(name, options, pools),
             Backend::Sink(options) => sink::open(name, options, pools),
