@@ -30,8 +30,8 @@ pub struct NfArgs {
     /// Service to provide: its number in the manager's chains
     #[arg(long, value_name = "N")]
     pub service: ServiceId,
-    /// Socket of the manager; the variable MILLRACE_SOCKET changes the default
-    #[arg(long, value_name = "PATH", default_value_os_t = default_socket())]
+    /// Socket of the manager
+    #[arg(long, value_name = "PATH", env = SOCKET_VARIABLE, default_value = DEFAULT_SOCKET)]
     pub socket: PathBuf,
     /// Fail when no manager is there, instead of waiting for one
     #[arg(long)]
@@ -48,12 +48,6 @@ pub(crate) struct PlainArgs {
     pub(crate) nf: NfArgs,
 }
 
-fn default_socket() -> PathBuf {
-    std::env::var_os(SOCKET_VARIABLE)
-        .filter(|path| !path.is_empty())
-        .map_or_else(|| PathBuf::from(DEFAULT_SOCKET), PathBuf::from)
-}
-
 /// Parses the command line. What cannot be parsed is explained by one line on stderr, with the
 /// usage, and exit code 2; `--help` and `--version` print and exit with 0.
 ///
@@ -66,10 +60,20 @@ pub fn parse<T: Parser>() -> Result<T, ExitCode> {
                 let _ = error.print();
                 return ExitCode::SUCCESS;
             }
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                eprintln!("{}", which_one(&T::command()));
+            }
             _ => eprintln!("{}: {}", T::command().get_name(), one_line(&error)),
         }
         ExitCode::from(2)
     })
+}
+
+/// What to say to a program of several that was given no name.
+fn which_one(command: &clap::Command) -> String {
+    let name = command.get_name();
+    let names = command.get_subcommands().map(clap::Command::get_name).collect::<Vec<_>>();
+    format!("{name}: no name given; usage: {name} <NAME> …, where <NAME> is: {}", names.join(", "))
 }
 
 /// Clap's message, which has several lines and paragraphs, as one line: what is wrong, how it

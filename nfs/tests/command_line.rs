@@ -19,7 +19,7 @@ fn without_a_name_it_says_how_it_is_used() {
     let output = millrace_nf(&[]);
     assert_eq!(output.status.code(), Some(2));
     let said = complaint(&output);
-    assert!(said.contains("sage: millrace-nf <NAME>") && said.contains("forward"), "{said}");
+    assert!(said.contains("usage: millrace-nf <NAME>") && said.contains("forward"), "{said}");
 }
 
 #[test]
@@ -67,4 +67,11 @@ fn the_socket_can_be_named_by_the_environment() {
     command.args(["forward", "--service", "1", "--no-wait"]);
     let output = command.env("MILLRACE_SOCKET", "/nonexistent/by-env.sock").output().unwrap();
     assert!(complaint(&output).contains("/nonexistent/by-env.sock"));
+}
+
+#[test]
+fn a_log_level_that_is_none_is_refused_in_one_line() {
+    let output = millrace_nf(&["forward", "--service", "1", "--no-wait", "--log", "loud=very"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(complaint(&output).contains("loud=very"));
 }

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::RunError;
 use crate::args::NfArgs;
@@ -16,6 +16,9 @@ use crate::shm::{Channel, Region};
 
 /// How often a manager that is not there is looked for.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// How long the socket may refuse before that is an error: a manager that is just starting makes the
+/// socket first, and sets its group and mode then.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a manager may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -36,9 +39,18 @@ pub(super) fn attach(
     stop: &AtomicBool,
 ) -> Result<Option<Attachment>, RunError> {
     let mut told = false;
+    let mut refused_since = None;
     while !stop.load(Ordering::Relaxed) {
         match try_attach(name, args) {
+            Err(RunError::Connect { .. })
+                if !args.no_wait
+                    && refused_since.get_or_insert_with(Instant::now).elapsed()
+                        < REFUSAL_TIMEOUT =>
+            {
+                std::thread::sleep(RETRY_INTERVAL);
+            }
             Err(error) if error.is_absence() && !args.no_wait => {
+                refused_since = None;
                 if !told {
                     tracing::warn!("{error}; waiting for it");
                     told = true;

@@ -20,6 +20,7 @@ use thiserror::Error;
 
 use crate::args::{self, NfArgs, PlainArgs};
 use crate::control::{ControlError, ErrorReply};
+use crate::log::LogError;
 use crate::nf::{NetworkFunction, NfError};
 use crate::shm::{ChannelError, RegionError, RingError, catch_stop_signals};
 use attach::attach;
@@ -72,6 +73,9 @@ pub enum RunError {
     /// The NF refused to start.
     #[error(transparent)]
     Nf(#[from] NfError),
+    /// The log filter cannot be read.
+    #[error(transparent)]
+    Log(#[from] LogError),
     /// Signals cannot be caught.
     #[error("signal handlers: {0}")]
     Signals(io::Error),
@@ -114,10 +118,7 @@ pub fn run(nf: impl NetworkFunction) -> ExitCode {
 
 /// As [`run`], for a program that has parsed [`NfArgs`] itself. `name` is what the manager shows.
 pub fn run_as(name: &str, nf: impl NetworkFunction, args: &NfArgs) -> ExitCode {
-    init_log(&args.log);
-    let done = catch_stop_signals()
-        .map_err(RunError::Signals)
-        .and_then(|stop| run_until(name, nf, args, stop));
+    let done = start(name, nf, args);
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -125,6 +126,12 @@ pub fn run_as(name: &str, nf: impl NetworkFunction, args: &NfArgs) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn start(name: &str, nf: impl NetworkFunction, args: &NfArgs) -> Result<(), RunError> {
+    crate::log::init(&args.log)?;
+    let stop = catch_stop_signals().map_err(RunError::Signals)?;
+    run_until(name, nf, args, stop)
 }
 
 /// Runs an NF until `stop` is set, the manager says so, or the NF asks for it. When the manager
@@ -171,19 +178,6 @@ fn run_attached(
         next_arrival = turns.next_arrival();
     }
     Ok(())
-}
-
-fn init_log(filter: &str) {
-    let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|error| {
-        eprintln!("--log {filter}: {error}; using info");
-        tracing_subscriber::EnvFilter::new("info")
-    });
-    // Fails only when the program has set up a log of its own, which is then used.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_target(false)
-        .try_init();
 }
 
 /// The program's file name, for the manager to show.
