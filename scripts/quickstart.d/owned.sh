@@ -89,7 +89,8 @@ claim_state() {
 }
 CLAIMED=''
 
-# own KIND NAME: writes down that we are about to make NAME; KIND is netns, link or directory.
+# own KIND NAME: writes down that we are about to make NAME; KIND is netns, link, directory or
+# empty_directory.
 own() { : >"$STATE/owned/$1=${2//\//%}"; }
 
 # --- removal ----------------------------------------------------------------------------------
@@ -158,6 +159,9 @@ remove_directory() {
     removed "directory $1"
 }
 
+# DPDK makes its run-time directories although it puts nothing there; only empty ones are removed.
+remove_empty_directory() { rmdir -- "$1" 2>/dev/null || true; }
+
 # Sets the number of reserved hugepages back, unless someone else has changed it since.
 restore_hugepages() {
     local old target now
@@ -197,6 +201,7 @@ remove_everything() {
             remove_recorded link remove_link
             remove_recorded netns remove_netns
             remove_recorded directory remove_directory
+            remove_recorded empty_directory remove_empty_directory
             restore_hugepages
         fi
     fi

@@ -1,0 +1,88 @@
+// The chain as a picture: ports that packets come in by, services in order, ports they leave by.
+
+import { el, keep, setAttribute, setLines, setText, svg } from "./dom.js";
+import { UNKNOWN, rate } from "./format.js";
+
+const LINK_MARK = { up: "●", down: "○", gone: "✕" };
+
+/** Draws the chain of `view` into `list`, an <ol>. */
+export function drawChain(list, view) {
+  keep(list, stages(view), (item) => item.key, make, update);
+}
+
+function stages({ status, rates }) {
+  const egress = new Set(status.ports.map((port) => port.egress));
+  const comeIn = status.ports.filter((port) => port.egress || port.rx_pkts > 0);
+  const leave = status.ports.filter((port) => egress.has(port.name) || port.tx_pkts > 0);
+  const services = status.chain.map((service, at) => serviceStage(service, at, status, rates));
+  const items = [portStage("in", "In by", comeIn, rates, "rx_pps")];
+  services.forEach((stage) => items.push(edge(stage.key, stage.pps), stage));
+  items.push(edge("out", rates.total?.tx_pps));
+  items.push(portStage("out", "Out by", leave, rates, "tx_pps"));
+  return items;
+}
+
+function portStage(key, title, ports, rates, direction) {
+  const lines = ports.flatMap((port) => [
+    {
+      text: `${LINK_MARK[port.link] ?? "?"} ${port.name}${port.link === "up" ? "" : ` (${port.link})`}`,
+      class: port.link === "up" ? "main" : "main bad",
+    },
+    { text: rate(rates.ports.get(port.name)?.[direction], "pps"), class: "quiet" },
+    // What a port drops it drops once, though it may stand on both sides.
+    ...(key === "in" || !port.egress ? dropLines(rates, `port:${port.name}`) : []),
+  ]);
+  if (lines.length === 0) lines.push({ text: "no port", class: "quiet" });
+  return { key: `ports-${key}`, title, lines, kind: "" };
+}
+
+function serviceStage(service, at, status, rates) {
+  const nfs = status.nfs.filter((nf) => nf.service === service);
+  const known = nfs.map((nf) => rates.nfs.get(nf.instance)?.rx_pps);
+  const lines = nfs.map((nf) => ({ text: `● ${nf.name} #${nf.instance}`, class: "main" }));
+  if (nfs.length === 0) lines.push({ text: "✕ no NF attached", class: "main bad" });
+  nfs.forEach((nf) => lines.push(...dropLines(rates, `nf:${nf.instance}`)));
+  lines.push(...dropLines(rates, `service:${service}`));
+  const pps = known.includes(undefined) ? undefined : known.reduce((sum, pps) => sum + pps, 0);
+  return {
+    key: `service-${at}`,
+    title: `Service ${service}`,
+    lines,
+    kind: nfs.length === 0 ? "service missing" : "service",
+    pps,
+  };
+}
+
+function dropLines(rates, place) {
+  const here = rates.drops.filter((drop) => drop.place === place);
+  return here.map((drop) => ({
+    text: `▼ ${rate(drop.pps, "pps")} ${drop.reason}`,
+    class: "quiet bad",
+  }));
+}
+
+function edge(key, pps) {
+  return { key: `edge-${key}`, edge: true, pps };
+}
+
+function make(item) {
+  if (!item.edge) return el("li", {}, el("h3"), el("div"));
+  const arrow = svg("path", { d: "M1 7h62M56 2l7 5-7 5", fill: "none", stroke: "currentColor" });
+  const picture = svg("svg", { viewBox: "0 0 64 14", "aria-hidden": "true" }, arrow);
+  return el("li", {}, el("span"), picture);
+}
+
+function update(node, item) {
+  if (!item.edge) {
+    setAttribute(node, "class", `stage ${item.kind}`);
+    setText(node.querySelector("h3"), item.title);
+    setLines(node.querySelector("div"), item.lines);
+    return;
+  }
+  const still = !item.pps;
+  setAttribute(node, "class", still ? "edge still" : "edge");
+  setText(node.querySelector("span"), item.pps === undefined ? UNKNOWN : rate(item.pps, "pps"));
+  // Ten times the rate is half a unit more of line: 1 pps 1.5, 10 Mpps 5.
+  const width = still ? 1.5 : 1.5 + 0.5 * Math.max(0, Math.log10(item.pps));
+  setAttribute(node.querySelector("path"), "stroke-width", width.toFixed(1));
+}

@@ -1,0 +1,138 @@
+//! The command line.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout)] // `--help` is the program's output.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use nflib::control::DEFAULT_SOCKET;
+
+/// Shows a running Millrace manager in the browser.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "millrace-web", version)]
+pub struct Options {
+    /// The manager's control socket.
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, env = "MILLRACE_SOCKET")]
+    pub socket: PathBuf,
+    /// Address and port to serve on; loopback only. Port 0 takes a free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = loopback)]
+    pub listen: SocketAddr,
+    /// How often the manager is asked and pages are updated, ms: 100 to 10000.
+    #[arg(
+        long,
+        value_name = "MS",
+        default_value_t = 1000,
+        value_parser = clap::value_parser!(u64).range(100..=10_000)
+    )]
+    pub interval_ms: u64,
+    /// What to log: error, warn, info, debug or trace.
+    #[arg(long, value_name = "LEVEL", default_value = "info", env = "MILLRACE_LOG")]
+    pub log: String,
+}
+
+impl Options {
+    /// [`interval_ms`](Self::interval_ms) as a duration.
+    #[must_use]
+    pub fn interval(&self) -> Duration {
+        Duration::from_millis(self.interval_ms)
+    }
+}
+
+/// The program ends before it starts: help was asked for, or an option is wrong.
+#[derive(Debug)]
+pub struct Stop(clap::Error);
+
+impl Stop {
+    /// Prints help, or the one line that says what is wrong; returns the exit code.
+    #[must_use]
+    pub fn tell(&self) -> ExitCode {
+        if self.0.use_stderr() {
+            eprintln!("millrace-web: {} (see --help)", self.line());
+            return ExitCode::from(2);
+        }
+        print!("{}", self.0.render());
+        ExitCode::SUCCESS
+    }
+
+    /// What is wrong, without the usage that clap adds.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let text = self.0.to_string();
+        let line = text.lines().next().unwrap_or_default();
+        line.strip_prefix("error: ").unwrap_or(line).to_owned()
+    }
+}
+
+/// Reads the command line, the program's name first.
+///
+/// # Errors
+/// [`Stop`] for `--help`, `--version` and whatever cannot be understood.
+pub fn parse<I, T>(words: I) -> Result<Options, Stop>
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    Options::try_parse_from(words).map_err(Stop)
+}
+
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|_| {
+        "expected an address and a port, such as 127.0.0.1:8080 or [::1]:8080".to_owned()
+    })?;
+    if !address.ip().is_loopback() {
+        return Err("tokens and TLS are not supported yet, so only a loopback address is \
+                    (127.0.0.1 or [::1]); reach it from elsewhere with ssh -L"
+            .to_owned());
+    }
+    Ok(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(words: &[&str]) -> String {
+        let words = ["millrace-web"].iter().chain(words);
+        parse(words).expect_err("these options are wrong").line()
+    }
+
+    #[test]
+    fn without_options_it_serves_on_loopback_once_a_second() {
+        let options = parse(["millrace-web"]).unwrap();
+        assert_eq!(options.listen, "127.0.0.1:8080".parse().unwrap());
+        assert_eq!(options.interval(), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn an_address_that_others_can_reach_is_refused_with_the_reason() {
+        for address in ["0.0.0.0:8080", "[::]:8080", "192.0.2.1:80"] {
+            let line = refused(&["--listen", address]);
+            assert!(line.contains(address) && line.contains("not supported yet"), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused_with_an_example_of_one() {
+        for address in ["8080", "localhost", "127.0.0.1", "127.0.0.1:99999"] {
+            assert!(refused(&["--listen", address]).contains("127.0.0.1:8080"));
+        }
+        assert!(parse(["millrace-web", "--listen", "[::1]:0"]).is_ok());
+    }
+
+    #[test]
+    fn an_interval_outside_its_range_is_refused() {
+        for interval in ["99", "10001", "-1", "fast"] {
+            refused(&[&format!("--interval-ms={interval}")]);
+        }
+    }
+
+    #[test]
+    fn an_unknown_option_is_one_line() {
+        let line = refused(&["--liste=127.0.0.1:1"]);
+        assert!(line.contains("--liste") && !line.contains('\n'), "{line}");
+    }
+}

@@ -1,0 +1,150 @@
+//! The HTTP server: one thread, until a signal.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::options::Options;
+use crate::poller::{self, Poller};
+use crate::reading::Reading;
+use crate::routes::{Shared, router};
+
+/// How long answers under way may take when the console stops.
+const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+
+/// Why the server cannot start or go on.
+#[derive(Debug, Error)]
+pub enum ServerError {
+    /// Another process listens there.
+    #[error("{address} is in use: stop what listens there, or choose another port with --listen")]
+    InUse {
+        /// As asked for.
+        address: SocketAddr,
+    },
+    /// A port below 1024, mostly.
+    #[error(
+        "{address}: permission denied: choose a port of 1024 or above with --listen; the console \
+         needs no privilege"
+    )]
+    Forbidden {
+        /// As asked for.
+        address: SocketAddr,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// As asked for.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The system refused something else.
+    #[error("{what}: {source}")]
+    Os {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The thread that asks the manager is gone.
+    #[error("the thread that asks the manager ended; this is a fault of millrace-web: see its log")]
+    PollerLost,
+}
+
+impl ServerError {
+    fn listen(address: SocketAddr, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::AddrInUse => Self::InUse { address },
+            io::ErrorKind::PermissionDenied => Self::Forbidden { address },
+            _ => Self::Listen { address, source },
+        }
+    }
+
+    fn os(what: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Os { what, source }
+    }
+}
+
+/// A server that has its address and serves nobody yet.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Server {
+    /// Takes an address.
+    ///
+    /// # Errors
+    /// [`ServerError`], one line.
+    pub fn bind(address: SocketAddr) -> Result<Self, ServerError> {
+        let failed = |source| ServerError::listen(address, source);
+        let listener = TcpListener::bind(address).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Self { listener, address })
+    }
+
+    /// Where it listens; the real port where port 0 was asked for.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until SIGINT or SIGTERM; calls `ready` once these are heeded.
+    ///
+    /// # Errors
+    /// [`ServerError`].
+    pub fn run(self, options: &Options, ready: impl FnOnce()) -> Result<(), ServerError> {
+        // One thread: the answers are ready before they are asked for.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(ServerError::os("async runtime"))?;
+        let poller = Poller::new(options.socket.clone(), options.interval());
+        let readings = poller::spawn(poller).map_err(ServerError::os("poller thread"))?;
+        runtime.block_on(self.serve(readings, ready))
+    }
+
+    async fn serve(
+        self,
+        readings: watch::Receiver<Reading>,
+        ready: impl FnOnce(),
+    ) -> Result<(), ServerError> {
+        let (stop, stopping) = watch::channel(false);
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(ServerError::os("SIGINT"))?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(ServerError::os("SIGTERM"))?;
+        let listener = tokio::net::TcpListener::from_std(self.listener)
+            .map_err(ServerError::os("listening socket"))?;
+        let app = router(Shared { readings: readings.clone(), stopping: stopping.clone() });
+        let server = axum::serve(listener, app).with_graceful_shutdown(told(stopping));
+        let server = tokio::spawn(server.into_future());
+        ready();
+        let ended = tokio::select! {
+            _ = interrupt.recv() => Ok(()),
+            _ = terminate.recv() => Ok(()),
+            () = silence(readings) => Err(ServerError::PollerLost),
+        };
+        stop.send_replace(true);
+        if tokio::time::timeout(DRAIN_LIMIT, server).await.is_err() {
+            tracing::debug!("answers under way were cut off");
+        }
+        ended
+    }
+}
+
+/// Ends when `stopping` turns true.
+async fn told(mut stopping: watch::Receiver<bool>) {
+    // An error means that the sender is gone, which is as good a reason.
+    let _ = stopping.wait_for(|&stopping| stopping).await;
+}
+
+/// Ends when there will be no more readings.
+async fn silence(mut readings: watch::Receiver<Reading>) {
+    while readings.changed().await.is_ok() {}
+}
