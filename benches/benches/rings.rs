@@ -10,7 +10,9 @@
 //! cargo bench -p millrace-benches --bench rings [-- --json] [--reps N]
 //! ```
 //! Runs of ours and the peer's alternate, so that a machine that slows down slows both; the medians
-//! are compared. The loops of the peer run whole in C, so that it pays for no call from Rust.
+//! are compared. On one core the thread's CPU time is taken, which other processes do not disturb;
+//! on two cores wall time must be, so run it on a quiet machine. The loops of the peer run whole in
+//! C, so that it pays for no call from Rust.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout)]
 
@@ -25,6 +27,7 @@ use nflib::descriptor::Delivery;
 use nflib::shm::{Consumer, Mapping, Producer, SharedRing};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
 /// Slots of each ring, as the manager's default.
@@ -129,6 +132,11 @@ fn pin(core: usize) -> nix::Result<()> {
     sched_setaffinity(Pid::from_raw(0), &set)
 }
 
+/// Time this thread has run.
+fn cpu_time() -> nix::Result<Duration> {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from)
+}
+
 fn our_ring() -> Result<(Producer<Delivery>, Consumer<Delivery>), Box<dyn std::error::Error>> {
     let bytes = SharedRing::size_bytes(SLOTS).next_multiple_of(4096);
     let file = memfd_create(c"millrace-bench-ring", MFdFlags::MFD_CLOEXEC)?;
@@ -167,22 +175,22 @@ fn ours_on_one_core(case: Case) -> Result<Duration, Box<dyn std::error::Error>> 
     let (elements, burst) = (descriptors(), case.burst as usize);
     let mut out = [Delivery::default(); 64];
     let (mut at, mut sum) = (0, 0_u64);
-    let begin = Instant::now();
+    let begin = cpu_time()?;
     for _ in 0..RUN_DESCRIPTORS / u64::from(case.burst) {
         producer.push_burst(&elements[next_burst(&elements, &mut at, burst)])?;
         let count = consumer.pop_burst(&mut out[..burst])?;
         sum = out[..count].iter().fold(sum, |sum, d| sum.wrapping_add(u64::from(d.buffer)));
     }
     black_box(sum);
-    Ok(begin.elapsed())
+    Ok(cpu_time()?.saturating_sub(begin))
 }
 
 fn peer_on_one_core(case: Case) -> Result<Duration, Box<dyn std::error::Error>> {
     pin(0)?;
     let mut ring = PeerRing::new(SLOTS, ELEMENTS, case.peer)?;
-    let begin = Instant::now();
+    let begin = cpu_time()?;
     black_box(ring.pingpong(case.burst, RUN_DESCRIPTORS / u64::from(case.burst)));
-    Ok(begin.elapsed())
+    Ok(cpu_time()?.saturating_sub(begin))
 }
 
 /// Runs a producer on core 1 and a consumer on core 0, from a common start to the consumer's end.
