@@ -14,7 +14,7 @@ use millrace::ports::OpenPort;
 use millrace::ports::dpdk::{self, DpdkOptions, Eal, EalOptions};
 use nflib::shm::{HugePages, Region, RegionGeometry};
 use support::lab::{Abilities, Lab, ShowsSent};
-use support::plain::{read_capture, write_capture};
+use support::plain::{FaultLab, GeneratorLab, PcapLab, read_capture, write_capture};
 use support::veth::{OnVeth, PORT_INTERFACE, VethLab};
 
 /// An odd number of cache lines, as DPDK likes it.
@@ -41,36 +41,17 @@ fn open(driver: &str, arguments: &str, pools: &mut [BufferPool]) -> OpenPort {
     dpdk::open("dpdk0", &options, &eal().unwrap(), pools).unwrap()
 }
 
-struct AfPacket;
+/// A lab whose worker's pool is a DPDK mempool, as all pools of a manager with a `dpdk` port are.
+struct OnMempool<L>(L);
 
-impl OnVeth for AfPacket {
-    const OVERSIZE_TX_BYTES: Option<usize> = Some(1600);
-
-    fn geometry() -> RegionGeometry {
-        GEOMETRY
-    }
-
-    fn pool(region: &Arc<Region>) -> BufferPool {
-        eal().unwrap().buffer_pool(region, 0, region.geometry().buffers).unwrap()
-    }
-
-    fn open(pools: &mut [BufferPool]) -> OpenPort {
-        open("net_af_packet", &format!("iface={PORT_INTERFACE}"), pools)
-    }
-}
-
-/// The driver's lab, once DPDK has started.
-struct AfPacketLab(VethLab<AfPacket>);
-
-impl Lab for AfPacketLab {
+impl<L: Lab> Lab for OnMempool<L> {
     fn new() -> Result<Self, String> {
-        // Before the thread moves into another namespace, and where it is missing says so.
+        // First, since a lab may move this thread into a namespace that DPDK's must not keep.
         eal()?;
-        VethLab::new().map(Self)
+        L::new().map(Self)
     }
 
     fn abilities(&self) -> Abilities {
-        // The kernel's ring keeps what comes while no buffer is free, up to its size.
         self.0.abilities()
     }
 
@@ -79,7 +60,11 @@ impl Lab for AfPacketLab {
     }
 
     fn pool(&self, region: &Arc<Region>) -> BufferPool {
-        self.0.pool(region)
+        eal().unwrap().buffer_pool(region, 0, region.geometry().buffers).unwrap()
+    }
+
+    fn arrivals(&self, wanted: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+        self.0.arrivals(wanted)
     }
 
     fn open(&mut self, pools: &mut [BufferPool], arrivals: &[Vec<u8>]) -> OpenPort {
@@ -99,6 +84,20 @@ impl Lab for AfPacketLab {
     }
 }
 
+struct AfPacket;
+
+impl OnVeth for AfPacket {
+    const OVERSIZE_TX_BYTES: Option<usize> = Some(1600);
+
+    fn geometry() -> RegionGeometry {
+        GEOMETRY
+    }
+
+    fn open(pools: &mut [BufferPool]) -> OpenPort {
+        open("net_af_packet", &format!("iface={PORT_INTERFACE}"), pools)
+    }
+}
+
 /// Replays and records capture files by libpcap, which writes its buffer out at the end.
 struct PcapDriverLab {
     dir: tempfile::TempDir,
@@ -112,7 +111,6 @@ impl PcapDriverLab {
 
 impl Lab for PcapDriverLab {
     fn new() -> Result<Self, String> {
-        eal()?;
         let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
         Ok(Self { dir })
     }
@@ -132,10 +130,6 @@ impl Lab for PcapDriverLab {
         GEOMETRY
     }
 
-    fn pool(&self, region: &Arc<Region>) -> BufferPool {
-        eal().unwrap().buffer_pool(region, 0, region.geometry().buffers).unwrap()
-    }
-
     fn open(&mut self, pools: &mut [BufferPool], arrivals: &[Vec<u8>]) -> OpenPort {
         let (input, output) = (self.path("in.pcap"), self.path("out.pcap"));
         write_capture(&input, arrivals);
@@ -148,5 +142,7 @@ impl Lab for PcapDriverLab {
     }
 }
 
-port_conforms!(net_af_packet, AfPacketLab);
-port_conforms!(net_pcap, PcapDriverLab);
+port_conforms!(net_af_packet, OnMempool<VethLab<AfPacket>>);
+port_conforms!(net_pcap, OnMempool<PcapDriverLab>);
+port_conforms!(generator_on_a_mempool, OnMempool<GeneratorLab>);
+port_conforms!(fault_with_delay_around_pcap_on_a_mempool, OnMempool<FaultLab<PcapLab, true>>);

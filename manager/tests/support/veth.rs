@@ -8,11 +8,10 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
-use std::sync::Arc;
 
 use millrace::pool::BufferPool;
 use millrace::ports::OpenPort;
-use nflib::shm::{Region, RegionGeometry};
+use nflib::shm::RegionGeometry;
 
 use super::lab::{Abilities, Lab, ShowsSent, TEST_ETHER_TYPE};
 
@@ -34,11 +33,6 @@ pub trait OnVeth {
     /// See [`Lab::geometry`].
     fn geometry() -> RegionGeometry {
         RegionGeometry { buffers: 4096, stride_bytes: 2048, headroom_bytes: 256 }
-    }
-
-    /// See [`Lab::pool`].
-    fn pool(region: &Arc<Region>) -> BufferPool {
-        BufferPool::new(Arc::clone(region), 0, region.geometry().buffers)
     }
 
     /// Opens the port.
@@ -85,10 +79,6 @@ impl<B: OnVeth> Lab for VethLab<B> {
 
     fn geometry(&self) -> RegionGeometry {
         B::geometry()
-    }
-
-    fn pool(&self, region: &Arc<Region>) -> BufferPool {
-        B::pool(region)
     }
 
     fn open(&mut self, pools: &mut [BufferPool], arrivals: &[Vec<u8>]) -> OpenPort {
