@@ -10,7 +10,9 @@
 //! cargo bench -p millrace-benches --bench rings [-- --json] [--reps N]
 //! ```
 //! Runs of ours and the peer's alternate, so that a machine that slows down slows both; the medians
-//! are compared. The loops of the peer run whole in C, so that it pays for no call from Rust.
+//! are compared. On one core the thread's CPU time is taken, which other processes do not disturb;
+//! on two cores wall time must be, so run it on a quiet machine. The loops of the peer run whole in
+//! C, so that it pays for no call from Rust.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout)]
 
@@ -25,6 +27,7 @@ use nflib::descriptor::Delivery;
 use nflib::shm::{Consumer, Mapping, Producer, SharedRing};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
 /// Slots of each ring, as the manager's default.
@@ -33,8 +36,6 @@ const SLOTS: u32 = 4096;
 const ELEMENTS: u32 = 6144;
 /// Descriptors in one measured run.
 const RUN_DESCRIPTORS: u64 = 12_000_000;
-/// What a consumer of a pointer reads of the packet's metadata, bytes.
-const METADATA_BYTES: u32 = 16;
 
 #[derive(Clone, Copy)]
 enum Cores {
@@ -47,7 +48,8 @@ struct Case {
     cores: Cores,
     burst: u32,
     peer: RingKind,
-    touch_bytes: u32,
+    /// What a packet is also travels: in our descriptor, behind the peer's pointer.
+    metadata: bool,
     /// The ratio aimed at; 0 where none was set.
     aim: f64,
 }
@@ -74,13 +76,14 @@ fn cases() -> Vec<Case> {
     for (cores, mp_aim) in [(Cores::One, 1.8), (Cores::Two, 2.0)] {
         for burst in [32, 64] {
             for (peer, aim) in [(RingKind::MpSc, mp_aim), (RingKind::SpSc, 0.0)] {
-                cases.push(Case { cores, burst, peer, touch_bytes: 0, aim });
+                cases.push(Case { cores, burst, peer, metadata: false, aim });
             }
         }
     }
-    for burst in [32, 64] {
-        let (cores, peer, touch_bytes) = (Cores::Two, RingKind::MpSc, METADATA_BYTES);
-        cases.push(Case { cores, burst, peer, touch_bytes, aim: 0.0 });
+    for cores in [Cores::One, Cores::Two] {
+        for burst in [32, 64] {
+            cases.push(Case { cores, burst, peer: RingKind::MpSc, metadata: true, aim: 0.0 });
+        }
     }
     cases
 }
@@ -103,7 +106,7 @@ fn measure(case: Case, reps: usize) -> Result<Row, Box<dyn std::error::Error>> {
         Cores::One => "one core",
         Cores::Two => "two cores",
     };
-    let metadata = if case.touch_bytes > 0 { ", with metadata" } else { "" };
+    let metadata = if case.metadata { ", with metadata" } else { "" };
     let (ours, peer_value) = (median(&mut ours), median(&mut theirs));
     Ok(Row {
         work: format!("ring, {cores}, burst {}{metadata}", case.burst),
@@ -127,6 +130,11 @@ fn pin(core: usize) -> nix::Result<()> {
     let mut set = CpuSet::new();
     set.set(core)?;
     sched_setaffinity(Pid::from_raw(0), &set)
+}
+
+/// Time this thread has run.
+fn cpu_time() -> nix::Result<Duration> {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from)
 }
 
 fn our_ring() -> Result<(Producer<Delivery>, Consumer<Delivery>), Box<dyn std::error::Error>> {
@@ -153,36 +161,53 @@ fn descriptors() -> Vec<Delivery> {
 }
 
 /// The next burst of the elements, round and round.
-fn next_burst(elements: &[Delivery], at: &mut usize, burst: usize) -> std::ops::Range<usize> {
+fn next_burst<'a>(
+    elements: &'a mut [Delivery],
+    at: &mut usize,
+    burst: usize,
+) -> &'a mut [Delivery] {
     if *at + burst > elements.len() {
         *at = 0;
     }
     *at += burst;
-    *at - burst..*at
+    &mut elements[*at - burst..*at]
+}
+
+/// Writes into each descriptor what the peer writes behind each pointer.
+fn write_metadata(values: &mut [Delivery], round: u64, case: Case) {
+    if case.metadata {
+        for (value, at) in values.iter_mut().zip(round..) {
+            value.len_bytes = at as u16;
+            value.flow_hash = at as u32;
+        }
+    }
 }
 
 fn ours_on_one_core(case: Case) -> Result<Duration, Box<dyn std::error::Error>> {
     pin(0)?;
     let (mut producer, mut consumer) = our_ring()?;
-    let (elements, burst) = (descriptors(), case.burst as usize);
+    let (mut elements, burst) = (descriptors(), case.burst as usize);
     let mut out = [Delivery::default(); 64];
     let (mut at, mut sum) = (0, 0_u64);
-    let begin = Instant::now();
-    for _ in 0..RUN_DESCRIPTORS / u64::from(case.burst) {
-        producer.push_burst(&elements[next_burst(&elements, &mut at, burst)])?;
+    let begin = cpu_time()?;
+    for round in 0..RUN_DESCRIPTORS / u64::from(case.burst) {
+        let values = next_burst(&mut elements, &mut at, burst);
+        write_metadata(values, round, case);
+        producer.push_burst(values)?;
         let count = consumer.pop_burst(&mut out[..burst])?;
-        sum = out[..count].iter().fold(sum, |sum, d| sum.wrapping_add(u64::from(d.buffer)));
+        sum = out[..count].iter().fold(sum, |sum, d| sum.wrapping_add(work_on(d, case)));
     }
     black_box(sum);
-    Ok(begin.elapsed())
+    Ok(cpu_time()?.saturating_sub(begin))
 }
 
 fn peer_on_one_core(case: Case) -> Result<Duration, Box<dyn std::error::Error>> {
     pin(0)?;
     let mut ring = PeerRing::new(SLOTS, ELEMENTS, case.peer)?;
-    let begin = Instant::now();
-    black_box(ring.pingpong(case.burst, RUN_DESCRIPTORS / u64::from(case.burst)));
-    Ok(begin.elapsed())
+    let rounds = RUN_DESCRIPTORS / u64::from(case.burst);
+    let begin = cpu_time()?;
+    black_box(ring.pingpong(case.burst, rounds, case.metadata));
+    Ok(cpu_time()?.saturating_sub(begin))
 }
 
 /// Runs a producer on core 1 and a consumer on core 0, from a common start to the consumer's end.
@@ -216,11 +241,13 @@ where
 
 fn ours_on_two_cores(case: Case) -> Result<Duration, Box<dyn std::error::Error>> {
     let (mut producer, mut consumer) = our_ring()?;
-    let (elements, burst) = (descriptors(), case.burst as usize);
+    let (mut elements, burst) = (descriptors(), case.burst as usize);
     let produce = move || {
         let (mut at, mut sent) = (0, 0);
         while sent < RUN_DESCRIPTORS {
-            let mut rest = &elements[next_burst(&elements, &mut at, burst)];
+            let values = next_burst(&mut elements, &mut at, burst);
+            write_metadata(values, sent, case);
+            let mut rest = &*values;
             while !rest.is_empty() {
                 let count = producer.push_burst(rest).expect("the consumer is ours");
                 if count == 0 {
@@ -250,7 +277,7 @@ fn ours_on_two_cores(case: Case) -> Result<Duration, Box<dyn std::error::Error>>
 /// What the consumer reads of a packet: its number alone, or all that the descriptor says.
 #[inline]
 fn work_on(d: &Delivery, case: Case) -> u64 {
-    if case.touch_bytes == 0 {
+    if !case.metadata {
         return u64::from(d.buffer);
     }
     u64::from(d.buffer) + u64::from(d.len_bytes) + u64::from(d.flow_hash) + u64::from(d.chain)
@@ -260,9 +287,9 @@ fn peer_on_two_cores(case: Case) -> Result<Duration, Box<dyn std::error::Error>>
     let ring = PeerRing::new(SLOTS, ELEMENTS, case.peer)?;
     let total = RUN_DESCRIPTORS / u64::from(case.burst) * u64::from(case.burst);
     on_two_cores(
-        || ring.produce(case.burst, total, case.touch_bytes),
+        || ring.produce(case.burst, total, case.metadata),
         || {
-            black_box(ring.consume(case.burst, total, case.touch_bytes));
+            black_box(ring.consume(case.burst, total, case.metadata));
         },
     )
 }

@@ -59,35 +59,50 @@ impl PeerRing {
         Ok(Self { api, raw, pointers, _elements: elements })
     }
 
-    /// `rounds` times a burst in and a burst out, on one thread; returns the sum of the pointers.
-    pub fn pingpong(&mut self, burst: u32, rounds: u64) -> u64 {
+    /// `rounds` times a burst in and a burst out, on one thread; returns the sum of the pointers,
+    /// or with `metadata` of the 16 bytes behind each, which are written before.
+    pub fn pingpong(&mut self, burst: u32, rounds: u64, metadata: bool) -> u64 {
         assert!(burst <= sys::MR_MAX_BURST);
         let len = self.pointers.len() as u32;
         // SAFETY: `pointers` holds `len` of them, the shim stays below, and a burst fits its array.
         unsafe {
             let at = self.pointers.as_ptr().cast_mut();
-            self.api.mr_ring_bench_pingpong(self.raw.as_ptr(), at, len, burst, rounds)
+            self.api.mr_ring_bench_pingpong(
+                self.raw.as_ptr(),
+                at,
+                len,
+                burst,
+                rounds,
+                metadata.into(),
+            )
         }
     }
 
-    /// Pushes `total` pointers in bursts, waiting while the ring is full; writes `touch` bytes
-    /// (at most 128) behind each before. One thread at a time.
-    pub fn produce(&self, burst: u32, total: u64, touch: u32) {
-        assert!(burst <= sys::MR_MAX_BURST && touch as usize <= size_of::<Element>());
+    /// Pushes `total` pointers in bursts, waiting while the ring is full; writes 16
+    /// bytes behind each before when there is `metadata`. One thread at a time.
+    pub fn produce(&self, burst: u32, total: u64, metadata: bool) {
+        assert!(burst <= sys::MR_MAX_BURST);
         let len = self.pointers.len() as u32;
         // SAFETY: as in `pingpong`; elements are 128 bytes.
         unsafe {
             let at = self.pointers.as_ptr().cast_mut();
-            self.api.mr_ring_bench_produce(self.raw.as_ptr(), at, len, burst, total, touch);
+            self.api.mr_ring_bench_produce(
+                self.raw.as_ptr(),
+                at,
+                len,
+                burst,
+                total,
+                metadata.into(),
+            );
         }
     }
 
     /// Pops `total` pointers in bursts, waiting while the ring is empty; returns their sum, or with
-    /// `touch` the sum of what they lead to. One thread at a time.
-    pub fn consume(&self, burst: u32, total: u64, touch: u32) -> u64 {
+    /// `metadata` the sum of what they lead to. One thread at a time.
+    pub fn consume(&self, burst: u32, total: u64, metadata: bool) -> u64 {
         assert!(burst <= sys::MR_MAX_BURST);
         // SAFETY: the ring holds pointers to elements of `self` only.
-        unsafe { self.api.mr_ring_bench_consume(self.raw.as_ptr(), burst, total, touch) }
+        unsafe { self.api.mr_ring_bench_consume(self.raw.as_ptr(), burst, total, metadata.into()) }
     }
 }
 

@@ -33,7 +33,8 @@ export function drawBooks(parent, books) {
 
 function term([sign, name]) {
   const figure = el("span", {}, el("b"), el("span", { class: "quiet" }, name));
-  return el("span", { class: "books" }, el("span", { class: "sign" }, sign), figure);
+  if (!sign) return figure;
+  return el("span", { class: "term" }, el("span", { class: "sign" }, sign), figure);
 }
 
 function gap({ rx_pkts, tx_pkts, dropped_pkts, held_pkts }) {

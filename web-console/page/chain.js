@@ -1,7 +1,7 @@
 // The chain as a picture: ports that packets come in by, services in order, ports they leave by.
 
 import { el, keep, setAttribute, setLines, setText, svg } from "./dom.js";
-import { UNKNOWN, rate } from "./format.js";
+import { rate } from "./format.js";
 
 const LINK_MARK = { up: "●", down: "○", gone: "✕" };
 
@@ -15,11 +15,11 @@ function stages({ status, rates }) {
   const comeIn = status.ports.filter((port) => port.egress || port.rx_pkts > 0);
   const leave = status.ports.filter((port) => egress.has(port.name) || port.tx_pkts > 0);
   const services = status.chain.map((service, at) => serviceStage(service, at, status, rates));
-  const items = [portStage("in", "In by", comeIn, rates, "rx_pps")];
-  services.forEach((stage) => items.push(edge(stage.key, stage.pps), stage));
-  items.push(edge("out", rates.total?.tx_pps));
-  items.push(portStage("out", "Out by", leave, rates, "tx_pps"));
-  return items;
+  return [
+    portStage("in", "In by", comeIn, rates, "rx_pps"),
+    ...services,
+    { ...portStage("out", "Out by", leave, rates, "tx_pps"), edge: { pps: rates.total?.tx_pps } },
+  ];
 }
 
 function portStage(key, title, ports, rates, direction) {
@@ -49,7 +49,7 @@ function serviceStage(service, at, status, rates) {
     title: `Service ${service}`,
     lines,
     kind: nfs.length === 0 ? "service missing" : "service",
-    pps,
+    edge: { pps },
   };
 }
 
@@ -61,28 +61,28 @@ function dropLines(rates, place) {
   }));
 }
 
-function edge(key, pps) {
-  return { key: `edge-${key}`, edge: true, pps };
-}
-
+/** A stage with the arrow that leads to it; the first has none. */
 function make(item) {
-  if (!item.edge) return el("li", {}, el("h3"), el("div"));
+  const stage = el("div", {}, el("h3"), el("div"));
+  if (!item.edge) return el("li", { class: "hop" }, stage);
   const arrow = svg("path", { d: "M1 7h62M56 2l7 5-7 5", fill: "none", stroke: "currentColor" });
   const picture = svg("svg", { viewBox: "0 0 64 14", "aria-hidden": "true" }, arrow);
-  return el("li", {}, el("span"), picture);
+  return el("li", { class: "hop" }, el("div", {}, el("span"), picture), stage);
 }
 
 function update(node, item) {
-  if (!item.edge) {
-    setAttribute(node, "class", `stage ${item.kind}`);
-    setText(node.querySelector("h3"), item.title);
-    setLines(node.querySelector("div"), item.lines);
-    return;
-  }
-  const still = !item.pps;
+  const stage = node.lastElementChild;
+  setAttribute(stage, "class", `stage ${item.kind}`.trim());
+  setText(stage.querySelector("h3"), item.title);
+  setLines(stage.querySelector("div"), item.lines);
+  if (item.edge) updateEdge(node.firstElementChild, item.edge.pps);
+}
+
+function updateEdge(node, pps) {
+  const still = !pps;
   setAttribute(node, "class", still ? "edge still" : "edge");
-  setText(node.querySelector("span"), item.pps === undefined ? UNKNOWN : rate(item.pps, "pps"));
+  setText(node.querySelector("span"), rate(pps, "pps"));
   // Ten times the rate is half a unit more of line: 1 pps 1.5, 10 Mpps 5.
-  const width = still ? 1.5 : 1.5 + 0.5 * Math.max(0, Math.log10(item.pps));
+  const width = still ? 1.5 : 1.5 + 0.5 * Math.max(0, Math.log10(pps));
   setAttribute(node.querySelector("path"), "stroke-width", width.toFixed(1));
 }

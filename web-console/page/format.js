@@ -2,7 +2,7 @@
 
 const GROUPED = new Intl.NumberFormat("en");
 const SPACE = "\u00a0"; // No line break between a number and its unit.
-export const UNKNOWN = "–";
+const UNKNOWN = "–";
 
 /** A rate with three digits and a decimal prefix: 12.3 kpps. */
 export function rate(value, unit) {

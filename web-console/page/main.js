@@ -25,6 +25,7 @@ function draw() {
   const { status } = latest;
   const view = { status, rates: byName(latest.rates) };
   setText($("facts"), facts(status));
+  $("no-chain").hidden = true;
   drawChain($("chain"), view);
   drawTables(view);
   drawBooks($("books"), status.accounting);

@@ -44,7 +44,7 @@ const NF_COLUMNS = [
   ["Dropped", "number", ({ nf, now }) => {
     const lines = [
       main(rate(now && now.drop_pps + now.ring_full_pps, "pps"), now?.ring_full_pps > 0 ? "bad" : ""),
-      quiet(`by its word ${count(nf.drop_pkts)}`),
+      quiet(`action Drop ${count(nf.drop_pkts)}`),
       quiet(`ring full ${count(nf.ring_full_pkts)}`, nf.ring_full_pkts > 0 ? "bad" : ""),
     ];
     if (nf.violations > 0) lines.push(quiet(`⚠ violations ${count(nf.violations)}`, "bad"));

@@ -19,7 +19,7 @@
 //! *native* runs in the driver, *generic* behind the stack on any interface; *zero-copy* lets the
 //! NIC itself use our buffers. `auto` tries native zero-copy, native copy, generic copy, and says
 //! what it got. Copy mode is bound by the kernel: of about 0.85 µs of worker time a 60-byte packet
-//! takes from veth to veth, more than nine tenths are spent in system calls.
+//! takes from veth to veth, nine tenths are spent in system calls.
 //!
 //! # What veth needs
 //! Partial checksums are completed on receive ([`checksum`](super::checksum)). VLAN tags that the
