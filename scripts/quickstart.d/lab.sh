@@ -213,6 +213,8 @@ start_nfs() {
         spawn "$STATE/log/nf-$service.log" "${AS_USER[@]}" \
             "$NF_BINARY" forward --service "$service" --socket "$SOCKET"
         NF_PIDS+=("$SPAWNED_PID")
+        # Whoever kills an NF to see what happens need not have the shell's word on it in the view.
+        disown "$SPAWNED_PID"
     done
 }
 
