@@ -1,10 +1,10 @@
 //! A worker's thread: turns of the loop, orders of the control thread between them, and what to do
 //! when there is nothing to do.
 //!
-//! Idle policy ([`PollMode::Adaptive`]): spin for [`SPIN_TURNS`], since the next packet is often
+//! Idle policy ([`PollMode::Adaptive`]): spin for `SPIN_TURNS`, since the next packet is often
 //! near; then give the core away after each turn, since an NF on the same core may have what we wait
 //! for; then sleep, in `poll(2)` on the ports where they can wake us, never longer than
-//! [`SLEEP_MAX`]. Never may more threads spin than there are cores: spinning NFs and a spinning
+//! `SLEEP_MAX`. Never may more threads spin than there are cores: spinning NFs and a spinning
 //! worker on one core pass packets at the speed of the scheduler's clock.
 #![forbid(unsafe_code)]
 

@@ -359,7 +359,8 @@ fn descriptors_sent_where_none_belong_are_closed() {
             Ok((Reply::Status(_), _))
         ));
     }
-    assert_eq!(open_files(), before);
+    // Fewer is possible: the connection that waited for the manager to listen may have closed since.
+    assert!(open_files() <= before, "{} files are open, {before} were", open_files());
     manager.stop();
 }
 
