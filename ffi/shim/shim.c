@@ -369,34 +369,48 @@ uint32_t mr_ring_dequeue(struct rte_ring *ring, void **out, uint32_t n)
 	return rte_ring_dequeue_burst(ring, out, n, NULL);
 }
 
+/* The 16 bytes of an mbuf that a consumer needs first: where the packet is and how long. */
+static inline void write_metadata(void *element, uint64_t value)
+{
+	((uint64_t *)element)[0] = value;
+	((uint64_t *)element)[1] = ~value;
+}
+
+static inline uint64_t read_metadata(const void *element)
+{
+	return ((const uint64_t *)element)[0] + ((const uint64_t *)element)[1];
+}
+
 uint64_t mr_ring_bench_pingpong(struct rte_ring *ring, void **elements, uint32_t elements_n,
-				uint32_t burst, uint64_t rounds)
+				uint32_t burst, uint64_t rounds, int metadata)
 {
 	void *out[MR_MAX_BURST];
 	uint64_t sum = 0;
 	uint32_t at = 0;
 
 	for (uint64_t round = 0; round < rounds; round++) {
+		for (uint32_t i = 0; i < burst && metadata; i++)
+			write_metadata(elements[at + i], round + i);
 		rte_ring_enqueue_burst(ring, elements + at, burst, NULL);
 		uint32_t got = rte_ring_dequeue_burst(ring, out, burst, NULL);
 
 		for (uint32_t i = 0; i < got; i++)
-			sum += (uintptr_t)out[i];
+			sum += metadata ? read_metadata(out[i]) : (uintptr_t)out[i];
 		at = at + 2 * burst <= elements_n ? at + burst : 0;
 	}
 	return sum;
 }
 
 void mr_ring_bench_produce(struct rte_ring *ring, void **elements, uint32_t elements_n,
-			   uint32_t burst, uint64_t total, uint32_t touch)
+			   uint32_t burst, uint64_t total, int metadata)
 {
 	uint32_t at = 0;
 
 	for (uint64_t sent = 0; sent < total;) {
 		uint32_t want = (uint32_t)RTE_MIN((uint64_t)burst, total - sent);
 
-		for (uint32_t i = 0; i < want && touch > 0; i++)
-			memset(elements[at + i], (int)sent, touch);
+		for (uint32_t i = 0; i < want && metadata; i++)
+			write_metadata(elements[at + i], sent + i);
 		uint32_t done = 0;
 
 		while (done < want) {
@@ -412,7 +426,7 @@ void mr_ring_bench_produce(struct rte_ring *ring, void **elements, uint32_t elem
 }
 
 uint64_t mr_ring_bench_consume(struct rte_ring *ring, uint32_t burst, uint64_t total,
-			       uint32_t touch)
+			       int metadata)
 {
 	void *out[MR_MAX_BURST];
 	uint64_t sum = 0;
@@ -423,7 +437,7 @@ uint64_t mr_ring_bench_consume(struct rte_ring *ring, uint32_t burst, uint64_t t
 		if (n == 0)
 			rte_pause();
 		for (uint32_t i = 0; i < n; i++)
-			sum += touch ? *(uint64_t *)out[i] : (uintptr_t)out[i];
+			sum += metadata ? read_metadata(out[i]) : (uintptr_t)out[i];
 		seen += n;
 	}
 	return sum;

@@ -109,14 +109,14 @@ uint32_t mr_ring_enqueue(struct rte_ring *ring, void *const *in, uint32_t n);
 uint32_t mr_ring_dequeue(struct rte_ring *ring, void **out, uint32_t n);
 
 /* The loops of the ring benchmark, whole, so that the peer pays for no call from Rust.
- * One core: `rounds` times a burst in, a burst out; returns the sum of the pointers read. */
+ * One core: `rounds` times a burst in, a burst out; returns the sum of the pointers read.
+ * With `metadata`, 16 bytes behind each pointer are written before and read after. */
 uint64_t mr_ring_bench_pingpong(struct rte_ring *ring, void **elements, uint32_t elements_n,
-				uint32_t burst, uint64_t rounds);
-/* Two cores: pushes `total` pointers / pops `total` pointers and returns their sum. With
- * touch != 0 the producer writes and the consumer reads `touch` bytes behind each pointer. */
+				uint32_t burst, uint64_t rounds, int metadata);
+/* Two cores: pushes `total` pointers / pops `total` pointers and returns their sum. */
 void mr_ring_bench_produce(struct rte_ring *ring, void **elements, uint32_t elements_n,
-			   uint32_t burst, uint64_t total, uint32_t touch);
+			   uint32_t burst, uint64_t total, int metadata);
 uint64_t mr_ring_bench_consume(struct rte_ring *ring, uint32_t burst, uint64_t total,
-			       uint32_t touch);
+			       int metadata);
 
 #endif

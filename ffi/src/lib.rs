@@ -9,6 +9,9 @@
 
 #[cfg(feature = "dpdk")]
 mod load;
+/// `rte_ring`, to be measured against.
+#[cfg(feature = "dpdk")]
+pub mod ring;
 
 #[cfg(feature = "dpdk")]
 pub use load::{LoadError, api, take_log};

@@ -5,6 +5,7 @@
 //! af_xdp_wire INTERFACE INTERFACE [key=value …]
 //!   mode=auto|native|generic   buffer_bytes=2048   seconds=0 (until killed)   sleep=true
 //!   checksum=complete|leave (by the driver when not given)   busy_poll=false   buffers=16384
+//!   hugepages=false
 //! ```
 //! At the end it prints what each port counted and whether all buffers are back in the pool.
 #![allow(clippy::print_stdout)]
@@ -34,7 +35,9 @@ fn main() -> Result<()> {
         stride_bytes: get("buffer_bytes", "2048").parse().context("buffer_bytes")?,
         headroom_bytes: 256,
     };
-    let region = Arc::new(Region::create(geometry, HugePages::Off)?);
+    let huge = get("hugepages", "false") == "true";
+    let huge = if huge { HugePages::Require } else { HugePages::Off };
+    let region = Arc::new(Region::create(geometry, huge)?);
     let mut pools = [BufferPool::new(region, 0, geometry.buffers)];
     let mut ports = Vec::new();
     for interface in &interfaces {

@@ -7,7 +7,7 @@
 
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -51,6 +51,9 @@ pub enum ServerError {
         /// Its process as ` (pid N)`, where known.
         pid: String,
     },
+    /// Something else is there, and is left alone.
+    #[error("{0}: this is not a socket; set manager.socket to another path, or remove it")]
+    NotASocket(PathBuf),
     /// The group does not exist.
     #[error("manager.socket_group: there is no group {0:?}")]
     NoGroup(String),
@@ -125,6 +128,11 @@ impl Drop for ControlSocket {
 }
 
 fn remove_stale(path: &Path) -> Result<(), ServerError> {
+    // connect(2) refuses a plain file just as a socket nobody listens on: ask before removing.
+    let is_socket = |meta: std::fs::Metadata| meta.file_type().is_socket();
+    if std::fs::symlink_metadata(path).is_ok_and(|meta| !is_socket(meta)) {
+        return Err(ServerError::NotASocket(path.into()));
+    }
     match UnixStream::connect(path) {
         Ok(other) => {
             let pid = getsockopt(&other, PeerCredentials)
@@ -141,7 +149,7 @@ fn remove_stale(path: &Path) -> Result<(), ServerError> {
         }
         Err(source) => Err(ServerError::Socket {
             socket: path.into(),
-            what: "exists and is not a usable socket",
+            what: "cannot be asked whether a manager listens",
             source,
         }),
     }

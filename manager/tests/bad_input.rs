@@ -31,8 +31,10 @@ impl Place {
     fn config(&self, head: &str, ports: &str) -> PathBuf {
         let path = self.path("m.toml");
         let socket = self.path("m.sock");
-        let text =
-            format!("[manager]\nsocket = \"{}\"\ndrain_ms = 50\n{head}\n{ports}\n", socket.display());
+        let text = format!(
+            "[manager]\nsocket = \"{}\"\ndrain_ms = 50\n{head}\n{ports}\n",
+            socket.display()
+        );
         std::fs::write(&path, text).unwrap();
         path
     }
@@ -87,7 +89,10 @@ fn an_unknown_key_is_named_with_file_and_line() {
 
 #[test]
 fn a_configuration_that_is_not_there_is_named() {
-    assert_one_line(&manager(Path::new("/nonexistent/m.toml")), &["/nonexistent/m.toml", "No such"]);
+    assert_one_line(
+        &manager(Path::new("/nonexistent/m.toml")),
+        &["/nonexistent/m.toml", "No such"],
+    );
 }
 
 #[test]
@@ -180,7 +185,7 @@ fn a_file_that_is_no_socket_is_not_removed() {
     let place = Place::new();
     let config = place.config(SMALL, SINK);
     std::fs::write(place.path("m.sock"), "precious").unwrap();
-    assert_one_line(&manager(&config), &["m.sock"]);
+    assert_one_line(&manager(&config), &["m.sock", "not a socket"]);
     assert_eq!(std::fs::read_to_string(place.path("m.sock")).unwrap(), "precious");
 }
 
@@ -221,7 +226,10 @@ fn check_reads_the_configuration_and_starts_nothing() {
     assert!(String::from_utf8_lossy(&output.stdout).contains("configuration is good"));
     assert!(!place.path("m.sock").exists());
     let bad = place.config("workers = 0", SINK);
-    assert_one_line(&run(Command::new(MANAGER).arg("--config").arg(bad).arg("--check")), &["workers"]);
+    assert_one_line(
+        &run(Command::new(MANAGER).arg("--config").arg(bad).arg("--check")),
+        &["workers"],
+    );
 }
 
 #[test]

@@ -24,6 +24,7 @@ pub type ChainId = u16;
 
 /// A packet handed to an NF.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
 pub struct Delivery {
     /// The buffer.
     pub buffer: BufferIndex,

@@ -1,5 +1,25 @@
 //! What a Millrace network function (NF) links.
 //!
+//! An NF is a type that implements [`NetworkFunction`]; [`TestBench`](testing::TestBench) tries it
+//! without a manager:
+//!
+//! ```
+//! use nflib::{Action, Context, NetworkFunction, Packet, testing::TestBench};
+//!
+//! /// Drops frames that are longer than 100 bytes.
+//! struct ShortOnly;
+//!
+//! impl NetworkFunction for ShortOnly {
+//!     fn process(&mut self, packet: &mut Packet<'_>, _: &mut Context<'_>) -> Action {
+//!         if packet.len() > 100 { Action::Drop } else { Action::Next }
+//!     }
+//! }
+//!
+//! let mut bench = TestBench::new(ShortOnly);
+//! assert_eq!(bench.feed_one(&[0; 60]).unwrap().action, Action::Next);
+//! assert_eq!(bench.feed_one(&[0; 101]).unwrap().action, Action::Drop);
+//! ```
+//!
 //! The layers, lowest first:
 //!
 //! | module | subject |
@@ -7,9 +27,30 @@
 //! | [`shm`] | the shared-memory core: packet region, rings, channels. The only `unsafe` of this crate |
 //! | [`descriptor`] | what travels on a ring |
 //! | [`control`] | messages of the manager's Unix socket |
+//! | [`packet`], [`burst`], [`context`] | packets as an NF sees them, and what it can do with them |
+//! | [`headers`] | where a frame's headers are, and changing them with their checksums |
+//! | [`nf`] | the [`NetworkFunction`] trait |
+//! | [`args`], [`runtime`] | the command line of an NF, and its loop |
+//! | [`testing`] | a bench to test an NF without a manager |
 #![deny(unsafe_code)]
 
+pub mod args;
+pub mod burst;
+pub mod context;
 pub mod control;
 pub mod descriptor;
+mod engine;
+pub mod headers;
 pub mod log;
+pub mod nf;
+pub mod packet;
+pub mod runtime;
 pub mod shm;
+pub mod testing;
+
+pub use args::NfArgs;
+pub use burst::Burst;
+pub use context::{Context, HoldError};
+pub use nf::{Action, NetworkFunction, NfError, PortId, ServiceId, Setup};
+pub use packet::{Packet, PacketError, PacketId};
+pub use runtime::{run, run_as};

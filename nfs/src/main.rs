@@ -1,2 +1,38 @@
-//! millrace-nf
-fn main() {}
+//! `millrace-nf NAME …`: the network functions that come with Millrace, in one program.
+//!
+//! Each NF is a folder of the same shape: `mod.rs` with its options, the NF and its tests, and
+//! `README.md`. To add one, write the folder and a line in [`Nf`] and in `main`.
+#![forbid(unsafe_code)]
+
+mod forward;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Runs one of Millrace's network functions as an ordinary process.
+#[derive(Parser)]
+#[command(name = "millrace-nf", version, subcommand_help_heading = "Network functions")]
+#[command(subcommand_value_name = "NAME", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    nf: Nf,
+}
+
+#[derive(Subcommand)]
+enum Nf {
+    /// Passes packets on, unchanged or with exchanged Ethernet addresses
+    Forward(forward::Options),
+}
+
+fn main() -> ExitCode {
+    let cli = match nflib::args::parse::<Cli>() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    match cli.nf {
+        Nf::Forward(options) => {
+            nflib::run_as("forward", forward::Forward::new(&options), &options.nf)
+        }
+    }
+}

@@ -214,6 +214,10 @@ start_nfs() {
 }
 
 start_manager() {
+    local directory
+    for directory in /run/dpdk/rte /run/dpdk; do
+        [[ $BACKEND != dpdk || -e $directory ]] || own empty_directory "$directory"
+    done
     spawn "$STATE/log/manager.log" "$BIN_DIR/millrace-manager" --config "$STATE/manager.toml"
     MANAGER_PID=$SPAWNED_PID
 }

@@ -41,22 +41,26 @@ token_of() {
     done 2>/dev/null <"/proc/$1/environ" || true
 }
 
-# find_marked: sets MARKED to the pids of all processes that quickstarts with this state directory
-# started, but for this script and what runs in its own session with its own mark.
+# find_marked: sets MARKED to the pids of the processes whose mark is WANTED_TOKEN, or, when that is
+# empty, the mark of any run with this state directory; but never this script and what runs in its
+# session, nor processes with another root directory: a container's /run is not ours.
+WANTED_TOKEN=''
 find_marked() {
     MARKED=()
     local files file pid own_session
     own_session=$(session_of $$)
-    files=$(grep -lsF "$MARK=$STATE:" /proc/[0-9]*/environ 2>/dev/null) || true
+    files=$(grep -lsF "$MARK=${WANTED_TOKEN:-$STATE:}" /proc/[0-9]*/environ 2>/dev/null) || true
     for file in $files; do
         pid=${file#/proc/}
         pid=${pid%/environ}
         token_of "$pid" 2>/dev/null
-        [[ -n $FOUND_TOKEN ]] || continue
+        [[ -n $FOUND_TOKEN && ${WANTED_TOKEN:-$FOUND_TOKEN} == "$FOUND_TOKEN" ]] || continue
         [[ $FOUND_TOKEN != "$TOKEN" || $(session_of "$pid") != "$own_session" ]] || continue
+        [[ /proc/$pid/root -ef / ]] || continue
         MARKED+=("$pid")
     done
 }
+TOKEN=''
 
 # live_owner: true when the run that wrote the state directory still runs; sets OWNER to its pid.
 live_owner() {
@@ -75,8 +79,11 @@ claim_state() {
     fi
     if [[ -e $STATE || -L $STATE ]]; then
         step "an earlier run was cut short; removing what it left"
+        # Its processes only: another run may be starting at this moment.
+        WANTED_TOKEN=$STATE:${OWNER:-none}
         remove_everything
     fi
+    WANTED_TOKEN=$TOKEN
     local draft=$STATE.$$
     mkdir -m 0755 -- "$draft"
     printf '%s\n' $$ >"$draft/pid"
@@ -89,7 +96,8 @@ claim_state() {
 }
 CLAIMED=''
 
-# own KIND NAME: writes down that we are about to make NAME; KIND is netns, link or directory.
+# own KIND NAME: writes down that we are about to make NAME; KIND is netns, link, directory or
+# empty_directory.
 own() { : >"$STATE/owned/$1=${2//\//%}"; }
 
 # --- removal ----------------------------------------------------------------------------------
@@ -158,6 +166,9 @@ remove_directory() {
     removed "directory $1"
 }
 
+# DPDK makes its run-time directories although it puts nothing there; only empty ones are removed.
+remove_empty_directory() { rmdir -- "$1" 2>/dev/null || true; }
+
 # Sets the number of reserved hugepages back, unless someone else has changed it since.
 restore_hugepages() {
     local old target now
@@ -197,6 +208,7 @@ remove_everything() {
             remove_recorded link remove_link
             remove_recorded netns remove_netns
             remove_recorded directory remove_directory
+            remove_recorded empty_directory remove_empty_directory
             restore_hugepages
         fi
     fi

@@ -61,6 +61,20 @@ impl Lab {
         text
     }
 
+    /// Nothing of a port is left on `mrx0`. A moment is given: another test's command, between its
+    /// fork and its exec, holds copies of the descriptors that were just closed.
+    pub fn assert_nothing_attached(&self) {
+        let started = Instant::now();
+        loop {
+            let shown = self.run("ip -d link show mrx0");
+            if !shown.contains("xdp") && !shown.contains("promiscuity 1") {
+                return;
+            }
+            assert!(started.elapsed() < PATIENCE, "{shown}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Makes `mrx0` (for the port) and `mrx1` (for the peer), up, with `queues` queues each.
     pub fn veth(&self, queues: u32) {
         let q = format!("numtxqueues {queues} numrxqueues {queues}");
@@ -147,6 +161,14 @@ impl TestPort {
             queue.rx_burst(&mut self.pool, got);
             queue.maintain(&mut self.pool);
         }
+    }
+
+    /// Receives what there is and sends it back.
+    pub fn echo(&mut self) {
+        let mut got = Vec::new();
+        self.poll(&mut got);
+        let taken = self.send(&got);
+        self.free(&got[taken..]);
     }
 
     /// A packet of these bytes in a buffer of the pool.
@@ -262,6 +284,12 @@ impl Peer {
         let sent =
             unsafe { libc::send(self.fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0) };
         assert_eq!(sent, bytes.len() as isize, "{}", io::Error::last_os_error());
+    }
+
+    /// Sends one frame if the link allows it.
+    pub fn try_send(&self, bytes: &[u8]) {
+        // SAFETY: pointer and length are the slice's.
+        unsafe { libc::send(self.fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0) };
     }
 
     /// The next frame, or an empty one after two seconds.

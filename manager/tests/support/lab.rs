@@ -1,19 +1,32 @@
 //! A lab: what a back end needs around it so that the checks can see both its sides.
 
+use std::sync::Arc;
+
 use millrace::pool::BufferPool;
 use millrace::ports::OpenPort;
-use nflib::shm::RegionGeometry;
+use nflib::shm::{Region, RegionGeometry};
 
 /// IEEE 802's EtherType for local experiments: no other traffic on the machine uses it.
 pub const TEST_ETHER_TYPE: [u8; 2] = [0x88, 0xb5];
+
+/// When a lab can see what its port has sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShowsSent {
+    /// Shortly after.
+    Soon,
+    /// Once the port is closed.
+    AtClose,
+    /// Not at all.
+    Never,
+}
 
 /// What a lab can show of its port.
 #[derive(Clone, Copy, Debug)]
 pub struct Abilities {
     /// The port can receive at all.
     pub receives: bool,
-    /// The frames that were sent can be seen.
-    pub shows_sent: bool,
+    /// When the frames that were sent can be seen.
+    pub shows_sent: ShowsSent,
     /// The source waits while no buffer is free; else packets are lost meanwhile.
     pub waits_for_buffers: bool,
     /// Longest frame to try, bytes.
@@ -28,7 +41,7 @@ impl Abilities {
     /// Everything, with frames of an ordinary Ethernet.
     pub const FULL: Self = Self {
         receives: true,
-        shows_sent: true,
+        shows_sent: ShowsSent::Soon,
         waits_for_buffers: true,
         max_frame_bytes: 1514,
         oversize_rx_bytes: None,
@@ -50,6 +63,11 @@ pub trait Lab: Sized {
     /// The region to work with.
     fn geometry(&self) -> RegionGeometry {
         RegionGeometry { buffers: 1024, stride_bytes: 2048, headroom_bytes: 256 }
+    }
+
+    /// The worker's pool: all of the region.
+    fn pool(&self, region: &Arc<Region>) -> BufferPool {
+        BufferPool::new(Arc::clone(region), 0, region.geometry().buffers)
     }
 
     /// What will arrive when `wanted` is asked for.

@@ -1,6 +1,7 @@
 //! Labs of the back ends that need no privilege.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use millrace::pool::BufferPool;
 use millrace::ports::fault::{self, FaultOptions};
@@ -9,8 +10,9 @@ use millrace::ports::pcap::{self, Capture, PcapOptions};
 use millrace::ports::sink::{self, SinkOptions};
 use millrace::ports::test_frame::{Stamp, Template};
 use millrace::ports::{OpenPort, PortError};
+use nflib::shm::{Region, RegionGeometry};
 
-use super::lab::{Abilities, Lab};
+use super::lab::{Abilities, Lab, ShowsSent};
 
 pub struct GeneratorLab;
 
@@ -23,7 +25,7 @@ impl Lab for GeneratorLab {
     }
 
     fn abilities(&self) -> Abilities {
-        Abilities { shows_sent: false, ..Abilities::FULL }
+        Abilities { shows_sent: ShowsSent::Never, ..Abilities::FULL }
     }
 
     fn arrivals(&self, wanted: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
@@ -53,7 +55,7 @@ impl Lab for SinkLab {
     }
 
     fn abilities(&self) -> Abilities {
-        Abilities { receives: false, shows_sent: false, ..Abilities::FULL }
+        Abilities { receives: false, shows_sent: ShowsSent::Never, ..Abilities::FULL }
     }
 
     fn open(&mut self, pools: &mut [BufferPool], _arrivals: &[Vec<u8>]) -> OpenPort {
@@ -70,22 +72,27 @@ impl PcapLab {
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
+}
 
-    /// Writes the arrivals into a capture file, as another program would.
-    fn write(&self, arrivals: &[Vec<u8>]) -> PathBuf {
-        let mut file = Vec::new();
-        for field in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 1] {
+/// Writes frames into a capture file, as another program would.
+pub fn write_capture(path: &Path, frames: &[Vec<u8>]) {
+    let mut file = Vec::new();
+    for field in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 1] {
+        file.extend(field.to_le_bytes());
+    }
+    for frame in frames {
+        for field in [1, 0, frame.len() as u32, frame.len() as u32] {
             file.extend(field.to_le_bytes());
         }
-        for frame in arrivals {
-            for field in [1, 0, frame.len() as u32, frame.len() as u32] {
-                file.extend(field.to_le_bytes());
-            }
-            file.extend(frame);
-        }
-        std::fs::write(self.path("in.pcap"), file).unwrap();
-        self.path("in.pcap")
+        file.extend(frame);
     }
+    std::fs::write(path, file).unwrap();
+}
+
+/// The frames of a capture file.
+pub fn read_capture(path: &Path) -> Vec<Vec<u8>> {
+    let capture = Capture::new(std::fs::read(path).unwrap()).unwrap();
+    capture.frames().iter().map(|frame| capture.bytes(frame).to_vec()).collect()
 }
 
 impl Lab for PcapLab {
@@ -104,8 +111,9 @@ impl Lab for PcapLab {
     }
 
     fn open(&mut self, pools: &mut [BufferPool], arrivals: &[Vec<u8>]) -> OpenPort {
+        write_capture(&self.path("in.pcap"), arrivals);
         let options = PcapOptions {
-            replay: Some(self.write(arrivals)),
+            replay: Some(self.path("in.pcap")),
             record: Some(self.path("out.pcap")),
             ..Default::default()
         };
@@ -113,8 +121,7 @@ impl Lab for PcapLab {
     }
 
     fn sent(&mut self) -> Vec<Vec<u8>> {
-        let recorded = Capture::new(std::fs::read(self.path("out.pcap")).unwrap()).unwrap();
-        recorded.frames().iter().map(|frame| recorded.bytes(frame).to_vec()).collect()
+        read_capture(&self.path("out.pcap"))
     }
 }
 
@@ -128,6 +135,14 @@ impl<L: Lab, const DELAYED: bool> Lab for FaultLab<L, DELAYED> {
 
     fn abilities(&self) -> Abilities {
         self.0.abilities()
+    }
+
+    fn geometry(&self) -> RegionGeometry {
+        self.0.geometry()
+    }
+
+    fn pool(&self, region: &Arc<Region>) -> BufferPool {
+        self.0.pool(region)
     }
 
     fn arrivals(&self, wanted: Vec<Vec<u8>>) -> Vec<Vec<u8>> {

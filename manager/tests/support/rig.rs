@@ -9,7 +9,7 @@ use millrace::ports::{MAX_BURST_PKTS, OpenPort, PortPacket};
 use millrace::stats::QueueCounters;
 use nflib::shm::{BufferIndex, HugePages, Region};
 
-use super::lab::Lab;
+use super::lab::{Lab, ShowsSent};
 
 /// How long anything may take before a check fails.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -35,7 +35,7 @@ impl<L: Lab> Rig<L> {
     pub fn new(mut lab: L, wanted: Vec<Vec<u8>>) -> Self {
         let geometry = lab.geometry();
         let region = Arc::new(Region::create(geometry, HugePages::Off).expect("a region"));
-        let mut pool = vec![BufferPool::new(region, 0, geometry.buffers)];
+        let mut pool = vec![lab.pool(&region)];
         let arrivals = lab.arrivals(wanted);
         let port = lab.open(&mut pool, &arrivals);
         assert_eq!(port.queues.len(), 1, "the suite drives one queue");
@@ -184,7 +184,7 @@ impl<L: Lab> Rig<L> {
     }
 
     /// Waits until the lab saw `count` frames of ours leave, and returns them.
-    pub fn sent(&mut self, count: usize) -> Vec<Vec<u8>> {
+    fn sent(&mut self, count: usize) -> Vec<Vec<u8>> {
         let mut sent = Vec::new();
         self.turn_until("frames sent", |rig| {
             sent = rig.lab.sent();
@@ -198,8 +198,28 @@ impl<L: Lab> Rig<L> {
         (self.received_pkts, self.received_bytes)
     }
 
-    /// Closes the port and checks that all buffers are back in the pool.
+    /// Waits until exactly these frames were sent, as far as the lab can see that, and closes.
+    pub fn finish_having_sent(mut self, frames: &[Vec<u8>]) {
+        match self.lab.abilities().shows_sent {
+            ShowsSent::Soon => {
+                assert_eq!(self.sent(frames.len()), frames);
+                self.close();
+            }
+            ShowsSent::AtClose => {
+                self.close();
+                assert_eq!(self.lab.sent(), frames);
+            }
+            ShowsSent::Never => self.close(),
+        }
+    }
+
+    /// Closes the port.
     pub fn finish(mut self) {
+        self.close();
+    }
+
+    /// Closes the port and checks that all buffers are back in the pool.
+    fn close(&mut self) {
         self.port.queues[0].close(&mut self.pool[0]);
         self.check_books();
         self.port.port.close();

@@ -2,17 +2,21 @@
 //!
 //! Everything here follows one rule: *whatever another process can write is copied once, checked,
 //! then used*. No Rust reference is ever made to bytes a peer may be writing; words are read and
-//! written through atomics, packet bytes through raw pointers.
+//! written through atomics, packet bytes through raw pointers. The one exception is a buffer that an
+//! NF holds by the protocol's word (`bytes`).
 #![allow(unsafe_code)]
 
+mod bytes;
 pub mod channel;
 mod fds;
 mod mapping;
 mod process;
 mod region;
 mod ring;
+mod signals;
 pub(crate) mod sync;
 
+pub(crate) use bytes::{Lease, PacketMemory};
 pub use channel::register_for_global_barrier;
 pub use channel::{Channel, ChannelError, ChannelGeometry, LAYOUT_VERSION, NfCounter};
 pub use fds::{MAX_FDS, recv_with_fds, send_with_fds};
@@ -22,6 +26,7 @@ pub use region::{HugePages, Region, RegionError, RegionGeometry};
 pub use ring::{
     Consumer, HeapRing, Producer, RingError, RingMemory, SLOT_BYTES, SharedRing, SlotValue,
 };
+pub use signals::catch_stop_signals;
 
 /// A buffer's number in the packet region, `0..buffers`. Buffers are named by number, never by
 /// address, because every process maps the region where it likes.

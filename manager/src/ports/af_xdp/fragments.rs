@@ -3,9 +3,9 @@
 //! The kernel gives a long frame as several descriptors, each in a buffer of its own. NFs and every
 //! other back end know one frame as one range of one buffer, so on receive the continuation is
 //! **gathered**: copied behind the first piece, whose buffer has room for it. This is the only place
-//! where the data path copies payload, and only what exceeds the first chunk (about 5,200 bytes of a
-//! 9,000-byte frame). On transmit nothing is copied: the frame is described by one descriptor a
-//! chunk.
+//! where the data path copies payload, and only what exceeds the first chunk: about 5,200 bytes of a
+//! 9,000-byte frame, measured as 0.1 µs a frame in cache and 0.45 µs out of it. On transmit nothing
+//! is copied: the frame is described by one descriptor a chunk.
 #![allow(unsafe_code)]
 
 use nflib::shm::{BufferIndex, Region};

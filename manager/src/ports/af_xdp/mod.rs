@@ -9,6 +9,7 @@
 //!   netlink, interface, link    what the interface is, and whether it is still there
 //!   fragments     frames of several chunks: gather on receive, scatter on transmit
 //!   queue         bursts in and out          port  what `millrace port list` shows
+//!   kernel_stats  the kernel's counters, and the warning that explains its drops
 //!   open          the order of it all: checks, modes tried, fallbacks
 //! ```
 //! Each queue's socket registers the whole packet region as its UMEM, so the kernel writes received
@@ -17,7 +18,8 @@
 //! # Modes
 //! *native* runs in the driver, *generic* behind the stack on any interface; *zero-copy* lets the
 //! NIC itself use our buffers. `auto` tries native zero-copy, native copy, generic copy, and says
-//! what it got. The queue with [`poll_fd`](crate::ports::PortQueue::poll_fd) lets a worker sleep.
+//! what it got. Copy mode is bound by the kernel: of about 0.85 µs of worker time a 60-byte packet
+//! takes from veth to veth, nine tenths are spent in system calls.
 //!
 //! # What veth needs
 //! Partial checksums are completed on receive ([`checksum`](super::checksum)). VLAN tags that the

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::interface::Interface;
-use super::kernel_stats::{DropAdvice, KernelStats};
+use super::kernel_stats::DropAdvice;
 use super::link::LinkStatus;
 use super::netlink::Netlink;
 use super::port::{Hold, XdpPort};
@@ -18,15 +18,15 @@ use super::sys;
 use super::umem::Umem;
 use super::{AfXdpOptions, ChecksumMode, XdpMode, ZeroCopy};
 use crate::pool::BufferPool;
-use crate::ports::{OpenPort, PortError, PortQueue};
+use crate::ports::{OpenPort, PortError};
 
 /// How long a program left by a process that is just dying may stand in the way.
 const ATTACH_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Opens an interface: takes it from the host's stack until the port is closed or the process ends.
 ///
-/// Queue `q` uses `pools[q % pools.len()]`; at most half of a pool is kept offered for receive by
-/// this port. `name` is the port's name in the log.
+/// Queue `q` uses `pools[q % pools.len()]`; at most a quarter of a pool is kept offered for
+/// receive by this port. `name` is the port's name in the log.
 ///
 /// # Errors
 /// A [`PortError`] with one line: what was found, what was expected, what to do. Nothing stays
@@ -51,7 +51,17 @@ pub fn open(
     let mode = format!("{} {}", interface.driver, taken.way.name());
     tracing::info!("port {name}: {device} opened, {mode}, {queues} queue(s)");
     notices(&interface, taken.way, &umems[0]);
-    Ok(assemble(interface, options, taken, umems, link, promiscuous, mode, pools))
+    let link = Arc::new(link);
+    let queues: Vec<_> = queue_setups(&interface, options, taken.way, taken.sockets, &umems, &link);
+    let kernel = queues.iter().map(|setup| Arc::clone(&setup.kernel)).collect();
+    let count = pools.len();
+    let queues = queues
+        .into_iter()
+        .enumerate()
+        .map(|(q, setup)| Box::new(XdpQueue::new(setup, &mut pools[q % count])) as _)
+        .collect();
+    let hold = Some(Hold { _program: taken.link, promiscuous });
+    Ok(OpenPort { port: Box::new(XdpPort { interface, mode, link, kernel, hold }), queues })
 }
 
 fn os(device: &str, what: &str, source: io::Error) -> PortError {
@@ -235,7 +245,7 @@ fn try_way(
     let device = options.interface.as_str();
     let fragments = umems[0].multi_chunk();
     let redirect = Redirect::load(queues, fragments)
-        .map_err(|source| Refusal::Final(refused(device, "bpf(BPF_PROG_LOAD)", source)))?;
+        .map_err(|source| Refusal::Final(load_refusal(device, fragments, source)))?;
     // Some drivers take a zero-copy socket only with a program on; so that comes first.
     let link = attach_patiently(&redirect, interface, way)
         .map_err(|source| attach_refusal(interface, way, source))?;
@@ -287,6 +297,18 @@ fn check_obtained(device: &str, socket: &XskSocket, way: Way) -> Result<(), Refu
         return Err(Refusal::Next(unsupported(device, "the driver failed the first send")));
     }
     Ok(())
+}
+
+/// Programs that see frames of several chunks came with Linux 5.18, sockets that take them with 6.6.
+fn load_refusal(device: &str, fragments: bool, source: io::Error) -> PortError {
+    if fragments && source.raw_os_error() == Some(libc::EINVAL) {
+        return unsupported(
+            device,
+            "this kernel cannot receive frames of several chunks (Linux 6.6 can); set \
+             pool.buffer_bytes = 4096",
+        );
+    }
+    refused(device, "bpf(BPF_PROG_LOAD)", source)
 }
 
 fn attach_refusal(interface: &Interface, way: Way, source: io::Error) -> Refusal {
@@ -411,52 +433,42 @@ fn longest_frame_bytes(umem: &Umem) -> u32 {
     if umem.multi_chunk() { umem.max_frame_bytes() } else { umem.receive_bytes() }
 }
 
-/// Puts the parts together; from here on nothing fails.
-#[allow(clippy::too_many_arguments)]
-fn assemble(
-    interface: Interface,
+/// What each queue is made of.
+fn queue_setups(
+    interface: &Interface,
     options: &AfXdpOptions,
-    taken: Taken,
-    umems: Vec<Umem>,
-    link: LinkStatus,
-    promiscuous: Option<OwnedFd>,
-    mode: String,
-    pools: &mut [BufferPool],
-) -> OpenPort {
-    let link = Arc::new(link);
+    way: Way,
+    sockets: Vec<BoundQueue>,
+    umems: &[Umem],
+    link: &Arc<LinkStatus>,
+) -> Vec<QueueSetup> {
     let complete_checksums = match options.checksum {
         Some(mode) => mode == ChecksumMode::Complete,
         None => interface.is_software(),
     };
-    let count = taken.sockets.len();
-    let mut kernel = Vec::with_capacity(count);
-    let mut queues: Vec<Box<dyn PortQueue>> = Vec::with_capacity(count);
-    for (q, (socket, rings, binding)) in taken.sockets.into_iter().enumerate() {
-        let at = q % pools.len();
-        let sharing = (count - at).div_ceil(pools.len()) as u32;
-        let umem = umems[at].clone();
-        let generic = taken.way.attach == AttachMode::Generic;
-        let advice = DropAdvice::new(
-            &interface.link.name,
-            binding.queue,
-            longest_frame_bytes(&umem),
-            generic,
-        );
-        let stats = Arc::new(KernelStats::default());
-        kernel.push(Arc::clone(&stats));
-        let setup = QueueSetup {
+    let generic = way.attach == AttachMode::Generic;
+    let count = sockets.len();
+    let setup = |(q, (socket, rings, binding)): (usize, BoundQueue)| {
+        let umem = umems[q % umems.len()].clone();
+        let longest = longest_frame_bytes(&umem);
+        QueueSetup {
+            fill_target: fill_target(&umem, &binding, count.div_ceil(umems.len())),
+            advice: DropAdvice::new(&interface.link.name, binding.queue, longest, generic),
             socket,
             rings,
             binding,
-            fill_target: (umem.count() / 2 / sharing).clamp(1, binding.descriptors),
             umem,
-            link: Arc::clone(&link),
-            kernel: stats,
-            advice,
+            link: Arc::clone(link),
+            kernel: Arc::default(),
             complete_checksums,
-        };
-        queues.push(Box::new(XdpQueue::new(setup, &mut pools[at])));
-    }
-    let hold = Some(Hold { _program: taken.link, promiscuous });
-    OpenPort { port: Box::new(XdpPort { interface, mode, link, kernel, hold }), queues }
+        }
+    };
+    sockets.into_iter().enumerate().map(setup).collect()
+}
+
+/// Buffers that a queue keeps offered: a full ring, but all queues of the port together never more
+/// than a quarter of the pool, so that other ports and the NFs have theirs.
+fn fill_target(umem: &Umem, binding: &Binding, queues_on_pool: usize) -> u32 {
+    let share = umem.count() / 4 / u32::try_from(queues_on_pool).unwrap_or(u32::MAX);
+    share.clamp(1, binding.descriptors)
 }

@@ -1,11 +1,12 @@
 //! One queue of an interface: bursts in, bursts out.
 #![forbid(unsafe_code)]
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nflib::shm::BufferIndex;
+use nix::sys::eventfd::EventFd;
 
 use super::abi::{XDP_PKT_CONTD, XdpDesc};
 use super::fragments::{Gather, Gathered, Piece, Scatter};
@@ -67,6 +68,9 @@ pub struct XdpQueue {
     stalled: bool,
     next_tick_ns: u64,
     bad_descriptors: u64,
+    /// What stands for the socket of a device that is gone: never readable, so that a worker that
+    /// sleeps on its ports need not poll this one.
+    quiet: Option<EventFd>,
     /// Buffers on their way to or from the pool, kept to save allocations.
     scratch: Vec<BufferIndex>,
 }
@@ -89,6 +93,7 @@ impl XdpQueue {
             stalled: false,
             next_tick_ns: 0,
             bad_descriptors: 0,
+            quiet: None,
             scratch: Vec::with_capacity(setup.binding.descriptors as usize),
         };
         queue.refill(pool, 1);
@@ -302,6 +307,7 @@ impl XdpQueue {
         }
         if self.link.state() == LinkState::Gone && live.rings.rx.is_empty() {
             self.shut(pool);
+            self.quiet = EventFd::new().ok();
         }
     }
 
@@ -436,7 +442,8 @@ impl PortQueue for XdpQueue {
     }
 
     fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.live.as_ref().map(|live| live.socket.fd())
+        let socket = self.live.as_ref().map(|live| live.socket.fd());
+        socket.or_else(|| self.quiet.as_ref().map(|quiet| quiet.as_fd()))
     }
 
     fn close(&mut self, pool: &mut BufferPool) {
@@ -456,3 +463,7 @@ impl PortQueue for XdpQueue {
         self.shut(pool);
     }
 }
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

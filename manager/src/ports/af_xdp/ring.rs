@@ -202,30 +202,43 @@ impl<T: Copy> Consumer<T> {
     }
 }
 
+/// Rings in plain memory, both of whose halves are ours, so that they are tested without a kernel.
 #[cfg(test)]
-mod tests {
+pub mod fake {
     use super::*;
     use nix::sys::memfd::{MFdFlags, memfd_create};
-    use proptest::prelude::*;
     use std::os::fd::{AsFd, OwnedFd};
 
-    const OFFSETS: XdpRingOffset =
+    pub const OFFSETS: XdpRingOffset =
         XdpRingOffset { producer: 0, consumer: 64, desc: 192, flags: 128 };
+    pub const MEMORY_BYTES: usize = 4096;
 
-    /// Plain zeroed memory instead of a socket's, so that rings are tested without a kernel.
-    fn memory() -> OwnedFd {
+    /// Zeroed memory to map.
+    pub fn memory() -> OwnedFd {
         let file = memfd_create(c"ring", MFdFlags::empty()).unwrap();
-        nix::unistd::ftruncate(&file, 4096).unwrap();
+        nix::unistd::ftruncate(&file, MEMORY_BYTES as i64).unwrap();
         file
     }
 
-    /// A ring in plain memory, both of whose halves are ours: both map the same bytes.
-    fn pair(size: u32) -> (Producer<u64>, Consumer<u64>) {
+    /// The two halves of a ring; each maps the same bytes.
+    pub fn pair<T: Copy>(size: u32) -> (Producer<T>, Consumer<T>) {
         let file = memory();
-        let map = || RingMap::new(file.as_fd(), 0, 4096).unwrap();
+        let map = || RingMap::new(file.as_fd(), 0, MEMORY_BYTES).unwrap();
         let producer = Producer::new(map(), OFFSETS, size).unwrap();
         let consumer = Consumer::new(map(), OFFSETS, size).unwrap();
         (producer, consumer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fake::{MEMORY_BYTES, OFFSETS, memory};
+    use super::*;
+    use proptest::prelude::*;
+    use std::os::fd::AsFd;
+
+    fn pair(size: u32) -> (Producer<u64>, Consumer<u64>) {
+        super::fake::pair(size)
     }
 
     proptest! {
@@ -290,7 +303,7 @@ mod tests {
     fn offsets_outside_the_mapping_make_no_ring() {
         let offset = XdpRingOffset { desc: 4090, ..OFFSETS };
         let file = memory();
-        let map = || RingMap::new(file.as_fd(), 0, 4096).unwrap();
+        let map = || RingMap::new(file.as_fd(), 0, MEMORY_BYTES).unwrap();
         assert!(Producer::<u64>::new(map(), offset, 8).is_none());
         assert!(Producer::<u64>::new(map(), OFFSETS, 7).is_none());
     }

@@ -191,6 +191,12 @@ impl XskSocket {
         sys::set_option(self.fd(), libc::SOL_XDP, name, value).map_err(SetupError::at(what))
     }
 
+    /// A socket that is none: every call on it fails.
+    #[cfg(test)]
+    pub fn fake(fd: OwnedFd) -> Self {
+        Self { fd }
+    }
+
     /// The descriptor.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()

@@ -171,26 +171,31 @@ impl Device {
 
     /// Stops and releases the device, once; every buffer in its rings returns to its mempool.
     pub(super) fn close(&self) {
-        let mut state = self.eal.lock();
         if !self.open.swap(false, Ordering::AcqRel) {
             return;
         }
+        let mut state = self.eal.lock();
         // SAFETY: the port was open until now and the lock is held. No queue polls it: the
         // control side closes last, and each queue counts itself out before.
         unsafe {
             self.api.rte_eth_dev_stop(self.port_id);
         }
+        self.release(&mut state);
+        detach(self.api, self.port_id);
+        self.eal.forget_log();
+    }
+
+    /// Gives up what a stopped device has been granted: memory mapped for it, buffers promised.
+    fn release(&self, state: &mut State) {
         if self.dma_mapped {
             state.dma_users -= 1;
             if state.dma_users == 0 {
-                unmap_for_dma(self.api, self.port_id, &state);
+                unmap_for_dma(self.api, self.port_id, state);
             }
         }
-        detach(self.api, self.port_id);
         for queue in 0..self.queues {
             self.pool(queue).release_promise(self.promised_per_queue);
         }
-        self.eal.forget_log();
     }
 }
 
@@ -295,13 +300,8 @@ impl Opening<'_> {
         let kernel = self.kernel_interface()?;
         let mtu_bytes = self.mtu(kernel.as_ref(), usable_bytes)?;
         let max_frame = u32::from(mtu_bytes) + ETHERNET_BYTES + TAGS_BYTES;
-        let (rx_descriptors, tx_descriptors) = self.configure_queues(&info, mtu_bytes)?;
-        let dma_mapped = self.map_for_dma(&info, state)?;
-        if dma_mapped {
-            state.dma_users += 1;
-        }
-        let promised = self.promise(&pools, rx_descriptors, tx_descriptors)?;
-        let device = Device {
+        let descriptors = self.configure_queues(&info, mtu_bytes)?;
+        let mut device = Device {
             api,
             eal: self.eal.clone(),
             device: self.options.device.clone(),
@@ -312,17 +312,38 @@ impl Opening<'_> {
             queues: self.options.queues,
             max_frame_bytes: u16::try_from(max_frame.min(usable_bytes)).unwrap_or(u16::MAX),
             pools,
-            promised_per_queue: promised,
+            promised_per_queue: 0,
             kernel,
-            dma_mapped,
+            dma_mapped: false,
             open: AtomicBool::new(false),
             open_queues: AtomicU16::new(self.options.queues),
             link: AtomicU8::new(LinkState::Down as u8),
         };
-        self.set_up_queues(&info, &device, rx_descriptors, tx_descriptors)?;
-        self.start(&device)?;
-        device.open.store(true, Ordering::Release);
-        Ok(device)
+        match self.bring_up(&info, &mut device, descriptors, state) {
+            Ok(()) => {
+                device.open.store(true, Ordering::Release);
+                Ok(device)
+            }
+            Err(error) => {
+                device.release(state);
+                Err(error)
+            }
+        }
+    }
+
+    /// What the device is granted is noted in it at once, so that it can be taken back.
+    fn bring_up(
+        &self,
+        info: &sys::rte_eth_dev_info,
+        device: &mut Device,
+        (rx_descriptors, tx_descriptors): (u16, u16),
+        state: &mut State,
+    ) -> Result<(), PortError> {
+        device.dma_mapped = self.map_for_dma(info, state)?;
+        state.dma_users += u32::from(device.dma_mapped);
+        device.promised_per_queue = self.promise(&device.pools, rx_descriptors, tx_descriptors)?;
+        self.set_up_queues(info, device, rx_descriptors, tx_descriptors)?;
+        self.start(device)
     }
 
     fn device(&self) -> &str {

@@ -13,7 +13,6 @@ const VDEV_DRIVERS: &[&str] =
     &["net_af_packet", "net_af_xdp", "net_tap", "net_pcap", "net_null", "net_ring", "net_memif"];
 /// Kernel drivers whose DPDK driver works through them, so that nothing needs rebinding.
 const BIFURCATED: &[&str] = &["mlx4_core", "mlx5_core", "mana"];
-const USER_SPACE: &[&str] = &["vfio-pci", "uio_pci_generic", "igb_uio"];
 /// Bits of the capability sets (linux/capability.h).
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_NET_RAW: u32 = 13;
@@ -65,17 +64,20 @@ fn check_pci(device: &str) -> Result<(), PortError> {
     }
     let driver = link_target(&path.join("driver"));
     let bound = driver.as_deref().unwrap_or("no driver");
-    if !USER_SPACE.contains(&bound) && !BIFURCATED.contains(&bound) {
+    if BIFURCATED.contains(&bound) {
+        return Ok(());
+    }
+    if bound != "vfio-pci" {
         return Err(unsupported(
             device,
             format!(
                 "bound to {bound}, not to vfio-pci; `modprobe vfio-pci && dpdk-devbind.py -b \
-                 vfio-pci {}` takes it from the kernel",
+                 vfio-pci {}` binds it",
                 device_name(&full)
             ),
         ));
     }
-    if bound == "vfio-pci" { check_vfio_group(device, &path) } else { Ok(()) }
+    check_vfio_group(device, &path)
 }
 
 /// A group's file may be opened by its owner only; without an IOMMU there is no group.

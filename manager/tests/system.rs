@@ -1,0 +1,357 @@
+//! The real programs together: manager, NFs, command; real sockets, real deaths.
+//!
+//! Each test ends with the same assertion: the books balance and all buffers are back in the pool.
+
+#[path = "support/skip.rs"]
+mod skip;
+
+use std::io::Read as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nflib::control::{
+    self, AttachRequest, ErrorCode, MAX_REPLY_BYTES, Reply, Request, Status, request_status,
+};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use skip::skip;
+
+const MANAGER: &str = env!("CARGO_BIN_EXE_millrace-manager");
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The NF program, built beside the manager; absent when only the manager's package was built.
+fn nf_program() -> Option<PathBuf> {
+    let path = Path::new(MANAGER).with_file_name("millrace-nf");
+    if path.exists() {
+        return Some(path);
+    }
+    skip("millrace-nf is not built: cargo build -p millrace-nfs");
+    None
+}
+
+fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + LIMIT;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "not within {LIMIT:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A child that does not outlive its test.
+struct Process(Child);
+
+impl Process {
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.0.id().cast_signed()), signal).unwrap();
+    }
+
+    fn exit_code(&mut self) -> Option<i32> {
+        until("a process ends", || self.0.try_wait().unwrap()).code()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A running manager in a directory of its own.
+struct Manager {
+    process: Process,
+    directory: tempfile::TempDir,
+    /// Buffers in its region.
+    buffers: u64,
+}
+
+impl Manager {
+    fn start(workers: u16, ports: &str, chain: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let buffers = 4096;
+        let config = directory.path().join("m.toml");
+        let text = format!(
+            "[manager]\nsocket = \"{}\"\nworkers = {workers}\nring_capacity = 1024\n\
+             [pool]\nbuffers = {buffers}\nhugepages = \"off\"\n{ports}\n[chain]\nservices = {chain}\n",
+            directory.path().join("m.sock").display()
+        );
+        std::fs::write(&config, text).unwrap();
+        let process = Command::new(MANAGER)
+            .arg("--config")
+            .arg(&config)
+            .args(["--log", "warn"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let manager = Self { process: Process(process), directory, buffers };
+        until("the manager listens", || UnixStream::connect(manager.socket()).ok());
+        manager
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join("m.sock")
+    }
+
+    fn connect(&self) -> UnixStream {
+        let socket = UnixStream::connect(self.socket()).unwrap();
+        socket.set_read_timeout(Some(LIMIT)).unwrap();
+        socket
+    }
+
+    fn status(&self) -> Status {
+        let status = request_status(&self.connect()).unwrap();
+        assert!(status.accounting.balanced, "{:?}", status.accounting);
+        status
+    }
+
+    /// Starts an NF and waits until it is attached.
+    fn nf(&self, program: &Path, service: u16) -> Process {
+        let nf = self.spawn_nf(program, service);
+        let pid = nf.0.id().cast_signed();
+        until("the NF is attached", || self.status().nfs.iter().find(|nf| nf.pid == pid).cloned());
+        nf
+    }
+
+    fn spawn_nf(&self, program: &Path, service: u16) -> Process {
+        let nf = Command::new(program)
+            .args(["forward", "--log", "error", "--service", &service.to_string(), "--socket"])
+            .arg(self.socket())
+            .stderr(Stdio::piped())
+            .spawn();
+        Process(nf.unwrap())
+    }
+
+    /// Stops the manager; its last line says where every packet went.
+    fn stop(mut self) {
+        self.process.signal(Signal::SIGTERM);
+        assert_eq!(self.process.exit_code(), Some(0));
+        let mut said = String::new();
+        self.process.0.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(said.contains("held 0 (balanced)"), "{said}");
+        assert!(!self.socket().exists(), "the socket's file is gone");
+    }
+
+    fn assert_all_back(&self) {
+        let status = until("every packet is out", || {
+            let status = self.status();
+            (status.accounting.held_pkts == 0).then_some(status)
+        });
+        assert_eq!(status.pool.free, self.buffers, "all buffers are back in the pool");
+    }
+}
+
+fn generator(pkts: u64, rate_pps: u64) -> String {
+    format!(
+        "[[port]]\nname = \"in\"\nbackend = \"generator\"\nqueues = 2\nflows = 16\n\
+         count_pkts = {pkts}\nrate_pps = {rate_pps}\negress = \"out\"\n\
+         [[port]]\nname = \"out\"\nbackend = \"sink\"\nqueues = 2\nverify = true\n"
+    )
+}
+
+/// Counts of the sink that checks what the generator made.
+fn verified(status: &Status, what: &str) -> u64 {
+    status.ports[1].hw_stats[&format!("verify_{what}_pkts")]
+}
+
+fn crosses_two_nfs(workers: u16) {
+    let Some(program) = nf_program() else { return };
+    // The generator waits for nobody, so both NFs are there first: an attached chain, then traffic.
+    let manager = Manager::start(workers, &generator(200_000, 100_000), "[1, 2]");
+    let _nfs = [manager.nf(&program, 1), manager.nf(&program, 2)];
+    let status = until("the generator is done", || {
+        let status = manager.status();
+        (status.ports[0].exhausted && status.accounting.held_pkts == 0).then_some(status)
+    });
+    assert_eq!(status.ports[0].rx_pkts, 200_000);
+    // Before the NFs attached, packets were dropped for want of one; afterwards none was.
+    let early: u64 = status.drops.iter().map(|drop| drop.pkts).sum();
+    for drop in &status.drops {
+        assert!(["no_instance", "nf_ring_full"].contains(&drop.reason.as_str()), "{drop:?}");
+    }
+    assert_eq!(verified(&status, "good"), 200_000 - early);
+    assert_eq!((verified(&status, "corrupt"), verified(&status, "reordered")), (0, 0));
+    assert_eq!(verified(&status, "duplicate"), 0);
+    assert_eq!(status.nfs[1].rx_pkts, status.ports[1].tx_pkts);
+    assert_eq!(status.workers.len(), usize::from(workers));
+    manager.assert_all_back();
+    manager.stop();
+}
+
+#[test]
+fn packets_cross_two_nf_processes_whole_and_in_order() {
+    crosses_two_nfs(1);
+}
+
+#[test]
+fn two_workers_share_the_queues_and_every_packet_is_accounted_for() {
+    crosses_two_nfs(2);
+}
+
+#[test]
+fn a_killed_nf_is_gone_from_the_list_and_a_new_one_takes_over() {
+    let Some(program) = nf_program() else { return };
+    let manager = Manager::start(1, &generator(0, 20_000), "[1]");
+    for _ in 0..5 {
+        let mut nf = manager.nf(&program, 1);
+        let before = manager.status().ports[1].tx_pkts;
+        until("packets flow", || (manager.status().ports[1].tx_pkts > before).then_some(()));
+        nf.0.kill().unwrap();
+        nf.0.wait().unwrap();
+        until("it is gone from the list", || manager.status().nfs.is_empty().then_some(()));
+    }
+    manager.assert_all_back();
+    manager.stop();
+}
+
+#[test]
+fn three_hundred_launches_leave_the_manager_as_it_was() {
+    let Some(program) = nf_program() else { return };
+    let manager = Manager::start(1, &generator(0, 10_000), "[1]");
+    let open_files =
+        || std::fs::read_dir(format!("/proc/{}/fd", manager.process.0.id())).unwrap().count();
+    let before = open_files();
+    for round in 0..300 {
+        let mut nf = manager.nf(&program, 1);
+        if round % 2 == 0 {
+            nf.signal(Signal::SIGTERM);
+            assert_eq!(nf.exit_code(), Some(0), "an NF told to stop ends well");
+        } else {
+            nf.0.kill().unwrap();
+            nf.0.wait().unwrap();
+        }
+        until("it is gone", || manager.status().nfs.is_empty().then_some(()));
+    }
+    until("no descriptor is left open", || (open_files() <= before + 1).then_some(()));
+    manager.assert_all_back();
+    manager.stop();
+}
+
+#[test]
+fn an_nf_outlives_its_manager_and_joins_the_next_one() {
+    let Some(program) = nf_program() else { return };
+    let first = Manager::start(1, &generator(0, 10_000), "[1]");
+    let socket = first.socket();
+    let mut nf = first.nf(&program, 1);
+    let text = std::fs::read_to_string(first.directory.path().join("m.toml")).unwrap();
+    let Manager { process, directory, buffers } = first;
+    drop(process); // kill -9
+    std::fs::write(directory.path().join("m.toml"), text).unwrap();
+    let next = Command::new(MANAGER)
+        .arg("--config")
+        .arg(directory.path().join("m.toml"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let next = Manager { process: Process(next), directory, buffers };
+    until("the next manager listens", || UnixStream::connect(&socket).ok());
+    until("the NF is back", || (next.status().nfs.len() == 1).then_some(()));
+    let before = next.status().ports[1].tx_pkts;
+    until("packets flow", || (next.status().ports[1].tx_pkts > before).then_some(()));
+    assert!(nf.0.try_wait().unwrap().is_none(), "it is the same process");
+    nf.signal(Signal::SIGTERM);
+    assert_eq!(nf.exit_code(), Some(0));
+    next.assert_all_back();
+    next.stop();
+}
+
+#[test]
+fn an_nf_without_a_place_is_told_why_in_one_line() {
+    let Some(program) = nf_program() else { return };
+    let manager = Manager::start(1, &generator(0, 1000), "[1, 2]");
+    let _first = manager.nf(&program, 1);
+    for (service, expected) in
+        [(9, "no chain uses service 9"), (1, "service 1 is provided already")]
+    {
+        let mut nf = manager.spawn_nf(&program, service);
+        assert_eq!(nf.exit_code(), Some(1));
+        let mut said = String::new();
+        nf.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(said.contains(expected), "{said}");
+    }
+    assert_eq!(manager.status().nfs.len(), 1);
+    manager.stop();
+}
+
+#[test]
+fn an_nf_of_another_version_is_refused_with_both_versions() {
+    let manager = Manager::start(1, &generator(0, 1000), "[1]");
+    for (protocol, layout) in [(99, nflib::shm::LAYOUT_VERSION), (control::PROTOCOL_VERSION, 99)] {
+        let socket = manager.connect();
+        let request = AttachRequest { protocol, layout, ..AttachRequest::new("old", 1) };
+        control::send(&socket, &Request::Attach(request), &[]).unwrap();
+        let (reply, fds) = control::recv::<Reply>(&socket, MAX_REPLY_BYTES).unwrap();
+        let Reply::Error(error) = reply else { panic!("{reply:?}") };
+        assert_eq!((error.code, fds.len()), (ErrorCode::Version, 0));
+        assert!(error.message.contains("99"), "{error}");
+    }
+    manager.stop();
+}
+
+#[test]
+fn a_client_that_talks_nonsense_loses_its_connection_and_nobody_else_s() {
+    use std::io::Write as _;
+    let manager = Manager::start(1, &generator(0, 1000), "[1]");
+    let bystander = manager.connect();
+    let nonsense: [&[u8]; 5] = [
+        b"GET / HTTP/1.1\r\n\r\n",
+        &[255, 255, 255, 255],
+        &[2, 0, 0, 0, b'{', b'}'],
+        &[4, 0, 0, 0, 0xff, 0xfe, 0xfd, 0xfc],
+        b"\x13\x00\x00\x00{\"op\":\"no_such_op\"}",
+    ];
+    for bytes in nonsense {
+        let mut socket = manager.connect();
+        socket.write_all(bytes).unwrap();
+        let (reply, _) = control::recv::<Reply>(&socket, MAX_REPLY_BYTES).unwrap();
+        let Reply::Error(error) = reply else { panic!("{reply:?}") };
+        assert_eq!(error.code, ErrorCode::BadRequest);
+        assert_eq!(socket.read(&mut [0]).unwrap(), 0, "the connection is closed");
+    }
+    // A frame that never ends, and one that is cut off, hold nobody up.
+    let mut slow = manager.connect();
+    slow.write_all(&[200, 0]).unwrap();
+    let mut cut = manager.connect();
+    cut.write_all(&[200, 0, 0, 0, b'{']).unwrap();
+    drop(cut);
+    assert!(request_status(&bystander).is_ok());
+    manager.stop();
+}
+
+#[test]
+fn descriptors_sent_where_none_belong_are_closed() {
+    use std::os::fd::AsFd as _;
+    let manager = Manager::start(1, &generator(0, 1000), "[1]");
+    let open_files =
+        || std::fs::read_dir(format!("/proc/{}/fd", manager.process.0.id())).unwrap().count();
+    let socket = manager.connect();
+    request_status(&socket).unwrap();
+    let before = open_files();
+    let file = std::fs::File::open("/dev/null").unwrap();
+    for _ in 0..50 {
+        control::send(&socket, &Request::Status, &[file.as_fd(); 8]).unwrap();
+        assert!(matches!(
+            control::recv::<Reply>(&socket, MAX_REPLY_BYTES),
+            Ok((Reply::Status(_), _))
+        ));
+    }
+    assert_eq!(open_files(), before);
+    manager.stop();
+}
+
+#[test]
+fn a_stopping_manager_lets_what_is_inside_come_out() {
+    let Some(program) = nf_program() else { return };
+    let manager = Manager::start(1, &generator(0, 50_000), "[1, 2]");
+    let mut nfs = [manager.nf(&program, 1), manager.nf(&program, 2)];
+    until("packets flow", || (manager.status().ports[1].tx_pkts > 1000).then_some(()));
+    manager.stop();
+    for nf in &mut nfs {
+        assert_eq!(nf.exit_code(), Some(0), "the NFs are told to go and end well");
+    }
+}

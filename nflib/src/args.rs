@@ -1,0 +1,119 @@
+//! The command line that all NFs share.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser};
+
+use crate::control::DEFAULT_SOCKET;
+use crate::descriptor::ServiceId;
+
+/// Names the manager's socket when `--socket` does not.
+pub const SOCKET_VARIABLE: &str = "MILLRACE_SOCKET";
+
+/// How an NF finds its manager. Flatten it into an NF's own arguments:
+///
+/// ```
+/// #[derive(clap::Parser)]
+/// struct Options {
+///     #[command(flatten)]
+///     nf: nflib::NfArgs,
+///     /// Drop every n-th packet.
+///     #[arg(long, default_value_t = 2)]
+///     every: u64,
+/// }
+/// ```
+#[derive(Args, Clone, Debug)]
+pub struct NfArgs {
+    /// Service to provide: its number in the manager's chains
+    #[arg(long, value_name = "N")]
+    pub service: ServiceId,
+    /// Socket of the manager
+    #[arg(long, value_name = "PATH", env = SOCKET_VARIABLE, default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// Fail when no manager is there, instead of waiting for one
+    #[arg(long)]
+    pub no_wait: bool,
+    /// What to log to stderr: error, warn, info, debug, trace, or a filter such as nflib=debug
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log: String,
+}
+
+/// An NF that has no arguments of its own.
+#[derive(Parser, Debug)]
+pub(crate) struct PlainArgs {
+    #[command(flatten)]
+    pub(crate) nf: NfArgs,
+}
+
+/// Parses the command line. What cannot be parsed is explained by one line on stderr, with the
+/// usage, and exit code 2; `--help` and `--version` print and exit with 0.
+///
+/// # Errors
+/// The code to exit with, when there is nothing to run.
+pub fn parse<T: Parser>() -> Result<T, ExitCode> {
+    T::try_parse().map_err(|error| {
+        match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+                let _ = error.print();
+                return ExitCode::SUCCESS;
+            }
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                eprintln!("{}", which_one(&T::command()));
+            }
+            _ => eprintln!("{}: {}", T::command().get_name(), one_line(&error)),
+        }
+        ExitCode::from(2)
+    })
+}
+
+/// What to say to a program of several that was given no name.
+fn which_one(command: &clap::Command) -> String {
+    let name = command.get_name();
+    let names = command.get_subcommands().map(clap::Command::get_name).collect::<Vec<_>>();
+    format!("{name}: no name given; usage: {name} <NAME> …, where <NAME> is: {}", names.join(", "))
+}
+
+/// Clap's message, which has several lines and paragraphs, as one line: what is wrong, how it
+/// should be, and what else there is.
+#[must_use]
+pub fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let parts = text
+        .split("\n\n")
+        .filter(|part| !part.starts_with("For more information"))
+        .map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "))
+        .filter(|part| !part.is_empty());
+    let line = parts.collect::<Vec<_>>().join("; ");
+    line.strip_prefix("error: ").unwrap_or(&line).replacen("; Usage:", "; usage:", 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_nf_without_arguments_gets_one_line_that_says_what_is_missing() {
+        let error = PlainArgs::try_parse_from(["some-nf"]).unwrap_err();
+        let line = one_line(&error);
+        assert_eq!(line.lines().count(), 1);
+        assert!(line.contains("--service <N>") && line.contains("usage: some-nf"), "{line}");
+    }
+
+    #[test]
+    fn a_service_that_is_no_number_is_named_in_one_line() {
+        let error = PlainArgs::try_parse_from(["some-nf", "--service", "x"]).unwrap_err();
+        let line = one_line(&error);
+        assert!(line.lines().count() == 1 && line.contains("'x'"), "{line}");
+    }
+
+    #[test]
+    fn a_service_is_all_that_an_nf_needs() {
+        let args = PlainArgs::try_parse_from(["some-nf", "--service", "3"]).unwrap().nf;
+        assert_eq!((args.service, args.no_wait), (3, false));
+        let args = PlainArgs::try_parse_from(["n", "--service", "3", "--socket", "/x"]).unwrap().nf;
+        assert_eq!(args.socket, PathBuf::from("/x"));
+    }
+}

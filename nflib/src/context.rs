@@ -1,0 +1,191 @@
+//! What an NF can ask and do while it works: the time, and the packets it holds.
+#![forbid(unsafe_code)]
+
+use thiserror::Error;
+
+use crate::nf::{Action, Setup};
+use crate::packet::{Packet, PacketId, Slot};
+use crate::shm::{BufferIndex, PacketMemory};
+
+/// Why a held packet could not be released or looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum HoldError {
+    /// It is not held: never was, was released already, or is still in [`Packet`] form because
+    /// `process` has not returned [`Action::Hold`] for it yet.
+    #[error("packet {0} is not held: it was released already, or Action::Hold was not returned")]
+    NotHeld(PacketId),
+}
+
+/// A packet on its way out of the NF.
+#[derive(Debug)]
+pub(crate) struct Departure {
+    pub(crate) slot: Slot,
+    pub(crate) action: Action,
+}
+
+/// The packets an NF holds: a bounded table, found by buffer number.
+///
+/// No memory is allocated after construction.
+#[derive(Debug)]
+pub(crate) struct HoldTable {
+    /// For each buffer of the region: position in `held` plus 1, or 0. Private pages of zeroes cost
+    /// nothing until they are used.
+    position: Vec<u32>,
+    held: Vec<Slot>,
+    limit_pkts: usize,
+}
+
+impl HoldTable {
+    pub(crate) fn new(buffers: u32, limit_pkts: usize) -> Self {
+        let limit_pkts = limit_pkts.min(buffers as usize);
+        Self {
+            position: vec![0; buffers as usize],
+            held: Vec::with_capacity(limit_pkts),
+            limit_pkts,
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// True when a packet in this buffer is held: then no descriptor can rightly name it.
+    #[inline]
+    pub(crate) fn holds(&self, buffer: BufferIndex) -> bool {
+        !self.held.is_empty() && self.position.get(buffer as usize).is_some_and(|&p| p != 0)
+    }
+
+    fn room(&self) -> usize {
+        self.limit_pkts - self.held.len()
+    }
+
+    fn find(&self, id: PacketId) -> Result<usize, HoldError> {
+        let not_held = HoldError::NotHeld(id);
+        let position = *self.position.get(id.buffer as usize).ok_or(not_held)?;
+        let at = (position as usize).checked_sub(1).ok_or(not_held)?;
+        // A later packet may lie in the same buffer; its arrival number differs.
+        if self.held.get(at).ok_or(not_held)?.id() == id { Ok(at) } else { Err(not_held) }
+    }
+
+    /// Gives the slot back when there is no room.
+    fn insert(&mut self, slot: Slot) -> Result<(), Slot> {
+        if self.room() == 0 {
+            return Err(slot);
+        }
+        let buffer = slot.lease.buffer() as usize;
+        self.held.push(slot);
+        // `held.len() ≤ buffers ≤ u32::MAX`.
+        self.position[buffer] = self.held.len() as u32;
+        Ok(())
+    }
+
+    pub(crate) fn remove(&mut self, id: PacketId) -> Result<Slot, HoldError> {
+        let at = self.find(id)?;
+        let slot = self.held.swap_remove(at);
+        self.position[id.buffer as usize] = 0;
+        if let Some(moved) = self.held.get(at) {
+            self.position[moved.lease.buffer() as usize] = at as u32 + 1;
+        }
+        Ok(slot)
+    }
+
+    /// Takes every held packet out, in the order of arrival.
+    pub(crate) fn drain(&mut self) -> Vec<Slot> {
+        let mut all = std::mem::take(&mut self.held);
+        for slot in &all {
+            self.position[slot.lease.buffer() as usize] = 0;
+        }
+        all.sort_unstable_by_key(|slot| slot.arrival);
+        all
+    }
+}
+
+/// What an NF can ask and do during `process_burst`, `process` and `tick`.
+pub struct Context<'a> {
+    pub(crate) memory: &'a PacketMemory,
+    pub(crate) setup: &'a Setup,
+    pub(crate) now_ns: u64,
+    pub(crate) hold: &'a mut HoldTable,
+    pub(crate) out: &'a mut Vec<Departure>,
+    pub(crate) hold_overflow_pkts: &'a mut u64,
+    pub(crate) stop: &'a mut bool,
+}
+
+impl Context<'_> {
+    /// The time in nanoseconds of the monotonic clock, read once before this burst or tick.
+    #[must_use]
+    #[inline]
+    pub fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    /// What the NF was told at `setup`.
+    #[must_use]
+    pub fn setup(&self) -> &Setup {
+        self.setup
+    }
+
+    /// Sends a held packet on its way, exactly once. It leaves before the packets that are decided
+    /// after this call. [`Action::Hold`] keeps it held.
+    ///
+    /// # Errors
+    /// [`HoldError::NotHeld`] when the packet is not held (any more); nothing happens.
+    pub fn release(&mut self, id: PacketId, action: Action) -> Result<(), HoldError> {
+        if action == Action::Hold {
+            return self.hold.find(id).map(|_| ());
+        }
+        let slot = self.hold.remove(id)?;
+        self.out.push(Departure { slot, action });
+        Ok(())
+    }
+
+    /// A held packet, to read or change.
+    ///
+    /// # Errors
+    /// [`HoldError::NotHeld`]
+    pub fn held(&mut self, id: PacketId) -> Result<Packet<'_>, HoldError> {
+        let at = self.hold.find(id)?;
+        Ok(self.hold.held[at].view(self.memory))
+    }
+
+    /// The bytes of a held packet, to read; several can be read at once.
+    ///
+    /// # Errors
+    /// [`HoldError::NotHeld`]
+    pub fn held_bytes(&self, id: PacketId) -> Result<&[u8], HoldError> {
+        Ok(self.hold.held[self.hold.find(id)?].bytes(self.memory))
+    }
+
+    /// How many packets are held.
+    #[must_use]
+    pub fn held_pkts(&self) -> usize {
+        self.hold.len()
+    }
+
+    /// How many more packets may be held. At 0, [`Action::Hold`] drops the packet.
+    #[must_use]
+    pub fn hold_room(&self) -> usize {
+        self.hold.room()
+    }
+
+    /// Asks the program to end as if it had got SIGTERM, after this burst or tick.
+    pub fn request_stop(&mut self) {
+        *self.stop = true;
+    }
+
+    /// Carries out an action.
+    #[inline]
+    pub(crate) fn depart(&mut self, slot: Slot, action: Action) {
+        let (slot, action) = match action {
+            Action::Hold => match self.hold.insert(slot) {
+                Ok(()) => return,
+                Err(slot) => {
+                    *self.hold_overflow_pkts += 1;
+                    (slot, Action::Drop)
+                }
+            },
+            other => (slot, other),
+        };
+        self.out.push(Departure { slot, action });
+    }
+}

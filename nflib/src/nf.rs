@@ -1,0 +1,150 @@
+//! What a network function is: a type that decides, for each packet, where it goes.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::burst::Burst;
+use crate::context::Context;
+pub use crate::descriptor::{PortId, ServiceId};
+use crate::packet::Packet;
+use crate::shm::RegionGeometry;
+
+/// Packets an NF may hold when it does not say otherwise.
+pub const DEFAULT_HOLD_LIMIT_PKTS: usize = 1024;
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Free it.
+    Drop,
+    /// Send it to the next service of its chain, or out when this was the last.
+    Next,
+    /// Send it to a service that the chain need not contain.
+    ToService(ServiceId),
+    /// Send it out by a port.
+    Out(PortId),
+    /// Keep it until [`Context::release`] is called with its [`Packet::id`].
+    ///
+    /// A held packet is never sent by itself. When [`Context::hold_room`] is 0 it cannot be kept:
+    /// it is dropped, and counted as such. What is still held at shutdown is dropped, too.
+    Hold,
+}
+
+/// What an NF is told when it is attached, before its first packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// The service it was started for.
+    pub service: ServiceId,
+    /// This instance's number, given by the manager.
+    pub instance: u32,
+    /// How buffers are cut: longest packet, headroom.
+    pub region: RegionGeometry,
+    /// The most packets it may hold at once.
+    pub hold_limit_pkts: usize,
+}
+
+/// Why an NF refuses to start; one clear line.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct NfError(String);
+
+impl NfError {
+    /// An error that says what was wrong, what was expected and what to do.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
+
+/// A network function.
+///
+/// Most NFs implement [`process`](Self::process) and nothing else. One that gains from seeing
+/// several packets at once (to prefetch, or to look up many keys) implements
+/// [`process_burst`](Self::process_burst). An NF that implements neither passes everything on.
+///
+/// All calls come from one thread, one at a time.
+pub trait NetworkFunction: Send {
+    /// Called once per attachment, before the first packet. When the manager restarts, the same
+    /// value is attached, and set up, again; packets that it held then are held no more.
+    ///
+    /// # Errors
+    /// Whatever makes it impossible to run; the program prints it and exits.
+    fn setup(&mut self, setup: &Setup) -> Result<(), NfError> {
+        let _ = setup;
+        Ok(())
+    }
+
+    /// Decides about one packet, which it may change.
+    fn process(&mut self, packet: &mut Packet<'_>, ctx: &mut Context<'_>) -> Action {
+        let _ = (packet, ctx);
+        Action::Next
+    }
+
+    /// Decides about a burst. Packets leave in the order in which they are decided; one that was
+    /// not decided leaves after the others, as [`Action::Next`].
+    fn process_burst(&mut self, burst: &mut Burst<'_>, ctx: &mut Context<'_>) {
+        for at in 0..burst.len() {
+            let Some(mut packet) = burst.packet(at) else { continue };
+            let action = self.process(&mut packet, ctx);
+            burst.decide(at, action, ctx);
+        }
+    }
+
+    /// The most packets the NF wants to hold at once ([`Action::Hold`]); asked once per attachment.
+    /// It gets at most a quarter of the region's buffers, so that the ports cannot run dry.
+    fn hold_limit_pkts(&self) -> usize {
+        DEFAULT_HOLD_LIMIT_PKTS
+    }
+
+    /// How often [`tick`](Self::tick) is wanted; `None` for never. Asked again after each tick.
+    fn tick_interval(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Called at about every [`tick_interval`](Self::tick_interval), with or without traffic. Ticks
+    /// that were missed are not made up for.
+    fn tick(&mut self, ctx: &mut Context<'_>) {
+        let _ = ctx;
+    }
+
+    /// Called once, after the last packet.
+    fn shutdown(&mut self) {}
+}
+
+/// What stands for an NF is one: `&mut nf`, `Box<dyn NetworkFunction>`.
+macro_rules! delegate {
+    ($($holder:ty),+) => {$(
+        impl<N: NetworkFunction + ?Sized> NetworkFunction for $holder {
+            fn setup(&mut self, setup: &Setup) -> Result<(), NfError> {
+                (**self).setup(setup)
+            }
+
+            fn process(&mut self, packet: &mut Packet<'_>, ctx: &mut Context<'_>) -> Action {
+                (**self).process(packet, ctx)
+            }
+
+            fn process_burst(&mut self, burst: &mut Burst<'_>, ctx: &mut Context<'_>) {
+                (**self).process_burst(burst, ctx);
+            }
+
+            fn hold_limit_pkts(&self) -> usize {
+                (**self).hold_limit_pkts()
+            }
+
+            fn tick_interval(&self) -> Option<Duration> {
+                (**self).tick_interval()
+            }
+
+            fn tick(&mut self, ctx: &mut Context<'_>) {
+                (**self).tick(ctx);
+            }
+
+            fn shutdown(&mut self) {
+                (**self).shutdown();
+            }
+        }
+    )+};
+}
+
+delegate!(&mut N, Box<N>);

@@ -1,0 +1,195 @@
+//! Running an NF: attach, process until told to stop, leave in good order.
+//!
+//! ```text
+//! attach ─► setup ─► turns … ─► detach ─► last turns ─► shutdown ─► held packets dropped ─► exit
+//!    ▲                  │ manager vanished
+//!    └──────────────────┘
+//! ```
+#![forbid(unsafe_code)]
+
+mod attach;
+mod turns;
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
+
+use thiserror::Error;
+
+use crate::args::{self, NfArgs, PlainArgs};
+use crate::control::{ControlError, ErrorReply};
+use crate::log::LogError;
+use crate::nf::{NetworkFunction, NfError};
+use crate::shm::{ChannelError, RegionError, RingError, catch_stop_signals};
+use attach::attach;
+use turns::{Ending, Turns};
+
+/// Why an NF could not run, or go on running; one clear line each.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// Nobody listens.
+    #[error("no manager listens on {}; start millrace-manager or name its socket with --socket", socket.display())]
+    NoManager {
+        /// Where.
+        socket: PathBuf,
+    },
+    /// The socket is there and cannot be used.
+    #[error("{}: {source}; the socket's group may use it, so be a member or name another with --socket", socket.display())]
+    Connect {
+        /// Where.
+        socket: PathBuf,
+        /// The error of `connect(2)`.
+        source: io::Error,
+    },
+    /// The socket failed.
+    #[error("control socket: {0}")]
+    Socket(io::Error),
+    /// The conversation failed.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The manager said no, and why.
+    #[error("{0}")]
+    Refused(ErrorReply),
+    /// Region and channel did not come along.
+    #[error("the manager sent {found} descriptors, expected 2 (region, channel); use one release")]
+    Descriptors {
+        /// How many came.
+        found: usize,
+    },
+    /// The region cannot be mapped.
+    #[error(transparent)]
+    Region(#[from] RegionError),
+    /// The channel cannot be mapped.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// The manager wrote nonsense into a ring.
+    #[error("the manager broke a ring: {0}")]
+    Ring(#[from] RingError),
+    /// The manager went away.
+    #[error("the manager went away")]
+    ManagerGone,
+    /// The NF refused to start.
+    #[error(transparent)]
+    Nf(#[from] NfError),
+    /// The log filter cannot be read.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// Signals cannot be caught.
+    #[error("signal handlers: {0}")]
+    Signals(io::Error),
+}
+
+impl RunError {
+    /// True when waiting may help.
+    fn is_absence(&self) -> bool {
+        matches!(
+            self,
+            Self::NoManager { .. } | Self::ManagerGone | Self::Control(ControlError::Closed)
+        )
+    }
+}
+
+/// The whole of an NF program that has no arguments of its own: parses the command line, attaches,
+/// runs until SIGINT, SIGTERM or the manager's word, and says what went wrong in one line.
+///
+/// ```no_run
+/// use nflib::{Action, Context, NetworkFunction, Packet};
+///
+/// struct Discard;
+///
+/// impl NetworkFunction for Discard {
+///     fn process(&mut self, _: &mut Packet<'_>, _: &mut Context<'_>) -> Action {
+///         Action::Drop
+///     }
+/// }
+///
+/// fn main() -> std::process::ExitCode {
+///     nflib::run(Discard)
+/// }
+/// ```
+pub fn run(nf: impl NetworkFunction) -> ExitCode {
+    match args::parse::<PlainArgs>() {
+        Ok(args) => run_as(&program_name(), nf, &args.nf),
+        Err(code) => code,
+    }
+}
+
+/// As [`run`], for a program that has parsed [`NfArgs`] itself. `name` is what the manager shows.
+pub fn run_as(name: &str, nf: impl NetworkFunction, args: &NfArgs) -> ExitCode {
+    let done = start(name, nf, args);
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{name}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(name: &str, nf: impl NetworkFunction, args: &NfArgs) -> Result<(), RunError> {
+    crate::log::init(&args.log)?;
+    let stop = catch_stop_signals().map_err(RunError::Signals)?;
+    run_until(name, nf, args, stop)
+}
+
+/// Runs an NF until `stop` is set, the manager says so, or the NF asks for it. When the manager
+/// vanishes, waits for a new one, unless `--no-wait`.
+///
+/// # Errors
+/// See [`RunError`].
+pub fn run_until(
+    name: &str,
+    mut nf: impl NetworkFunction,
+    args: &NfArgs,
+    stop: &AtomicBool,
+) -> Result<(), RunError> {
+    let mut was_set_up = false;
+    let result = run_attached(name, &mut nf, args, stop, &mut was_set_up);
+    if was_set_up {
+        nf.shutdown();
+    }
+    result
+}
+
+fn run_attached(
+    name: &str,
+    nf: &mut impl NetworkFunction,
+    args: &NfArgs,
+    stop: &AtomicBool,
+    was_set_up: &mut bool,
+) -> Result<(), RunError> {
+    let mut next_arrival = 1;
+    while let Some(attachment) = attach(name, args, stop)? {
+        tracing::info!(
+            "{name} attached as instance {} of service {} (manager {})",
+            attachment.terms.instance,
+            attachment.terms.service,
+            attachment.terms.manager_version,
+        );
+        let mut turns = Turns::new(nf, attachment, next_arrival)?;
+        *was_set_up = true;
+        match turns.run(stop)? {
+            Ending::Stopped => return Ok(()),
+            Ending::ManagerGone if args.no_wait => return Err(RunError::ManagerGone),
+            Ending::ManagerGone => tracing::warn!("the manager went away; waiting for a new one"),
+        }
+        next_arrival = turns.next_arrival();
+    }
+    Ok(())
+}
+
+/// The program's file name, for the manager to show.
+fn program_name() -> String {
+    std::env::args_os()
+        .next()
+        .as_deref()
+        .map(Path::new)
+        .and_then(Path::file_name)
+        .map(OsStr::to_string_lossy)
+        .map_or_else(|| "nf".to_owned(), std::borrow::Cow::into_owned)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -1,0 +1,347 @@
+//! NFs run against a manager of a few lines, in this process.
+
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::control::{
+    self, Attached, ErrorCode, MAX_REQUEST_BYTES, PROTOCOL_VERSION, Reply, Request,
+};
+use crate::descriptor::{ActionCode, Delivery, Returned};
+use crate::shm::channel::ChannelGeometry;
+use crate::shm::{
+    Channel, Consumer, HugePages, LAYOUT_VERSION, NfCounter, Producer, Region, RegionGeometry,
+};
+use crate::{Action, Context, Packet};
+
+const REGION: RegionGeometry =
+    RegionGeometry { buffers: 256, stride_bytes: 2048, headroom_bytes: 256 };
+const CHANNEL: ChannelGeometry = ChannelGeometry { workers: 2, ring_capacity: 64 };
+
+/// A directory with a socket path in it, and what an NF needs to find it.
+struct Place {
+    _dir: tempfile::TempDir,
+    args: NfArgs,
+}
+
+fn place(no_wait: bool) -> Place {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("manager.sock");
+    Place { _dir: dir, args: NfArgs { service: 3, socket, no_wait, log: "off".into() } }
+}
+
+/// A manager with one NF attached.
+struct FakeManager {
+    socket: UnixStream,
+    region: Region,
+    channel: Channel,
+    lanes: Vec<(Producer<Delivery>, Consumer<Returned>)>,
+}
+
+fn listen(path: &PathBuf) -> UnixListener {
+    let _ = std::fs::remove_file(path);
+    UnixListener::bind(path).unwrap()
+}
+
+fn receive_attach(listener: &UnixListener) -> UnixStream {
+    let (socket, _) = listener.accept().unwrap();
+    let Request::Attach(request) = control::recv(&socket, MAX_REQUEST_BYTES).unwrap().0 else {
+        panic!("not an attach")
+    };
+    assert_eq!((request.protocol, request.layout), (PROTOCOL_VERSION, LAYOUT_VERSION));
+    assert_eq!((request.name.as_str(), request.service), ("test-nf", 3));
+    socket
+}
+
+fn accept(listener: &UnixListener) -> FakeManager {
+    let socket = receive_attach(listener);
+    let region = Region::create(REGION, HugePages::Off).unwrap();
+    let channel = Channel::create(CHANNEL).unwrap();
+    let terms = Attached {
+        instance: 9,
+        service: 3,
+        region: REGION,
+        channel: CHANNEL,
+        manager_version: "test".into(),
+    };
+    control::send(&socket, &Reply::Attached(terms), &[region.fd(), channel.fd()]).unwrap();
+    let lanes = (0..CHANNEL.workers).map(|w| channel.manager_ends(w).unwrap()).collect();
+    FakeManager { socket, region, channel, lanes }
+}
+
+impl FakeManager {
+    fn deliver(&mut self, lane: usize, buffers: std::ops::Range<u32>) -> usize {
+        let burst: Vec<_> = buffers
+            .map(|buffer| {
+                assert!(self.region.write(buffer, 256, &[buffer as u8; 60]));
+                Delivery { buffer, offset_bytes: 256, len_bytes: 60, ..Delivery::default() }
+            })
+            .collect();
+        let pushed = self.lanes[lane].0.push_burst(&burst).unwrap();
+        self.channel.wake_nf();
+        pushed
+    }
+
+    /// Takes what came back by a lane, until `count` did.
+    fn take(&mut self, lane: usize, count: usize) -> Vec<Returned> {
+        let end = Instant::now() + Duration::from_secs(10);
+        let mut all = Vec::new();
+        while all.len() < count {
+            let mut burst = [Returned::default(); 16];
+            let got = self.lanes[lane].1.pop_burst(&mut burst).unwrap();
+            all.extend_from_slice(&burst[..got]);
+            assert!(Instant::now() < end, "{} of {count} came back", all.len());
+            std::thread::yield_now();
+        }
+        all
+    }
+
+    fn stop(&self) {
+        control::send(&self.socket, &Reply::Stop { reason: "test over".into() }, &[]).unwrap();
+    }
+}
+
+/// Sends odd buffers out by port 5 with a changed byte, others on; holds those above 200.
+struct Sorter;
+
+impl NetworkFunction for Sorter {
+    fn process(&mut self, packet: &mut Packet<'_>, _: &mut Context<'_>) -> Action {
+        let number = packet.bytes()[0];
+        match number {
+            200.. => Action::Hold,
+            _ if number % 2 == 1 => {
+                packet.bytes_mut()[1] = 0xee;
+                packet.push_front(2).unwrap().copy_from_slice(&[0xaa, 0xbb]);
+                Action::Out(5)
+            }
+            _ => Action::Next,
+        }
+    }
+}
+
+type Running = (JoinHandle<Result<(), RunError>>, Arc<AtomicBool>);
+
+fn start(nf: impl NetworkFunction + 'static, args: &NfArgs) -> Running {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (flag, args) = (stop.clone(), args.clone());
+    (std::thread::spawn(move || run_until("test-nf", nf, &args, &flag)), stop)
+}
+
+#[test]
+fn packets_come_back_by_the_lane_they_came_from_with_what_was_decided() {
+    let place = place(false);
+    let listener = listen(&place.args.socket);
+    let (nf, _) = start(Sorter, &place.args);
+    let mut manager = accept(&listener);
+    assert_eq!(manager.deliver(0, 0..10), 10);
+    assert_eq!(manager.deliver(1, 50..60), 10);
+    for (lane, first) in [(0, 0), (1, 50)] {
+        for (returned, buffer) in manager.take(lane, 10).into_iter().zip(first..) {
+            let odd = buffer % 2 == 1;
+            let action = if odd { ActionCode::Out } else { ActionCode::Next };
+            assert_eq!(returned.buffer, buffer);
+            assert_eq!((returned.action, returned.target), (action as u8, if odd { 5 } else { 0 }));
+            let (offset, len) = if odd { (254, 62) } else { (256, 60) };
+            assert_eq!((returned.offset_bytes, returned.len_bytes), (offset, len));
+            let mut bytes = [0; 4];
+            assert!(manager.region.read(buffer, 254, &mut bytes));
+            let own = buffer as u8;
+            assert_eq!(bytes, if odd { [0xaa, 0xbb, own, 0xee] } else { [0, 0, own, own] });
+        }
+    }
+    manager.stop();
+    nf.join().unwrap().unwrap();
+    assert_eq!(manager.channel.nf_counter(NfCounter::RxPkts), 20);
+    assert_eq!(manager.channel.nf_counter(NfCounter::TxPkts), 20);
+    assert_eq!(manager.channel.nf_counter(NfCounter::HeldPkts), 0);
+}
+
+#[test]
+fn nothing_is_lost_or_reordered_when_the_manager_is_slow_to_take_packets_back() {
+    let place = place(false);
+    let listener = listen(&place.args.socket);
+    let (nf, _) = start(Sorter, &place.args);
+    let mut manager = accept(&listener);
+    let mut expected = Vec::new();
+    let mut seen = Vec::new();
+    for round in 0..20u32 {
+        let first = round % 2 * 100;
+        let mut next = first;
+        while next < first + 100 {
+            next += manager.deliver(0, next..first + 100) as u32;
+            if next < first + 100 {
+                // Both rings are full: only now is something taken back.
+                std::thread::sleep(Duration::from_millis(1));
+                seen.extend(manager.take(0, 1).iter().map(|r| r.buffer));
+            }
+        }
+        expected.extend(first..first + 100);
+        let missing = expected.len() - seen.len();
+        seen.extend(manager.take(0, missing).iter().map(|r| r.buffer));
+    }
+    assert_eq!(seen, expected);
+    manager.stop();
+    nf.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_stop_signal_makes_the_nf_detach_and_return_what_it_held_as_dropped() {
+    let place = place(false);
+    let listener = listen(&place.args.socket);
+    let (nf, stop) = start(Sorter, &place.args);
+    let mut manager = accept(&listener);
+    manager.deliver(1, 198..204);
+    assert_eq!(manager.take(1, 2).len(), 2);
+    stop.store(true, Ordering::Relaxed);
+    let request = control::recv::<Request>(&manager.socket, MAX_REQUEST_BYTES).unwrap().0;
+    assert_eq!(request, Request::Detach);
+    manager.deliver(0, 10..11);
+    control::send(&manager.socket, &Reply::Detached, &[]).unwrap();
+    let last: Vec<_> = manager.take(1, 4).iter().map(|r| (r.buffer, r.action)).collect();
+    let drop = ActionCode::Drop as u8;
+    assert_eq!(last, [(200, drop), (201, drop), (202, drop), (203, drop)]);
+    assert_eq!(manager.take(0, 1)[0].buffer, 10, "what was delivered before is processed");
+    nf.join().unwrap().unwrap();
+    assert!(matches!(
+        control::recv::<Request>(&manager.socket, MAX_REQUEST_BYTES),
+        Err(ControlError::Closed)
+    ));
+}
+
+#[test]
+fn when_the_manager_vanishes_the_nf_waits_for_a_new_one_and_works_there() {
+    let place = place(false);
+    let listener = listen(&place.args.socket);
+    let (nf, _) = start(Sorter, &place.args);
+    let mut first = accept(&listener);
+    first.deliver(0, 0..4);
+    assert_eq!(first.take(0, 4).len(), 4);
+    drop((first, listener));
+    std::thread::sleep(Duration::from_millis(150));
+    let listener = listen(&place.args.socket);
+    let mut second = accept(&listener);
+    second.deliver(1, 0..4);
+    assert_eq!(second.take(1, 4).len(), 4);
+    second.stop();
+    nf.join().unwrap().unwrap();
+}
+
+#[test]
+fn when_the_manager_vanishes_no_wait_ends_the_nf_with_an_error() {
+    let place = place(true);
+    let listener = listen(&place.args.socket);
+    let (nf, _) = start(Sorter, &place.args);
+    drop((accept(&listener), listener));
+    assert!(matches!(nf.join().unwrap(), Err(RunError::ManagerGone)));
+}
+
+#[test]
+fn without_a_manager_the_nf_waits_until_one_comes() {
+    let place = place(false);
+    let (nf, _) = start(Sorter, &place.args);
+    std::thread::sleep(Duration::from_millis(150));
+    assert!(!nf.is_finished());
+    let manager = accept(&listen(&place.args.socket));
+    manager.stop();
+    nf.join().unwrap().unwrap();
+}
+
+#[test]
+fn without_a_manager_a_waiting_nf_can_be_stopped() {
+    let place = place(false);
+    let (nf, stop) = start(Sorter, &place.args);
+    stop.store(true, Ordering::Relaxed);
+    nf.join().unwrap().unwrap();
+}
+
+#[test]
+fn without_a_manager_no_wait_names_the_socket() {
+    let place = place(true);
+    let error = start(Sorter, &place.args).0.join().unwrap().unwrap_err().to_string();
+    assert!(error.contains("manager.sock") && error.lines().count() == 1, "{error}");
+}
+
+#[test]
+fn a_refusal_is_reported_in_the_manager_s_words_and_ends_the_nf() {
+    let place = place(false);
+    let listener = listen(&place.args.socket);
+    let (nf, _) = start(Sorter, &place.args);
+    let socket = receive_attach(&listener);
+    let message = "service 3 is provided by instance 1 (forward, pid 77)".to_owned();
+    let error = control::ErrorReply { code: ErrorCode::ServiceTaken, message: message.clone() };
+    control::send(&socket, &Reply::Error(error), &[]).unwrap();
+    assert_eq!(nf.join().unwrap().unwrap_err().to_string(), message);
+}
+
+#[test]
+fn an_nf_that_refuses_its_setup_ends_with_its_own_words() {
+    struct Picky;
+    impl NetworkFunction for Picky {
+        fn setup(&mut self, setup: &crate::Setup) -> Result<(), NfError> {
+            Err(NfError::new(format!("service {} is not for me", setup.service)))
+        }
+    }
+    let place = place(false);
+    let listener = listen(&place.args.socket);
+    let (nf, _) = start(Picky, &place.args);
+    let _manager = accept(&listener);
+    assert_eq!(nf.join().unwrap().unwrap_err().to_string(), "service 3 is not for me");
+}
+
+#[test]
+fn an_nf_may_hold_no_more_than_a_quarter_of_the_buffers() {
+    struct Greedy;
+    impl NetworkFunction for Greedy {
+        fn hold_limit_pkts(&self) -> usize {
+            usize::MAX
+        }
+        fn process(&mut self, _: &mut Packet<'_>, ctx: &mut Context<'_>) -> Action {
+            assert_eq!(ctx.setup().hold_limit_pkts, 64);
+            Action::Hold
+        }
+    }
+    let place = place(false);
+    let listener = listen(&place.args.socket);
+    let (nf, _) = start(Greedy, &place.args);
+    let mut manager = accept(&listener);
+    assert_eq!(manager.deliver(0, 0..50) + manager.deliver(1, 50..100), 100);
+    let end = Instant::now() + Duration::from_secs(10);
+    let counted = |counter| manager.channel.nf_counter(counter);
+    while (counted(NfCounter::HeldPkts), counted(NfCounter::DropPkts)) != (64, 36) {
+        assert!(Instant::now() < end, "{} are held", counted(NfCounter::HeldPkts));
+        std::thread::yield_now();
+    }
+    manager.stop();
+    nf.join().unwrap().unwrap();
+    assert_eq!(manager.channel.nf_counter(NfCounter::TxPkts), 100);
+}
+
+#[test]
+fn ticks_come_with_and_without_traffic() {
+    struct Ticker(u32);
+    impl NetworkFunction for Ticker {
+        fn tick_interval(&self) -> Option<Duration> {
+            Some(Duration::from_millis(5))
+        }
+        fn tick(&mut self, ctx: &mut Context<'_>) {
+            self.0 += 1;
+            if self.0 == 10 {
+                ctx.request_stop();
+            }
+        }
+    }
+    let place = place(false);
+    let listener = listen(&place.args.socket);
+    let began = Instant::now();
+    let (nf, _) = start(Ticker(0), &place.args);
+    let manager = accept(&listener);
+    let request = control::recv::<Request>(&manager.socket, MAX_REQUEST_BYTES).unwrap().0;
+    assert_eq!(request, Request::Detach, "the NF itself asked to end");
+    assert!(began.elapsed() >= Duration::from_millis(50));
+    control::send(&manager.socket, &Reply::Detached, &[]).unwrap();
+    nf.join().unwrap().unwrap();
+}

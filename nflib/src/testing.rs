@@ -1,0 +1,369 @@
+//! A bench to test an NF without a manager, privilege or hugepages.
+//!
+//! Frames go in, and what the NF decided about them comes out in the order in which the packets
+//! would have left. The clock stands still until [`TestBench::advance`] moves it. After each call
+//! the bench checks that every buffer is either free or held by the NF.
+#![forbid(unsafe_code)]
+
+mod frames;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::burst::MAX_BURST_PKTS;
+use crate::descriptor::Delivery;
+use crate::engine::Engine;
+use crate::nf::{Action, NetworkFunction, NfError, PortId, ServiceId, Setup};
+use crate::packet::PacketId;
+use crate::shm::{BufferIndex, HugePages, Region, RegionGeometry};
+
+pub use frames::FrameBuilder;
+
+/// What the bench pretends the manager to be.
+#[derive(Clone, Copy, Debug)]
+pub struct BenchOptions {
+    /// The service the NF is started for.
+    pub service: ServiceId,
+    /// How buffers are cut.
+    pub region: RegionGeometry,
+    /// The most packets the NF may hold; `None` for what it asks.
+    pub hold_limit_pkts: Option<usize>,
+    /// The port by which frames come in.
+    pub ingress_port: PortId,
+}
+
+impl Default for BenchOptions {
+    fn default() -> Self {
+        Self {
+            service: 1,
+            region: RegionGeometry { buffers: 4096, stride_bytes: 2048, headroom_bytes: 256 },
+            hold_limit_pkts: None,
+            ingress_port: 0,
+        }
+    }
+}
+
+/// A packet that left the NF.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// Its name while it was in the NF.
+    pub id: PacketId,
+    /// What the NF decided; never [`Action::Hold`].
+    pub action: Action,
+    /// The frame as the NF left it.
+    pub bytes: Vec<u8>,
+}
+
+/// An NF with nothing around it.
+pub struct TestBench<N> {
+    engine: Engine<N>,
+    options: BenchOptions,
+    region: Arc<Region>,
+    free: VecDeque<BufferIndex>,
+    outputs: Vec<Output>,
+    now_ns: u64,
+}
+
+impl<N: NetworkFunction> TestBench<N> {
+    /// Sets up an NF with [`BenchOptions::default`].
+    ///
+    /// # Panics
+    /// When the NF refuses its `setup`; use [`with_options`](Self::with_options) to see the error.
+    #[must_use]
+    pub fn new(nf: N) -> Self {
+        match Self::with_options(nf, BenchOptions::default()) {
+            Ok(bench) => bench,
+            Err(error) => panic!("the NF refused its setup: {error}"),
+        }
+    }
+
+    /// Sets up an NF.
+    ///
+    /// # Errors
+    /// What the NF's `setup` returned, or that no memory could be had for the buffers.
+    pub fn with_options(nf: N, options: BenchOptions) -> Result<Self, NfError> {
+        let region = Region::create(options.region, HugePages::Off)
+            .map_err(|error| NfError::new(error.to_string()))?;
+        let region = Arc::new(region);
+        let setup = Setup {
+            service: options.service,
+            instance: 1,
+            region: options.region,
+            hold_limit_pkts: options.hold_limit_pkts.unwrap_or_else(|| nf.hold_limit_pkts()),
+        };
+        let now_ns = 1_000_000_000;
+        let engine = Engine::new(nf, region.clone(), setup, 1, now_ns)?;
+        let free = (0..options.region.buffers).collect();
+        Ok(Self { engine, options, region, free, outputs: Vec::new(), now_ns })
+    }
+
+    /// Gives frames to the NF, in bursts as large as they come, and returns what left it.
+    ///
+    /// # Panics
+    /// When a frame is longer than a buffer after its headroom, or the NF holds every buffer.
+    pub fn feed<F: AsRef<[u8]>>(&mut self, frames: &[F]) -> Vec<Output> {
+        for burst in frames.chunks(MAX_BURST_PKTS) {
+            let arrivals: Vec<_> = burst.iter().map(|frame| self.arrival(frame.as_ref())).collect();
+            self.engine.run_burst(&arrivals, 0, self.now_ns);
+            self.collect();
+        }
+        self.take_outputs()
+    }
+
+    /// Gives one frame to the NF and returns what became of that frame; `None` when it is held.
+    /// Other packets that were released meanwhile are left for [`take_outputs`](Self::take_outputs).
+    ///
+    /// # Panics
+    /// As [`feed`](Self::feed).
+    pub fn feed_one(&mut self, frame: &[u8]) -> Option<Output> {
+        let arrival = self.arrival(frame);
+        self.engine.run_burst(&[arrival], 0, self.now_ns);
+        let newest = self.engine.newest_arrival();
+        self.collect();
+        let at = self.outputs.iter().position(|output| output.id.arrival == newest)?;
+        Some(self.outputs.remove(at))
+    }
+
+    /// Moves the clock, with every tick that falls due on the way, and returns what left the NF.
+    pub fn advance(&mut self, by: Duration) -> Vec<Output> {
+        let end_ns = self.now_ns + u64::try_from(by.as_nanos()).unwrap_or(u64::MAX / 2);
+        while let Some(due_ns) = self.engine.next_tick_ns().filter(|&due_ns| due_ns <= end_ns) {
+            self.now_ns = due_ns;
+            self.engine.tick_if_due(due_ns);
+            self.collect();
+        }
+        self.now_ns = end_ns;
+        self.take_outputs()
+    }
+
+    /// Shuts the NF down and returns what left it: packets it still held come back as dropped.
+    pub fn shut_down(&mut self) -> Vec<Output> {
+        self.engine.nf_mut().shutdown();
+        self.engine.drop_held();
+        self.collect();
+        self.take_outputs()
+    }
+
+    /// What left the NF and was not returned yet.
+    pub fn take_outputs(&mut self) -> Vec<Output> {
+        std::mem::take(&mut self.outputs)
+    }
+
+    /// How many packets the NF holds.
+    #[must_use]
+    pub fn held_pkts(&self) -> usize {
+        self.engine.held_pkts()
+    }
+
+    /// Packets that were to be held and were dropped for want of room.
+    #[must_use]
+    pub fn hold_overflow_pkts(&self) -> u64 {
+        self.engine.hold_overflow_pkts
+    }
+
+    /// Whether the NF asked to end.
+    #[must_use]
+    pub fn stop_requested(&self) -> bool {
+        self.engine.stop
+    }
+
+    /// The NF.
+    #[must_use]
+    pub fn nf(&self) -> &N {
+        self.engine.nf()
+    }
+
+    /// The NF, to change.
+    pub fn nf_mut(&mut self) -> &mut N {
+        self.engine.nf_mut()
+    }
+
+    fn arrival(&mut self, frame: &[u8]) -> Delivery {
+        let geometry = self.options.region;
+        let longest = geometry.max_packet_bytes();
+        let len = u16::try_from(frame.len()).ok().filter(|&len| u32::from(len) <= longest);
+        let Some(len) = len else {
+            panic!("a frame of {} bytes is longer than {longest}", frame.len())
+        };
+        let Some(buffer) = self.free.pop_front() else {
+            panic!("the NF holds all {} buffers of the bench", geometry.buffers)
+        };
+        assert!(self.region.write(buffer, geometry.headroom_bytes, frame), "inside the buffer");
+        Delivery {
+            buffer,
+            offset_bytes: geometry.headroom_bytes,
+            len_bytes: len,
+            port: self.options.ingress_port,
+            ..Delivery::default()
+        }
+    }
+
+    fn collect(&mut self) {
+        let departures = std::mem::take(&mut self.engine.out);
+        for departure in &departures {
+            let slot = &departure.slot;
+            self.free.push_back(slot.lease.buffer());
+            self.outputs.push(Output {
+                id: slot.id(),
+                action: departure.action,
+                bytes: self.engine.bytes(slot).to_vec(),
+            });
+        }
+        assert_eq!(
+            self.free.len() + self.engine.held_pkts(),
+            self.options.region.buffers as usize,
+            "every buffer is free or held"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Burst, Context, HoldError, Packet};
+
+    /// Holds packets and releases the oldest when `depth` are held, or at a tick.
+    struct Delay {
+        waiting: VecDeque<PacketId>,
+        depth: usize,
+        down: bool,
+    }
+
+    fn delay(depth: usize) -> Delay {
+        Delay { waiting: VecDeque::new(), depth, down: false }
+    }
+
+    impl NetworkFunction for Delay {
+        fn process(&mut self, packet: &mut Packet<'_>, ctx: &mut Context<'_>) -> Action {
+            assert_eq!(
+                ctx.release(packet.id(), Action::Next),
+                Err(HoldError::NotHeld(packet.id()))
+            );
+            if self.waiting.len() == self.depth {
+                let oldest = self.waiting.pop_front().unwrap();
+                assert!(ctx.held_bytes(oldest).is_ok());
+                ctx.held(oldest).unwrap().bytes_mut()[0] |= 0x80;
+                ctx.release(oldest, Action::Next).unwrap();
+                assert_eq!(ctx.release(oldest, Action::Drop), Err(HoldError::NotHeld(oldest)));
+                assert!(ctx.held_bytes(oldest).is_err());
+            }
+            self.waiting.push_back(packet.id());
+            Action::Hold
+        }
+
+        fn tick_interval(&self) -> Option<Duration> {
+            Some(Duration::from_millis(10))
+        }
+
+        fn tick(&mut self, ctx: &mut Context<'_>) {
+            if let Some(oldest) = self.waiting.pop_front() {
+                ctx.release(oldest, Action::Out(3)).unwrap();
+            }
+        }
+
+        fn shutdown(&mut self) {
+            self.down = true;
+        }
+    }
+
+    fn frames(n: u8) -> Vec<Vec<u8>> {
+        (0..n).map(|i| vec![i; 60]).collect()
+    }
+
+    #[test]
+    fn a_held_packet_leaves_only_when_it_is_released_and_once() {
+        let mut bench = TestBench::new(delay(3));
+        assert_eq!(bench.feed(&frames(3)), []);
+        assert_eq!(bench.held_pkts(), 3);
+        let out = bench.feed(&frames(2));
+        assert_eq!(out.iter().map(|o| o.bytes[0]).collect::<Vec<_>>(), [0x80, 0x81]);
+        assert!(out.iter().all(|o| o.action == Action::Next));
+        assert_eq!(bench.held_pkts(), 3);
+    }
+
+    #[test]
+    fn a_held_packet_can_be_released_by_a_tick() {
+        let mut bench = TestBench::new(delay(8));
+        bench.feed(&frames(3));
+        assert_eq!(bench.advance(Duration::from_millis(9)), []);
+        let out = bench.advance(Duration::from_millis(11));
+        assert_eq!(out.iter().map(|o| o.bytes[0]).collect::<Vec<_>>(), [0, 1]);
+        assert!(out.iter().all(|o| o.action == Action::Out(3)));
+        assert_eq!(bench.held_pkts(), 1);
+    }
+
+    #[test]
+    fn held_packets_are_returned_as_dropped_at_shutdown() {
+        let mut bench = TestBench::new(delay(8));
+        bench.feed(&frames(5));
+        let out = bench.shut_down();
+        assert_eq!(out.iter().map(|o| o.bytes[0]).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+        assert!(out.iter().all(|o| o.action == Action::Drop));
+        assert!(bench.nf().down);
+        assert_eq!(bench.held_pkts(), 0);
+    }
+
+    #[test]
+    fn a_packet_that_cannot_be_held_for_want_of_room_is_dropped_and_counted() {
+        let options = BenchOptions { hold_limit_pkts: Some(4), ..BenchOptions::default() };
+        let mut bench = TestBench::with_options(delay(100), options).unwrap();
+        let out = bench.feed(&frames(6));
+        assert_eq!(
+            out.iter().map(|o| (o.bytes[0], o.action)).collect::<Vec<_>>(),
+            [(4, Action::Drop), (5, Action::Drop)]
+        );
+        assert_eq!(bench.hold_overflow_pkts(), 2);
+    }
+
+    /// Decides odd packets last first, twice, and forgets the even ones.
+    struct Forgetful;
+
+    impl NetworkFunction for Forgetful {
+        fn process_burst(&mut self, burst: &mut Burst<'_>, ctx: &mut Context<'_>) {
+            for at in (0..burst.len()).rev() {
+                if burst.packet(at).is_some_and(|packet| packet.bytes()[0] % 2 == 1) {
+                    assert!(burst.decide(at, Action::Drop, ctx));
+                    assert!(!burst.decide(at, Action::Next, ctx));
+                    assert!(burst.packet(at).is_none());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn packets_leave_in_the_order_decided_and_forgotten_ones_go_next() {
+        let mut bench = TestBench::new(Forgetful);
+        let out = bench.feed(&frames(5));
+        assert_eq!(
+            out.iter().map(|o| (o.bytes[0], o.action)).collect::<Vec<_>>(),
+            [
+                (3, Action::Drop),
+                (1, Action::Drop),
+                (0, Action::Next),
+                (2, Action::Next),
+                (4, Action::Next)
+            ]
+        );
+    }
+
+    /// Implements nothing.
+    struct Nothing;
+    impl NetworkFunction for Nothing {}
+
+    #[test]
+    fn an_nf_that_implements_nothing_passes_every_packet_on_unchanged() {
+        let mut bench = TestBench::new(Nothing);
+        let fed: Vec<_> = (0..200).map(|i| vec![i as u8; 60 + i]).collect();
+        let out = bench.feed(&fed);
+        assert!(out.iter().all(|o| o.action == Action::Next));
+        assert_eq!(out.into_iter().map(|o| o.bytes).collect::<Vec<_>>(), fed);
+    }
+
+    #[test]
+    fn a_boxed_nf_behaves_as_the_nf_itself() {
+        let mut bench = TestBench::new(Box::new(delay(1)) as Box<dyn NetworkFunction>);
+        assert_eq!(bench.feed(&frames(4)).len(), 3);
+        assert_eq!(bench.advance(Duration::from_secs(1)).len(), 1);
+    }
+}

@@ -1,0 +1,154 @@
+//! Passes packets on, unchanged or nearly so.
+#![forbid(unsafe_code)]
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use clap::Args;
+use nflib::descriptor::PortId;
+use nflib::headers::ETHERNET_BYTES;
+use nflib::{Action, Burst, Context, NetworkFunction, NfArgs, NfError, Packet, Setup};
+
+/// Options of `forward`.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    #[command(flatten)]
+    pub nf: NfArgs,
+    /// Send out by this port, instead of on along the chain
+    #[arg(long, value_name = "PORT")]
+    pub to_port: Option<PortId>,
+    /// Exchange source and destination Ethernet address
+    #[arg(long)]
+    pub swap_macs: bool,
+    /// Print packet and bit rate every so many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub print_every: Option<u32>,
+}
+
+/// Packets and bytes seen at a moment.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    pkts: u64,
+    bytes: u64,
+    at_ns: u64,
+}
+
+/// The NF.
+pub struct Forward {
+    action: Action,
+    swap_macs: bool,
+    print_every: Option<Duration>,
+    seen: Seen,
+    /// As of the last line printed.
+    printed: Option<Seen>,
+}
+
+impl Forward {
+    pub fn new(options: &Options) -> Self {
+        Self {
+            action: options.to_port.map_or(Action::Next, Action::Out),
+            swap_macs: options.swap_macs,
+            print_every: options.print_every.map(|s| Duration::from_secs(s.into())),
+            seen: Seen::default(),
+            printed: None,
+        }
+    }
+
+    /// The rates since the last line, as a line.
+    fn rate_line(&mut self, now_ns: u64) -> String {
+        let now = Seen { at_ns: now_ns, ..self.seen };
+        let before = self.printed.replace(now).unwrap_or_default();
+        let seconds = (now_ns.saturating_sub(before.at_ns)) as f64 / 1e9;
+        let mut line = format!("{} packets", now.pkts);
+        if seconds > 0.0 {
+            let mpps = (now.pkts - before.pkts) as f64 / seconds / 1e6;
+            let gbps = (now.bytes - before.bytes) as f64 * 8.0 / seconds / 1e9;
+            // Writing to a String cannot fail.
+            let _ = write!(line, ", {mpps:.3} Mpps, {gbps:.3} Gbit/s");
+        }
+        line
+    }
+}
+
+impl NetworkFunction for Forward {
+    fn setup(&mut self, _: &Setup) -> Result<(), NfError> {
+        self.printed = None;
+        Ok(())
+    }
+
+    fn process(&mut self, packet: &mut Packet<'_>, _: &mut Context<'_>) -> Action {
+        if self.swap_macs && packet.len() >= ETHERNET_BYTES {
+            let (dst, src) = packet.bytes_mut()[..12].split_at_mut(6);
+            dst.swap_with_slice(src);
+        }
+        self.action
+    }
+
+    fn process_burst(&mut self, burst: &mut Burst<'_>, ctx: &mut Context<'_>) {
+        for at in 0..burst.len() {
+            let Some(mut packet) = burst.packet(at) else { continue };
+            self.seen.pkts += 1;
+            self.seen.bytes += packet.len() as u64;
+            let action = self.process(&mut packet, ctx);
+            burst.decide(at, action, ctx);
+        }
+    }
+
+    fn tick_interval(&self) -> Option<Duration> {
+        self.print_every
+    }
+
+    fn tick(&mut self, ctx: &mut Context<'_>) {
+        let line = self.rate_line(ctx.now_ns());
+        #[allow(clippy::print_stdout)] // asked for by --print-every
+        {
+            println!("{line}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nflib::testing::{FrameBuilder, TestBench};
+
+    use super::*;
+
+    fn forward(swap_macs: bool, to_port: Option<PortId>) -> TestBench<Forward> {
+        let nf = NfArgs { service: 1, socket: "unused".into(), no_wait: true, log: "off".into() };
+        TestBench::new(Forward::new(&Options { nf, to_port, swap_macs, print_every: Some(2) }))
+    }
+
+    #[test]
+    fn every_packet_goes_on_in_order_and_unchanged() {
+        let frames: Vec<_> = (0..100u8).map(|i| vec![i; usize::from(i) * 10]).collect();
+        let out = forward(false, None).feed(&frames);
+        assert!(out.iter().all(|o| o.action == Action::Next));
+        assert_eq!(out.into_iter().map(|o| o.bytes).collect::<Vec<_>>(), frames);
+    }
+
+    #[test]
+    fn to_port_sends_every_packet_out_by_that_port() {
+        let out = forward(false, Some(2)).feed(&[[0; 60]; 3]);
+        assert_eq!(out.iter().map(|o| o.action).collect::<Vec<_>>(), [Action::Out(2); 3]);
+    }
+
+    #[test]
+    fn swap_macs_exchanges_the_addresses_and_leaves_short_frames_alone() {
+        let mut bench = forward(true, None);
+        let frame = FrameBuilder::new().macs([1; 6], [2; 6]).payload(b"x").build();
+        let swapped = FrameBuilder::new().macs([2; 6], [1; 6]).payload(b"x").build();
+        assert_eq!(bench.feed_one(&frame).unwrap().bytes, swapped);
+        assert_eq!(bench.feed_one(&[7; 13]).unwrap().bytes, [7; 13]);
+    }
+
+    #[test]
+    fn rates_are_those_since_the_last_line() {
+        let mut bench = forward(false, None);
+        bench.feed(&[[0; 1000]; 500]);
+        let nf = bench.nf_mut();
+        nf.rate_line(1_000_000_000);
+        nf.seen.pkts += 2_000_000;
+        nf.seen.bytes += 250_000_000;
+        assert_eq!(nf.rate_line(2_000_000_000), "2000500 packets, 2.000 Mpps, 2.000 Gbit/s");
+    }
+}

@@ -1,0 +1,77 @@
+//! What `millrace-nf` says to a person, and how it ends.
+
+use std::process::{Command, Output};
+
+fn millrace_nf(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_millrace-nf"));
+    command.args(args).env_remove("MILLRACE_SOCKET").output().unwrap()
+}
+
+/// The one line of stderr.
+fn complaint(output: &Output) -> String {
+    let said = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    said
+}
+
+#[test]
+fn without_a_name_it_says_how_it_is_used() {
+    let output = millrace_nf(&[]);
+    assert_eq!(output.status.code(), Some(2));
+    let said = complaint(&output);
+    assert!(said.contains("usage: millrace-nf <NAME>") && said.contains("forward"), "{said}");
+}
+
+#[test]
+fn an_unknown_name_is_named_in_one_line() {
+    let output = millrace_nf(&["forwrad", "--service", "1"]);
+    assert_eq!(output.status.code(), Some(2));
+    let said = complaint(&output);
+    assert!(said.contains("'forwrad'") && said.contains("forward"), "{said}");
+}
+
+#[test]
+fn help_lists_every_nf() {
+    let output = millrace_nf(&["--help"]);
+    assert_eq!(output.status.code(), Some(0));
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("Network functions:") && said.contains("forward  "), "{said}");
+}
+
+#[test]
+fn forward_without_arguments_says_what_is_missing() {
+    let output = millrace_nf(&["forward"]);
+    assert_eq!(output.status.code(), Some(2));
+    let said = complaint(&output);
+    assert!(said.contains("--service <N>"), "{said}");
+}
+
+#[test]
+fn a_service_that_is_no_number_is_refused_in_one_line() {
+    let output = millrace_nf(&["forward", "--service", "70000"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(complaint(&output).contains("70000"));
+}
+
+#[test]
+fn without_a_manager_no_wait_fails_in_one_line_that_names_the_socket() {
+    let socket = "/nonexistent/millrace.sock";
+    let output = millrace_nf(&["forward", "--service", "1", "--no-wait", "--socket", socket]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(complaint(&output).contains(socket));
+}
+
+#[test]
+fn the_socket_can_be_named_by_the_environment() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_millrace-nf"));
+    command.args(["forward", "--service", "1", "--no-wait"]);
+    let output = command.env("MILLRACE_SOCKET", "/nonexistent/by-env.sock").output().unwrap();
+    assert!(complaint(&output).contains("/nonexistent/by-env.sock"));
+}
+
+#[test]
+fn a_log_level_that_is_none_is_refused_in_one_line() {
+    let output = millrace_nf(&["forward", "--service", "1", "--no-wait", "--log", "loud=very"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(complaint(&output).contains("loud=very"));
+}
