@@ -62,6 +62,8 @@ drop_reasons! {
     RxTooLarge = "rx_too_large",
     /// A frame came and no buffer was free for it.
     RxNoBuffer = "rx_no_buffer",
+    /// A frame came and the port's receive ring was full: the worker is too slow.
+    RxRingFull = "rx_ring_full",
     /// The frame is malformed: shorter than an Ethernet header, or cut off.
     RxMalformed = "rx_malformed",
     /// The port's transmit ring was full.

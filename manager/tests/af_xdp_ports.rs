@@ -274,7 +274,7 @@ fn a_frame_longer_than_the_buffer_is_dropped_under_its_reason() {
 }
 
 #[test]
-fn a_frame_longer_than_a_single_chunk_shows_in_the_kernels_counters() {
+fn a_frame_longer_than_a_single_chunk_is_entered_in_the_ledger_as_too_large() {
     let Some(lab) = Lab::new() else { return };
     lab.veth(1);
     lab.run("ip link set mrx0 mtu 3000");
@@ -285,7 +285,8 @@ fn a_frame_longer_than_a_single_chunk_shows_in_the_kernels_counters() {
     peer.send(&frame(2, 1500));
     let got = port.receive(1);
     port.turn_until("rx_dropped", |port| port.hw_stat("xsk_rx_dropped") == 1);
-    assert_eq!(port.counters(0).rx_pkts.get(), 1, "the kernel's drop was never received");
+    assert_eq!(port.counters(0).drops.get(DropReason::RxTooLarge), 1);
+    assert_eq!(port.counters(0).rx_pkts.get(), 2, "it came, and it was dropped");
     let packet = port.packet(&frame(3, 1600));
     lab.run("ip link set mrx0 mtu 1500");
     port.turn_until("the new MTU", |port| port.open.port.info().mtu_bytes == 1500);

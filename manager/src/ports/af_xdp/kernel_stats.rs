@@ -1,13 +1,13 @@
-//! The kernel's counters for a socket, copied by the queue's worker for readers elsewhere, and the
-//! one warning that explains frames which the kernel threw away.
+//! The kernel's counters for a socket: copied by the queue's worker for readers elsewhere, put into
+//! the drop ledger, and explained once when they grow.
 #![forbid(unsafe_code)]
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::abi::XdpStatistics;
+use crate::stats::{DropReason, QueueCounters};
 
-/// Latest counters of one queue. Frames dropped by the kernel were never received by us, so they are
-/// told here and are no part of `rx = tx + drops + held`.
+/// Latest counters of one queue, as the kernel gives them.
 #[derive(Debug, Default)]
 pub struct KernelStats {
     rx_dropped: AtomicU64,
@@ -45,6 +45,44 @@ impl KernelStats {
             ("xsk_tx_ring_empty", get(&self.tx_ring_empty)),
             ("xsk_bad_descriptors", get(&self.bad_descriptors)),
         ]
+    }
+}
+
+/// Puts frames that the kernel dropped at this socket into the drop ledger: they came, so they are
+/// received, and dropped under a reason. Only for copy mode, where each count is a frame; a driver in
+/// zero-copy mode counts attempts to find a buffer.
+#[derive(Debug)]
+pub struct DropLedger {
+    /// With fragments no frame is too long for the kernel: all that it drops, it drops for want of
+    /// buffers.
+    fragments: bool,
+    too_large_pkts: u64,
+    no_buffer_pkts: u64,
+    ring_full_pkts: u64,
+}
+
+impl DropLedger {
+    /// A ledger for a fresh socket; `fragments` when frames may take several buffers.
+    pub fn new(fragments: bool) -> Self {
+        Self { fragments, too_large_pkts: 0, no_buffer_pkts: 0, ring_full_pkts: 0 }
+    }
+
+    /// Enters what is new.
+    pub fn enter(&mut self, now: &XdpStatistics, counters: &QueueCounters) {
+        // An empty fill ring counts in `rx_dropped` too; a drop beyond those was for its length.
+        let beyond = now.rx_dropped.saturating_sub(now.rx_fill_ring_empty_descs);
+        let (too_large, no_buffer) =
+            if self.fragments { (0, now.rx_dropped) } else { (beyond, now.rx_dropped - beyond) };
+        for (before, now_pkts, reason) in [
+            (&mut self.too_large_pkts, too_large, DropReason::RxTooLarge),
+            (&mut self.no_buffer_pkts, no_buffer, DropReason::RxNoBuffer),
+            (&mut self.ring_full_pkts, now.rx_ring_full, DropReason::RxRingFull),
+        ] {
+            let new_pkts = now_pkts.saturating_sub(*before);
+            *before += new_pkts;
+            counters.rx_pkts.add(new_pkts);
+            counters.drops.add(reason, new_pkts);
+        }
     }
 }
 
@@ -103,5 +141,47 @@ impl DropAdvice {
                  the chain is slower than the traffic, or raise pool.buffers and ring_descriptors"
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn statistics(rx_dropped: u64, fill_empty: u64, rx_ring_full: u64) -> XdpStatistics {
+        XdpStatistics {
+            rx_dropped,
+            rx_fill_ring_empty_descs: fill_empty,
+            rx_ring_full,
+            ..XdpStatistics::default()
+        }
+    }
+
+    fn entered(counters: &QueueCounters) -> [u64; 4] {
+        let of = |reason| counters.drops.get(reason);
+        [
+            counters.rx_pkts.get(),
+            of(DropReason::RxTooLarge),
+            of(DropReason::RxNoBuffer),
+            of(DropReason::RxRingFull),
+        ]
+    }
+
+    #[test]
+    fn each_frame_the_kernel_dropped_is_entered_once_under_its_reason() {
+        let (mut ledger, counters) = (DropLedger::new(false), QueueCounters::default());
+        ledger.enter(&statistics(5, 2, 4), &counters);
+        assert_eq!(entered(&counters), [9, 3, 2, 4]);
+        ledger.enter(&statistics(5, 2, 4), &counters);
+        assert_eq!(entered(&counters), [9, 3, 2, 4]);
+        ledger.enter(&statistics(6, 3, 4), &counters);
+        assert_eq!(entered(&counters), [10, 3, 3, 4]);
+    }
+
+    #[test]
+    fn with_fragments_no_frame_is_too_large_for_the_kernel() {
+        let (mut ledger, counters) = (DropLedger::new(true), QueueCounters::default());
+        ledger.enter(&statistics(5, 0, 0), &counters);
+        assert_eq!(entered(&counters), [5, 0, 5, 0]);
     }
 }

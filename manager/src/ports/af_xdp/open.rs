@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::interface::Interface;
-use super::kernel_stats::DropAdvice;
+use super::kernel_stats::{DropAdvice, DropLedger};
 use super::link::LinkStatus;
 use super::netlink::Netlink;
 use super::port::{Hold, XdpPort};
@@ -454,6 +454,7 @@ fn queue_setups(
         QueueSetup {
             fill_target: fill_target(&umem, &binding, count.div_ceil(umems.len())),
             advice: DropAdvice::new(&interface.link.name, binding.queue, longest, generic),
+            ledger: (!binding.zero_copy).then(|| DropLedger::new(umem.multi_chunk())),
             socket,
             rings,
             binding,

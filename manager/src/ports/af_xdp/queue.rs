@@ -10,7 +10,7 @@ use nix::sys::eventfd::EventFd;
 
 use super::abi::{XDP_PKT_CONTD, XdpDesc};
 use super::fragments::{Gather, Gathered, Piece, Scatter};
-use super::kernel_stats::{DropAdvice, KernelStats};
+use super::kernel_stats::{DropAdvice, DropLedger, KernelStats};
 use super::link::LinkStatus;
 use super::socket::{Binding, Kick, Rings, XskSocket};
 use super::sys;
@@ -46,6 +46,8 @@ pub struct QueueSetup {
     pub link: Arc<LinkStatus>,
     pub kernel: Arc<KernelStats>,
     pub advice: DropAdvice,
+    /// Where to enter the kernel's drops; `None` in zero-copy mode.
+    pub ledger: Option<DropLedger>,
     /// Buffers to keep offered for receive.
     pub fill_target: u32,
     pub complete_checksums: bool,
@@ -62,6 +64,8 @@ pub struct XdpQueue {
     counters: Arc<QueueCounters>,
     kernel: Arc<KernelStats>,
     advice: DropAdvice,
+    /// In copy mode; see [`DropLedger`].
+    ledger: Option<DropLedger>,
     fill_target: u32,
     complete_checksums: bool,
     /// The last transmit call said the link is down; try again at the next tick.
@@ -88,6 +92,7 @@ impl XdpQueue {
             counters: Arc::default(),
             kernel: setup.kernel,
             advice: setup.advice,
+            ledger: setup.ledger,
             fill_target: setup.fill_target,
             complete_checksums: setup.complete_checksums,
             stalled: false,
@@ -304,6 +309,9 @@ impl XdpQueue {
         if let Some(statistics) = live.socket.statistics() {
             self.kernel.publish(&statistics, self.bad_descriptors);
             self.advice.look(&statistics);
+            if let Some(ledger) = &mut self.ledger {
+                ledger.enter(&statistics, &self.counters);
+            }
         }
         if self.link.state() == LinkState::Gone && live.rings.rx.is_empty() {
             self.shut(pool);

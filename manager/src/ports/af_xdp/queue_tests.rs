@@ -43,6 +43,7 @@ fn queue(stride_bytes: u32) -> (XdpQueue, Kernel, BufferPool) {
         link: Arc::new(LinkStatus::watch(1).unwrap()),
         kernel: Arc::default(),
         advice: DropAdvice::new("fake", 0, 1792, false),
+        ledger: None,
         fill_target: 12,
         complete_checksums: true,
     };

@@ -65,8 +65,9 @@ pub(super) struct State {
 impl Eal {
     /// Starts EAL. Once per process.
     ///
-    /// Nothing of it stays on disk: memory is anonymous, there is no runtime directory and no
-    /// telemetry socket, so a second manager can run beside and a killed one leaves nothing.
+    /// Memory is anonymous and there is no telemetry socket and no shared configuration, so a
+    /// second manager can run beside, and a killed one leaves nothing but the empty directory
+    /// `/run/dpdk/rte` that EAL makes whatever it is told.
     ///
     /// # Errors
     /// [`PortError::Unsupported`] when libdpdk is missing, EAL refuses to start or was started
