@@ -15,10 +15,11 @@ function stages({ status, rates }) {
   const comeIn = status.ports.filter((port) => port.egress || port.rx_pkts > 0);
   const leave = status.ports.filter((port) => egress.has(port.name) || port.tx_pkts > 0);
   const services = status.chain.map((service, at) => serviceStage(service, at, status, rates));
+  const sent = leave.map((port) => rates.ports.get(port.name)?.tx_pps);
   return [
     portStage("in", "In by", comeIn, rates, "rx_pps"),
     ...services,
-    { ...portStage("out", "Out by", leave, rates, "tx_pps"), edge: { pps: rates.total?.tx_pps } },
+    { ...portStage("out", "Out by", leave, rates, "tx_pps"), edge: { pps: sumOf(sent) } },
   ];
 }
 
@@ -43,14 +44,18 @@ function serviceStage(service, at, status, rates) {
   if (nfs.length === 0) lines.push({ text: "✕ no NF attached", class: "main bad" });
   nfs.forEach((nf) => lines.push(...dropLines(rates, `nf:${nf.instance}`)));
   lines.push(...dropLines(rates, `service:${service}`));
-  const pps = known.includes(undefined) ? undefined : known.reduce((sum, pps) => sum + pps, 0);
   return {
     key: `service-${at}`,
     title: `Service ${service}`,
     lines,
     kind: nfs.length === 0 ? "service missing" : "service",
-    edge: { pps },
+    edge: { pps: sumOf(known) },
   };
+}
+
+/** The sum of rates; unknown if one of them is. */
+function sumOf(rates) {
+  return rates.includes(undefined) ? undefined : rates.reduce((sum, pps) => sum + pps, 0);
 }
 
 function dropLines(rates, place) {

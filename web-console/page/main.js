@@ -39,7 +39,6 @@ function byName(rates) {
     ports: new Map(rates?.ports.map((port) => [port.name, port])),
     nfs: new Map(rates?.nfs.map((nf) => [nf.instance, nf])),
     drops: rates?.drops ?? [],
-    total: rates?.total,
   };
 }
 

@@ -84,7 +84,7 @@ fn loopback(text: &str) -> Result<SocketAddr, String> {
         "expected an address and a port, such as 127.0.0.1:8080 or [::1]:8080".to_owned()
     })?;
     if !address.ip().is_loopback() {
-        return Err("tokens and TLS are not supported yet, so only a loopback address is \
+        return Err("tokens and TLS are not supported yet, so only a loopback address is allowed \
                     (127.0.0.1 or [::1]); reach it from elsewhere with ssh -L"
             .to_owned());
     }

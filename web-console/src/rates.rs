@@ -3,7 +3,7 @@
 //! The names are those of `millrace stats --json`.
 #![forbid(unsafe_code)]
 
-use nflib::control::{Accounting, DropStatus, NfStatus, PortStatus, Status};
+use nflib::control::{DropStatus, NfStatus, PortStatus, Status};
 use serde::Serialize;
 
 /// Rates over the time between two statuses of one manager.
@@ -17,8 +17,6 @@ pub struct Rates {
     pub nfs: Vec<NfRate>,
     /// Places and reasons at which packets were dropped meanwhile.
     pub drops: Vec<DropRate>,
-    /// All packets together.
-    pub total: TotalRate,
 }
 
 /// One port's.
@@ -64,17 +62,6 @@ pub struct DropRate {
     pub pps: f64,
 }
 
-/// All packets', by the accounting.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct TotalRate {
-    /// Packets that entered per second.
-    pub rx_pps: f64,
-    /// Packets that left per second.
-    pub tx_pps: f64,
-    /// Packets dropped per second.
-    pub drop_pps: f64,
-}
-
 impl Rates {
     /// Rates from `before` to `after`, or none when these cannot be compared: another manager, or
     /// no time between them. What has counters that ran backwards is left out.
@@ -97,7 +84,6 @@ impl Rates {
             ports: ports.collect(),
             nfs: nfs.collect(),
             drops: after.drops.iter().filter_map(|now| over.drops(&before.drops, now)).collect(),
-            total: over.total(&before.accounting, &after.accounting)?,
         })
     }
 }
@@ -143,14 +129,6 @@ impl Over {
         let pps = self.rate(then_pkts, now.pkts).filter(|&pps| pps > 0.0)?;
         Some(DropRate { place: now.place.clone(), reason: now.reason.clone(), pps })
     }
-
-    fn total(&self, then: &Accounting, now: &Accounting) -> Option<TotalRate> {
-        Some(TotalRate {
-            rx_pps: self.rate(then.rx_pkts, now.rx_pkts)?,
-            tx_pps: self.rate(then.tx_pkts, now.tx_pkts)?,
-            drop_pps: self.rate(then.dropped_pkts, now.dropped_pkts)?,
-        })
-    }
 }
 
 #[cfg(test)]
@@ -166,7 +144,6 @@ mod tests {
             uptime_s: at_s as f64,
             ports: vec![port],
             nfs: vec![nf],
-            accounting: Accounting { rx_pkts, ..Default::default() },
             ..Default::default()
         }
     }
@@ -177,7 +154,6 @@ mod tests {
         assert_eq!(rates.interval_s, 2.0);
         assert_eq!((rates.ports[0].rx_pps, rates.ports[0].rx_bps), (2000.0, 1_600_000.0));
         assert_eq!(rates.nfs[0].tx_pps, 1000.0);
-        assert_eq!(rates.total.rx_pps, 2000.0);
     }
 
     #[test]
