@@ -142,6 +142,9 @@ const BACKENDS: &str = "af_xdp, dpdk, pcap, generator, sink";
 pub struct ChainConfig {
     /// Service ids in order. Empty: packets go straight to their port's egress.
     pub services: Vec<ServiceId>,
+    /// Receive nothing until every service has had an NF once. For sources that cannot repeat what
+    /// is lost, such as a generator that counts; afterwards an NF that goes is not waited for.
+    pub wait_for_nfs: bool,
 }
 
 /// Why a configuration is refused. Names the file, the place and the remedy.

@@ -164,7 +164,11 @@ impl Fabric {
         let worker = Worker::new(pool, ports, self.chain.clone(), Arc::clone(&counters));
         let (orders, their_orders) = crossbeam_channel::unbounded();
         let (their_reports, reports) = crossbeam_channel::unbounded();
-        let options = LoopOptions { number, poll: config.manager.poll };
+        let options = LoopOptions {
+            number,
+            poll: config.manager.poll,
+            wait_for_nfs: config.chain.wait_for_nfs,
+        };
         let fail = |what| move |source| FabricError::Thread { worker: number, what, source };
         let (pinned, pin_result) = crossbeam_channel::bounded(1);
         let thread = std::thread::Builder::new()

@@ -1,10 +1,10 @@
 //! A worker's thread: turns of the loop, orders of the control thread between them, and what to do
 //! when there is nothing to do.
 //!
-//! Idle policy ([`PollMode::Adaptive`]): spin for [`SPIN_TURNS`], since the next packet is often
+//! Idle policy ([`PollMode::Adaptive`]): spin for `SPIN_TURNS`, since the next packet is often
 //! near; then give the core away after each turn, since an NF on the same core may have what we wait
 //! for; then sleep, in `poll(2)` on the ports where they can wake us, never longer than
-//! [`SLEEP_MAX`]. Never may more threads spin than there are cores: spinning NFs and a spinning
+//! `SLEEP_MAX`. Never may more threads spin than there are cores: spinning NFs and a spinning
 //! worker on one core pass packets at the speed of the scheduler's clock.
 #![forbid(unsafe_code)]
 
@@ -118,6 +118,8 @@ pub struct LoopOptions {
     pub number: u16,
     /// Idle policy.
     pub poll: PollMode,
+    /// Receive nothing before every service of the chain has an NF.
+    pub wait_for_nfs: bool,
 }
 
 /// Runs a worker until it is told to drain. The body of its thread.
@@ -130,8 +132,14 @@ pub fn run(
     if !register_for_global_barrier() {
         tracing::debug!("no membarrier(2): NFs sleep for at most 1 ms");
     }
-    let mut state =
-        Loop { worker: &mut worker, options, reports, idle_turns: 0, drain_until: None };
+    let mut state = Loop {
+        worker: &mut worker,
+        waiting: options.wait_for_nfs,
+        options,
+        reports,
+        idle_turns: 0,
+        drain_until: None,
+    };
     let mut turns_to_orders = 0;
     loop {
         if turns_to_orders == 0 {
@@ -141,7 +149,7 @@ pub fn run(
             }
             state.report_broken();
         }
-        let moved = state.worker.turn(state.drain_until.is_none());
+        let moved = state.worker.turn(state.drain_until.is_none() && !state.waiting);
         if state.drained() {
             break;
         }
@@ -168,6 +176,8 @@ struct Loop<'a> {
     reports: &'a Sender<Report>,
     idle_turns: u32,
     drain_until: Option<Instant>,
+    /// Some service of the chain never had an NF, and the configuration says to wait for it.
+    waiting: bool,
 }
 
 impl Loop<'_> {
@@ -176,6 +186,7 @@ impl Loop<'_> {
             Order::AddNf { edge, slot, channel, counters } => {
                 if let Some(nf) = NfEdge::new(self.options.number, slot, &channel, counters) {
                     self.worker.add_nf(edge, nf);
+                    self.waiting &= !self.worker.chain_is_complete();
                 }
                 Report::Done
             }

@@ -1,7 +1,7 @@
 //! The control thread: one loop over the control socket, the NFs' processes and signals.
 //!
 //! Everything that may wait happens here and never in a worker. A client is not trusted: its
-//! messages are bounded, it is never waited for longer than [`REPLY_LIMIT`], and whatever is wrong
+//! messages are bounded, it is never waited for longer than `REPLY_LIMIT`, and whatever is wrong
 //! with it ends its connection and nothing else.
 #![forbid(unsafe_code)]
 

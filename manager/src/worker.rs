@@ -388,6 +388,12 @@ impl Worker {
         self.edges[at] = Some(edge);
     }
 
+    /// True when every service of the chain has an NF now.
+    #[must_use]
+    pub fn chain_is_complete(&self) -> bool {
+        self.providers.iter().all(Option::is_some)
+    }
+
     /// Delivers nothing more to an NF; what it has may still come back.
     pub fn close_nf(&mut self, number: Edge) {
         for provider in &mut self.providers {

@@ -188,6 +188,25 @@ fn packets_cross_two_nf_processes_whole_and_in_order() {
 }
 
 #[test]
+fn a_chain_that_waits_for_its_nfs_loses_none_of_the_first_packets() {
+    let Some(program) = nf_program() else { return };
+    let chain = "[1, 2]\nwait_for_nfs = true";
+    let manager = Manager::start(1, &generator(50_000, 100_000), chain);
+    let first = manager.nf(&program, 1);
+    assert_eq!(manager.status().ports[0].rx_pkts, 0, "half a chain is waited for");
+    let _nfs = [first, manager.nf(&program, 2)];
+    let status = until("the generator is done", || {
+        let status = manager.status();
+        (status.ports[0].exhausted && status.accounting.held_pkts == 0).then_some(status)
+    });
+    assert_eq!(status.ports[0].rx_pkts, 50_000);
+    // A full ring is no fault here; a missing NF would be.
+    assert!(status.drops.iter().all(|drop| drop.reason == "nf_ring_full"), "{:?}", status.drops);
+    manager.assert_all_back();
+    manager.stop();
+}
+
+#[test]
 fn two_workers_share_the_queues_and_every_packet_is_accounted_for() {
     crosses_two_nfs(2);
 }
@@ -340,7 +359,8 @@ fn descriptors_sent_where_none_belong_are_closed() {
             Ok((Reply::Status(_), _))
         ));
     }
-    assert_eq!(open_files(), before);
+    // Fewer is possible: the connection that waited for the manager to listen may have closed since.
+    assert!(open_files() <= before, "{} files are open, {before} were", open_files());
     manager.stop();
 }
 

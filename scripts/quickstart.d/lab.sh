@@ -145,8 +145,11 @@ write_config() {
         printf '[manager]\nsocket = "%s"\nworkers = 1\npoll = "adaptive"\n' "$SOCKET"
         # The NFs' user is in no group of ours; nogroup is the one it has.
         if ((EUID == 0)); then printf 'socket_group = "nogroup"\n'; fi
+        # A ring that holds every buffer is never full: then the generator waits, and none is lost.
+        if [[ $BACKEND == generator ]]; then printf 'ring_capacity = 16384\n'; fi
         printf '\n[pool]\nbuffers = 16384\nhugepages = "%s"\n' "$HUGEPAGES"
-        printf '\n[chain]\nservices = [%s, %s]\n' "${NF_SERVICES[@]}"
+        # Every packet counts, the first one too.
+        printf '\n[chain]\nservices = [%s, %s]\nwait_for_nfs = true\n' "${NF_SERVICES[@]}"
         if [[ $BACKEND == generator ]]; then
             printf '\n[[port]]\nname = "source"\negress = "sink"\nbackend = "generator"\n'
             printf 'frame_bytes = %s\nrate_pps = %s\n' "$GENERATOR_FRAME_BYTES" "$GENERATOR_RATE_PPS"
@@ -210,6 +213,8 @@ start_nfs() {
         spawn "$STATE/log/nf-$service.log" "${AS_USER[@]}" \
             "$NF_BINARY" forward --service "$service" --socket "$SOCKET"
         NF_PIDS+=("$SPAWNED_PID")
+        # Whoever kills an NF to see what happens need not have the shell's word on it in the view.
+        disown "$SPAWNED_PID"
     done
 }
 
@@ -235,15 +240,13 @@ start_chain() {
     SOCKET=$STATE/manager.sock
     write_config
     install_nf_binary
-    # The generator counts from its first packet: its NFs wait for it, with a notice, not it for them.
-    if [[ $BACKEND == generator ]]; then start_nfs; fi
     start_manager
     await 20 manager_ready_or_dead || true
     if ! alive "$MANAGER_PID" || ! manager_ready; then
         tail_of "$STATE/log/manager.log"
         die "the manager did not start"
     fi
-    if [[ $BACKEND != generator ]]; then start_nfs; fi
+    start_nfs
     await 20 chain_ready_or_nf_dead || true
     if ! chain_ready; then
         tail_of "$STATE/log/manager.log" 5

@@ -6,6 +6,7 @@
 declare -A BEFORE=()
 BEFORE_US=0
 DRAWN_LINES=0
+DRAWN_COLUMNS=0
 
 # rate KEY: sets RATE to S[KEY]'s growth a second since the last sample.
 rate() {
@@ -23,19 +24,23 @@ grouped() {
     done
 }
 
-# row NAME PKTS_KEY BYTES_KEY DROPS: one line of the table into LINES_OUT. No BYTES_KEY, no Mbit/s.
+# row NAME PKTS_KEY BYTES_KEY DROPS: one line of the table into LINES_OUT. An empty key leaves its
+# columns empty.
 row() {
-    local pps mbps=''
-    rate "$2"
-    grouped "$RATE"
-    pps=$GROUPED
+    local pps='' mbps='' pkts=''
+    if [[ -n $2 ]]; then
+        rate "$2"
+        grouped "$RATE"
+        pps=$GROUPED
+        grouped "${S[$2]:-0}"
+        pkts=$GROUPED
+    fi
     if [[ -n $3 ]]; then
         rate "$3"
         grouped $((RATE * 8 / 1000000))
         mbps=$GROUPED
     fi
-    grouped "${S[$2]:-0}"
-    LINES_OUT+=("$(printf '%-22s %12s %10s %16s  %s' "$1" "$pps" "$mbps" "$GROUPED" "$4")")
+    LINES_OUT+=("$(printf '%-22s %12s %10s %16s  %s' "$1" "$pps" "$mbps" "$pkts" "$4")")
 }
 
 # drops_of PREFIX: the drops below PREFIX in words, into DROPS.
@@ -46,6 +51,16 @@ drops_of() {
         [[ $key == "$1."* ]] || continue
         count "$key"
         ((COUNT == 0)) || DROPS+="$COUNT ${key##*.} "
+    done
+}
+
+# drops_at PLACE: the drops that the ledger has for PLACE in words, into DROPS.
+drops_at() {
+    local i
+    DROPS=''
+    for ((i = 0; ; i++)); do
+        [[ -n ${S[drops.$i.place]-} ]] || break
+        [[ ${S[drops.$i.place]} != "$1" ]] || DROPS+="${S[drops.$i.pkts]} ${S[drops.$i.reason]} "
     done
 }
 
@@ -60,9 +75,14 @@ compose() {
         row "$label  in" "ports.$i.rx_pkts" "ports.$i.rx_bytes" "$DROPS"
         row "${label//?/ }  out" "ports.$i.tx_pkts" "ports.$i.tx_bytes" ''
     done
-    for ((i = 0; ; i++)); do
-        [[ -n ${S[nfs.$i.service]-} ]] || break
-        row "NF ${S[nfs.$i.name]} (service ${S[nfs.$i.service]})" "nfs.$i.rx_pkts" '' ''
+    local service
+    for service in "${NF_SERVICES[@]}"; do
+        drops_at "service:$service"
+        if index_of nfs service "$service"; then
+            row "NF ${S[nfs.$INDEX.name]} (service $service)" "nfs.$INDEX.rx_pkts" '' "$DROPS"
+        else
+            row "NF of service $service: none" '' '' "$DROPS"
+        fi
     done
     local account
     printf -v account 'account: in %s = out %s + dropped %s + held %s' \
@@ -76,6 +96,9 @@ compose() {
 draw() {
     local line columns
     columns=$(tput cols 2>/dev/null) || columns=80
+    # After a resize the old lines may be folded: begin anew below them.
+    [[ $columns == "$DRAWN_COLUMNS" ]] || DRAWN_LINES=0
+    DRAWN_COLUMNS=$columns
     ((DRAWN_LINES == 0)) || printf '\e[%dA' "$DRAWN_LINES"
     for line in "${LINES_OUT[@]}"; do printf '\r%s\e[K\n' "${line:0:columns-1}"; done
     # Fewer lines than before: an NF has gone.
@@ -144,7 +167,11 @@ look_at_traffic() {
     [[ -n $PING_PID ]] || return 0
     local last
     last=$(tail -n 1 "$STATE/log/ping.log" 2>/dev/null)
-    if [[ $last == *icmp_seq=* ]]; then
+    local silent_s
+    silent_s=$(($(date +%s) - $(stat -c %Y -- "$STATE/log/ping.log")))
+    if ((silent_s > 2)); then
+        TRAFFIC_NOTE="ping: no answer for $silent_s s"
+    elif [[ $last == *icmp_seq=* ]]; then
         TRAFFIC_NOTE="ping: ${last#*bytes from }; TCP both ways (iperf3)"
     fi
     if ! alive "$TCP_PID"; then
@@ -157,7 +184,7 @@ look_at_traffic() {
 watch_live() {
     [[ $BACKEND == generator ]] || start_traffic
     step "live; Ctrl-C ends it and cleans up"
-    note "more to see: ${BIN_DIR#"$PWD"/}/millrace --socket $SOCKET status"
+    note "${BIN_DIR#"$PWD"/}/millrace --socket $SOCKET status"
     printf '\n'
     while alive "$MANAGER_PID"; do
         look_at_traffic

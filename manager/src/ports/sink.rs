@@ -1,7 +1,7 @@
 //! The `sink` port: counts what it is sent and frees it. It receives nothing.
 //!
 //! With `verify = true` it also reads each frame and checks the generator's stamp
-//! ([`test_frame`](super::test_frame)): lost, reordered, duplicated and damaged packets show up in
+//! ([`test_frame`]): lost, reordered, duplicated and damaged packets show up in
 //! the port's hardware statistics under names that begin with `verify_`.
 #![forbid(unsafe_code)]
 
