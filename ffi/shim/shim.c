@@ -388,10 +388,14 @@ uint64_t mr_ring_bench_pingpong(struct rte_ring *ring, void **elements, uint32_t
 	uint64_t sum = 0;
 	uint32_t at = 0;
 
+	for (uint32_t i = 0; i < MR_MAX_BURST; i++)
+		out[i] = elements[i];
 	for (uint64_t round = 0; round < rounds; round++) {
 		for (uint32_t i = 0; i < burst && metadata; i++)
 			write_metadata(elements[at + i], round + i);
-		rte_ring_enqueue_burst(ring, elements + at, burst, NULL);
+		/* Without metadata, what was dequeued is enqueued, as an NF does that passes
+		 * packets on. */
+		rte_ring_enqueue_burst(ring, metadata ? elements + at : out, burst, NULL);
 		uint32_t got = rte_ring_dequeue_burst(ring, out, burst, NULL);
 
 		for (uint32_t i = 0; i < got; i++)

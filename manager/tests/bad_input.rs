@@ -258,6 +258,30 @@ fn without_privilege_af_xdp_names_the_capabilities() {
     assert_one_line(&output, &["port \"p\"", "permission denied", "CAP_NET_RAW"]);
 }
 
+#[test]
+fn the_interface_with_the_default_route_is_refused_without_force() {
+    if !nix::unistd::geteuid().is_root() {
+        return skip("needs root, to make a network namespace with a default route");
+    }
+    let place = Place::new();
+    let mut backends = vec!["backend = \"af_xdp\"\ninterface = \"mrdef0\""];
+    if cfg!(feature = "dpdk") {
+        backends.push("backend = \"dpdk\"\ndevice = \"net_af_packet0,iface=mrdef0\"");
+    }
+    for backend in backends {
+        let config = place.config(SMALL, &format!("[[port]]\nname = \"p\"\n{backend}"));
+        let script = format!(
+            "ip link add mrdef0 type veth peer name mrdef1 && ip link set mrdef0 up && \
+             ip link set mrdef1 up && ip addr add 10.99.9.1/24 dev mrdef0 && \
+             ip route add default via 10.99.9.2 || exit 99; exec '{MANAGER}' --config '{}'",
+            config.display()
+        );
+        let output = run(Command::new("unshare").args(["--net", "sh", "-c", &script]));
+        assert_ne!(output.status.code(), Some(99), "the namespace could not be made");
+        assert_one_line(&output, &["port \"p\"", "carries the default route", "--force"]);
+    }
+}
+
 #[cfg(feature = "dpdk")]
 #[test]
 fn a_missing_libdpdk_is_said_in_one_line_and_only_when_a_port_needs_it() {

@@ -98,6 +98,7 @@ impl TestNf {
 
 fn back(delivery: &Delivery, action: ActionCode, target: u16) -> Returned {
     Returned {
+        reserved: 0,
         buffer: delivery.buffer,
         offset_bytes: delivery.offset_bytes,
         len_bytes: delivery.len_bytes,
@@ -466,7 +467,7 @@ mod random {
                 bench.worker.turn(true);
                 let nf = if first { &mut a } else { &mut b };
                 let _ = nf.receive();
-                let lie = Returned { buffer, offset_bytes, len_bytes, flow_hash: 0, target, action };
+                let lie = Returned { buffer, offset_bytes, len_bytes, flow_hash: 0, target, reserved: 0, action };
                 let honest = Returned { offset_bytes: 256, len_bytes: 60, ..lie };
                 let _ = nf.tx.push_burst(&[lie, honest]);
                 bench.worker.turn(true);

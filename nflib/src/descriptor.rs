@@ -6,6 +6,7 @@
 //! Delivery w1 │ hop    │ port  │ chain          │ flow_hash                      │
 //! Returned w1 │ action │ 0     │ target         │ flow_hash                      │
 //! ```
+//! Little endian. The types below have this very layout, so that a burst is one copy.
 //! A descriptor carries all that the next process needs to begin, so that reading a ring does not
 //! lead to a second cache miss on some header of the buffer.
 //!
@@ -13,7 +14,7 @@
 //! the place in it are kept in the manager's private table, where an NF cannot change them.
 #![forbid(unsafe_code)]
 
-use crate::shm::{BufferIndex, SlotValue};
+use crate::shm::BufferIndex;
 
 /// The kind of an NF; what a chain is made of.
 pub type ServiceId = u16;
@@ -24,7 +25,7 @@ pub type ChainId = u16;
 
 /// A packet handed to an NF.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C, align(8))]
+#[repr(C, align(16))]
 pub struct Delivery {
     /// The buffer.
     pub buffer: BufferIndex,
@@ -40,33 +41,6 @@ pub struct Delivery {
     pub port: PortId,
     /// How many NFs of the chain it has passed.
     pub hop: u8,
-}
-
-impl SlotValue for Delivery {
-    #[inline]
-    fn to_words(self) -> [u64; 2] {
-        [
-            range_word(self.buffer, self.offset_bytes, self.len_bytes),
-            u64::from(self.flow_hash)
-                | u64::from(self.chain) << 32
-                | u64::from(self.port) << 48
-                | u64::from(self.hop) << 56,
-        ]
-    }
-
-    #[inline]
-    fn from_words([w0, w1]: [u64; 2]) -> Self {
-        let (buffer, offset_bytes, len_bytes) = split_range(w0);
-        Self {
-            buffer,
-            offset_bytes,
-            len_bytes,
-            flow_hash: low32(w1),
-            chain: bits16(w1, 32),
-            port: bits8(w1, 48),
-            hop: bits8(w1, 56),
-        }
-    }
 }
 
 /// What an NF decided, as a code.
@@ -102,6 +76,7 @@ impl ActionCode {
 /// A packet that an NF gives back, with its decision. `Hold` never travels: a held packet simply
 /// does not come back yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(16))]
 pub struct Returned {
     /// The buffer; must be one the manager delivered to this NF.
     pub buffer: BufferIndex,
@@ -113,78 +88,47 @@ pub struct Returned {
     pub flow_hash: u32,
     /// Service or port that the action names, else 0.
     pub target: u16,
+    /// Always 0.
+    pub reserved: u8,
     /// An [`ActionCode`], unchecked.
     pub action: u8,
-}
-
-impl SlotValue for Returned {
-    #[inline]
-    fn to_words(self) -> [u64; 2] {
-        [
-            range_word(self.buffer, self.offset_bytes, self.len_bytes),
-            u64::from(self.flow_hash) | u64::from(self.target) << 32 | u64::from(self.action) << 56,
-        ]
-    }
-
-    #[inline]
-    fn from_words([w0, w1]: [u64; 2]) -> Self {
-        let (buffer, offset_bytes, len_bytes) = split_range(w0);
-        Self {
-            buffer,
-            offset_bytes,
-            len_bytes,
-            flow_hash: low32(w1),
-            target: bits16(w1, 32),
-            action: bits8(w1, 56),
-        }
-    }
-}
-
-#[inline]
-fn range_word(buffer: u32, offset_bytes: u16, len_bytes: u16) -> u64 {
-    u64::from(buffer) | u64::from(offset_bytes) << 32 | u64::from(len_bytes) << 48
-}
-
-#[inline]
-fn split_range(word: u64) -> (u32, u16, u16) {
-    (low32(word), bits16(word, 32), bits16(word, 48))
-}
-
-#[inline]
-fn low32(word: u64) -> u32 {
-    (word & 0xffff_ffff) as u32
-}
-
-#[inline]
-fn bits16(word: u64, shift: u32) -> u16 {
-    (word >> shift & 0xffff) as u16
-}
-
-#[inline]
-fn bits8(word: u64, shift: u32) -> u8 {
-    (word >> shift & 0xff) as u8
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shm::{HeapRing, Producer, SlotValue};
     use proptest::prelude::*;
+
+    /// The words of a descriptor, as a peer in another language reads them from a slot.
+    fn words<T: SlotValue>(value: T) -> [u64; 2] {
+        let ring = HeapRing::new(1, 0);
+        assert_eq!(Producer::new(ring.clone()).push_burst(&[value]), Ok(1));
+        ring.words(0)
+    }
 
     proptest! {
         #[test]
-        fn a_delivery_survives_its_slot(
+        fn a_delivery_lies_in_its_slot_as_documented(
             buffer: u32, offset_bytes: u16, len_bytes: u16, flow_hash: u32, chain: u16, port: u8, hop: u8,
         ) {
             let d = Delivery { buffer, offset_bytes, len_bytes, flow_hash, chain, port, hop };
-            prop_assert_eq!(Delivery::from_words(d.to_words()), d);
+            let range = u64::from(buffer) | u64::from(offset_bytes) << 32 | u64::from(len_bytes) << 48;
+            let rest = u64::from(flow_hash)
+                | u64::from(chain) << 32 | u64::from(port) << 48 | u64::from(hop) << 56;
+            prop_assert_eq!(words(d), [range, rest]);
         }
 
         #[test]
-        fn a_returned_packet_survives_its_slot(
+        fn a_returned_packet_lies_in_its_slot_as_documented(
             buffer: u32, offset_bytes: u16, len_bytes: u16, flow_hash: u32, target: u16, action: u8,
         ) {
-            let r = Returned { buffer, offset_bytes, len_bytes, flow_hash, target, action };
-            prop_assert_eq!(Returned::from_words(r.to_words()), r);
+            let r = Returned {
+                buffer, offset_bytes, len_bytes, flow_hash, target, reserved: 0, action,
+            };
+            let range = u64::from(buffer) | u64::from(offset_bytes) << 32 | u64::from(len_bytes) << 48;
+            let rest = u64::from(flow_hash) | u64::from(target) << 32 | u64::from(action) << 56;
+            prop_assert_eq!(words(r), [range, rest]);
         }
     }
 

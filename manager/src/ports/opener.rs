@@ -64,7 +64,10 @@ impl Opener {
         let open = match &port.backend {
             #[cfg(feature = "dpdk")]
             Backend::Dpdk(options) => match &self.eal {
-                Some(eal) => super::dpdk::open(name, options, eal, pools),
+                Some(eal) => {
+                    self.guard_default_route(&options.device)?;
+                    super::dpdk::open(name, options, eal, pools)
+                }
                 None => unreachable!("EAL is started when a configuration has a dpdk port"),
             },
             Backend::AfXdp(options) => {
@@ -82,6 +85,37 @@ impl Opener {
             None => Ok(open),
         }
     }
+}
+
+#[cfg(feature = "dpdk")]
+impl Opener {
+    /// Refuses a vdev over the kernel interface that carries the default route, unless forced.
+    fn guard_default_route(&self, device: &str) -> Result<(), PortError> {
+        for interface in kernel_interfaces(device).filter(|_| !self.force) {
+            let carries = af_xdp::carries_default_route(interface).map_err(|source| {
+                PortError::Os { device: device.into(), what: "asking for routes".into(), source }
+            })?;
+            if carries {
+                return Err(PortError::Unsupported {
+                    device: device.into(),
+                    problem: format!(
+                        "{interface} carries the default route, so this machine would lose its \
+                         network; name another interface, or use --force"
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Kernel interfaces that a vdev's arguments name (`net_af_packet0,iface=eth1`).
+#[cfg(feature = "dpdk")]
+fn kernel_interfaces(device: &str) -> impl Iterator<Item = &str> {
+    device.split(',').skip(1).filter_map(|argument| {
+        let (key, value) = argument.split_once('=')?;
+        (key.ends_with("iface") || key == "remote").then_some(value)
+    })
 }
 
 #[cfg(feature = "dpdk")]
@@ -104,4 +138,18 @@ fn start_eal(config: &Config) -> Result<Option<super::dpdk::Eal>, PortError> {
         extra_args: Vec::new(),
     };
     super::dpdk::Eal::init(&options).map(Some)
+}
+
+#[cfg(all(test, feature = "dpdk"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_interface_below_a_vdev_is_found_in_its_arguments() {
+        let of = |device| kernel_interfaces(device).collect::<Vec<_>>();
+        assert_eq!(of("net_af_packet0,iface=eth1,qpairs=2"), ["eth1"]);
+        assert_eq!(of("net_pcap0,rx_iface=a,tx_iface=b"), ["a", "b"]);
+        assert_eq!(of("net_tap0,iface=t0,remote=eth2"), ["t0", "eth2"]);
+        assert!(of("0000:01:00.0,iface").is_empty() && of("net_null0").is_empty());
+    }
 }

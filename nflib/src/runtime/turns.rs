@@ -380,6 +380,7 @@ fn descriptor(departure: &Departure) -> Returned {
         Action::Out(port) => (ActionCode::Out, u16::from(port)),
     };
     Returned {
+        reserved: 0,
         buffer: slot.lease.buffer(),
         offset_bytes: slot.offset,
         len_bytes: slot.len,

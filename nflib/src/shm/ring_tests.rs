@@ -3,17 +3,11 @@
 use super::*;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
 struct Pair(u64, u64);
 
-impl SlotValue for Pair {
-    fn to_words(self) -> [u64; 2] {
-        [self.0, self.1]
-    }
-
-    fn from_words(words: [u64; 2]) -> Self {
-        Self(words[0], words[1])
-    }
-}
+// SAFETY: two words without padding, any bits.
+unsafe impl SlotValue for Pair {}
 
 /// A value whose two words must match: a torn or stale slot shows.
 fn value(n: u64) -> Pair {

@@ -46,6 +46,18 @@ use serde::Deserialize;
 
 pub use open::open;
 
+/// Whether a default route, IPv4 or IPv6, leads through a kernel interface. False for one that does
+/// not exist.
+///
+/// # Errors
+/// Those of a netlink socket (rtnetlink(7)).
+pub fn carries_default_route(interface: &str) -> std::io::Result<bool> {
+    let mut netlink = netlink::Netlink::open()?;
+    let link = netlink.links()?.into_iter().find(|link| link.name == interface);
+    let Some(link) = link else { return Ok(false) };
+    Ok(netlink.default_route_interfaces()?.contains(&link.index))
+}
+
 /// The settings of an `af_xdp` port.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
