@@ -66,6 +66,9 @@ _run_exit_actions() {
 # Installs the traps. PIPE too: the clean-up has to run when our output's reader goes away.
 install_traps() {
     trap _run_exit_actions EXIT
+    # A command that fails unforeseen ends the script (set -e): let it be named.
+    set -o errtrace
+    trap '[[ -n $LAST_ERROR ]] || LAST_ERROR="this failed: $BASH_COMMAND"' ERR
     trap 'INTERRUPTED=INT; exit 130' INT
     trap 'INTERRUPTED=TERM; exit 143' TERM
     trap 'INTERRUPTED=HUP; exit 129' HUP

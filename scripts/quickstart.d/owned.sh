@@ -84,6 +84,7 @@ claim_state() {
         remove_everything
     fi
     WANTED_TOKEN=$TOKEN
+    REMOVED=()
     local draft=$STATE.$$
     mkdir -m 0755 -- "$draft"
     printf '%s\n' $$ >"$draft/pid"
