@@ -229,7 +229,8 @@ impl Region {
         if found_bytes != expected as u64 {
             return Err(RegionError::WrongSize { found_bytes, expected_bytes: expected as u64 });
         }
-        let mapping = Mapping::new(&fd, expected, false)
+        // The pages are there already; entering them now keeps page faults off the packet path.
+        let mapping = Mapping::new(&fd, expected, true)
             .map_err(|source| RegionError::Os { what: "mmap", source })?;
         Ok(Self { fd, mapping, geometry, pages })
     }
