@@ -265,13 +265,14 @@ start_chain() {
     fi
 }
 
-# stop_chain: NFs first, then the manager, which drains and prints its account. Sets MANAGER_EXIT.
+# stop_chain: the manager first, which lets what is inside come out through the NFs and prints its
+# account; then the NFs. Sets MANAGER_EXIT.
 stop_chain() {
-    local pid
-    for pid in "${NF_PIDS[@]}"; do stop_child "$pid" 5 || true; done
     MANAGER_EXIT=0
     stop_child "$MANAGER_PID" 10 || MANAGER_EXIT=$?
     MANAGER_PID=''
+    local pid
+    for pid in "${NF_PIDS[@]}"; do stop_child "$pid" 5 || true; done
 }
 NF_PIDS=()
 MANAGER_PID=''
