@@ -6,6 +6,8 @@
 
 #[path = "af_xdp/lab.rs"]
 mod lab;
+#[path = "support/skip.rs"]
+mod skip;
 
 use std::io::BufRead;
 use std::net::UdpSocket;
