@@ -34,6 +34,7 @@ use crate::descriptor::{Delivery, Returned};
 
 /// Two 64-bit words: what one slot holds.
 pub const SLOT_BYTES: usize = 16;
+const LINE_BYTES: usize = 64;
 const HEAD_OFFSET_BYTES: usize = 128;
 const SLOTS_OFFSET_BYTES: usize = 256;
 
@@ -72,6 +73,11 @@ pub trait RingMemory {
     fn head(&self) -> &AtomicU32;
     /// Number of slots, a power of two.
     fn capacity(&self) -> u32;
+    /// Says that `count` slots from free-running index `at` on will be written soon, so that their
+    /// lines can be fetched from the consumer's core meanwhile. A hint; does nothing by default.
+    fn will_write(&self, at: u32, count: usize) {
+        let _ = (at, count);
+    }
     /// Copies `values` into the slots from free-running index `at` on, round the end if need be.
     /// At most [`capacity`](Self::capacity) values; the caller owns those slots.
     fn write<T: SlotValue>(&self, at: u32, values: &[T]);
@@ -157,6 +163,20 @@ impl RingMemory for SharedRing {
     #[inline]
     fn capacity(&self) -> u32 {
         self.mask + 1
+    }
+
+    #[inline]
+    fn will_write(&self, at: u32, count: usize) {
+        #[cfg(target_arch = "x86_64")]
+        for n in (0..count).step_by(LINE_BYTES / SLOT_BYTES) {
+            use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+            let line = self.slot(at.wrapping_add(n as u32));
+            // SAFETY: the address is inside the ring; a prefetch changes nothing, and is no
+            // operation on a CPU without it.
+            unsafe { _mm_prefetch::<_MM_HINT_ET0>(line.as_ptr().cast()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (at, count);
     }
 
     #[inline]
@@ -254,6 +274,8 @@ impl<T: SlotValue, M: RingMemory> Producer<T, M> {
             self.tail = self.tail.wrapping_add(count as u32);
             // Release: publishes the slots, and the packet bytes written before this call.
             self.memory.tail().store(self.tail, Ordering::Release);
+            // The next burst is likely as long as this one.
+            self.memory.will_write(self.tail, count);
         }
         Ok(count)
     }
