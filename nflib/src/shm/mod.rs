@@ -2,7 +2,7 @@
 //!
 //! Everything here follows one rule: *whatever another process can write is copied once, checked,
 //! then used*. No Rust reference is ever made to bytes a peer may be writing; words are read and
-//! written through atomics, packet bytes through raw pointers. The one exception is a buffer that an
+//! written through atomics, slots and packet bytes through raw pointers. The one exception is a buffer that an
 //! NF holds by the protocol's word (`bytes`).
 #![allow(unsafe_code)]
 

@@ -16,8 +16,7 @@
 //! one who uses it.
 //!
 //! A burst is copied as a whole (in two runs where it goes round the end). Slots of two relaxed
-//! atomic words each were measured against it and were slower by up to half: the compiler may not
-//! join them into wide moves.
+//! atomic words each made 0.7 of its rate: the compiler may not join them into wide moves.
 //!
 //! The lines of the two sides are 128 bytes apart because x86 fetches cache lines in pairs.
 
