@@ -399,6 +399,43 @@ fn frames_cross_a_veth_pair_through_net_af_packet_with_their_vlan_tags() {
 }
 
 #[test]
+fn a_checksum_that_the_sender_left_to_the_device_is_right_when_an_nf_sees_it() {
+    in_namespace(|| {
+        veth(1500);
+        ip("addr add 10.7.0.1/24 dev mrd1");
+        ip("neigh add 10.7.0.2 lladdr 02:00:00:00:00:02 dev mrd1 nud permanent");
+        let mut rig = Rig::small();
+        let mut port = rig.open("net_af_packet14,iface=mrd0");
+        let socket = std::net::UdpSocket::bind("10.7.0.1:7000").unwrap();
+        let end = Instant::now() + ENOUGH;
+        let mut seen = None;
+        while seen.is_none() && Instant::now() < end {
+            socket.send_to(b"checksum me", "10.7.0.2:7001").unwrap();
+            let mut got = Vec::new();
+            port.queues[0].rx_burst(&mut rig.pools[0], &mut got);
+            port.queues[0].maintain(&mut rig.pools[0]);
+            seen = got.iter().map(|packet| rig.bytes(packet)).find(|frame| is_udp(frame));
+            rig.pools[0].give(&got.iter().map(|packet| packet.buffer).collect::<Vec<_>>());
+        }
+        let frame = seen.expect("the datagram came");
+        // RFC 768: addresses, protocol, length, then the datagram; a right checksum sums to all ones.
+        let datagram = &frame[34..34 + usize::from(frame[39])];
+        let mut words = frame[26..34].to_vec();
+        words.extend([0, 17, 0, frame[39]]);
+        words.extend(datagram);
+        words.resize(words.len().next_multiple_of(2), 0);
+        let sum: u32 = words.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
+        assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff);
+        rig.close(port);
+        rig.assert_all_buffers_are_back();
+    });
+}
+
+fn is_udp(frame: &[u8]) -> bool {
+    frame.len() > 42 && frame[12..14] == [8, 0] && frame[23] == 17
+}
+
+#[test]
 fn jumbo_frames_cross_a_veth_pair_through_several_queues() {
     in_namespace(|| {
         veth(9000);

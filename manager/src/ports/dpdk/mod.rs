@@ -29,8 +29,8 @@
 //! No transmit offload is asked for: checksums leave as they are in the packet. Physical NICs and
 //! `net_tap` deliver complete ones. `net_af_packet` reads what the kernel shows a packet socket,
 //! and what a veth peer sends is not quite what a wire would carry:
-//! - *partial checksums*: only the pseudo header is summed. Set `ethtool -K <peer> tx off` at the
-//!   peer (the quickstart does).
+//! - *partial checksums*: only the pseudo header is summed. They are completed in place on receive,
+//!   as the `af_xdp` back end does, so that NFs see valid packets.
 //! - *segments of up to 64 KB* (TSO, GRO): cut off by the kernel at the ring's frame size, so they
 //!   are dropped and counted as `rx_too_large`. `ethtool -K <peer> tx off` turns TSO off as well.
 //! - *VLAN tags* are taken out by the kernel and are put back by us, in place.

@@ -8,7 +8,7 @@ use dpdk_sys::sys::{self, Api};
 use super::device::Device;
 use super::pool::Mempool;
 use crate::pool::BufferPool;
-use crate::ports::{LinkState, MAX_BURST_PKTS, PortPacket, PortQueue};
+use crate::ports::{LinkState, MAX_BURST_PKTS, PortPacket, PortQueue, checksum};
 use crate::stats::{DropReason, QueueCounters};
 
 const _: () = assert!(MAX_BURST_PKTS == sys::MR_MAX_BURST as usize);
@@ -27,6 +27,8 @@ pub(super) struct DpdkQueue {
     mempool: Arc<Mempool>,
     queue: u16,
     counters: Arc<QueueCounters>,
+    /// The driver shows what a packet socket sees: checksums that the sender left to the device.
+    complete_checksums: bool,
     /// Turns since the last packet was sent.
     idle_turns: u32,
 }
@@ -34,7 +36,9 @@ pub(super) struct DpdkQueue {
 impl DpdkQueue {
     pub(super) fn new(device: Arc<Device>, queue: u16) -> Self {
         let mempool = device.pool(queue).clone();
-        Self { device, mempool, queue, counters: Arc::default(), idle_turns: IDLE_TURNS }
+        let complete_checksums = device.driver == "net_af_packet";
+        let counters = Arc::default();
+        Self { device, mempool, queue, counters, complete_checksums, idle_turns: IDLE_TURNS }
     }
 
     fn receive(&mut self, out: &mut [sys::mr_desc; MAX_BURST_PKTS]) -> usize {
@@ -137,6 +141,12 @@ impl PortQueue for DpdkQueue {
         register_thread(self.device.api);
         let mut burst = [NO_PACKET; MAX_BURST_PKTS];
         let received = self.receive(&mut burst);
+        if self.complete_checksums {
+            for packet in &burst[..received] {
+                let region = self.mempool.region();
+                checksum::complete_partial(region, packet.index, packet.offset, packet.len);
+            }
+        }
         let mut bytes = 0;
         out.extend(burst[..received].iter().map(|packet| {
             bytes += u64::from(packet.len);
