@@ -273,6 +273,8 @@ impl Fabric {
         for worker in &mut self.workers {
             worker.order(Order::RemoveNf(edge), &mut self.broken)?;
         }
+        // What was reported of it before must not hit the next NF with this number.
+        self.broken.retain(|&reported| reported != edge);
         Ok(())
     }
 

@@ -132,14 +132,9 @@ pub fn run(
     if !register_for_global_barrier() {
         tracing::debug!("no membarrier(2): NFs sleep for at most 1 ms");
     }
-    let mut state = Loop {
-        worker: &mut worker,
-        waiting: options.wait_for_nfs,
-        options,
-        reports,
-        idle_turns: 0,
-        drain_until: None,
-    };
+    let waiting = options.wait_for_nfs && !worker.chain_is_complete();
+    let mut state =
+        Loop { worker: &mut worker, waiting, options, reports, idle_turns: 0, drain_until: None };
     let mut turns_to_orders = 0;
     loop {
         if turns_to_orders == 0 {

@@ -408,7 +408,13 @@ impl Worker {
     pub fn remove_nf(&mut self, number: Edge) {
         self.close_nf(number);
         let at = usize::from(number);
-        while self.edges.get(at).is_some_and(Option::is_some) && self.collect(at) > 0 {
+        // At most what its ring can hold: an NF that is told to go may be alive and still writing.
+        let capacity =
+            self.edges.get(at).and_then(Option::as_ref).map_or(0, |e| e.from_nf.capacity());
+        for _ in 0..(capacity as usize).div_ceil(COLLECT_BURST_PKTS) {
+            if self.collect(at) == 0 {
+                break;
+            }
             self.flush_edges();
             self.flush_ports();
         }

@@ -212,6 +212,14 @@ fn two_workers_share_the_queues_and_every_packet_is_accounted_for() {
 }
 
 #[test]
+fn a_manager_that_waits_for_nfs_does_not_wait_when_its_chain_has_none() {
+    let manager = Manager::start(1, &generator(1000, 0), "[]\nwait_for_nfs = true");
+    until("every packet has crossed", || (manager.status().ports[1].tx_pkts == 1000).then_some(()));
+    manager.assert_all_back();
+    manager.stop();
+}
+
+#[test]
 fn a_killed_nf_is_gone_from_the_list_and_a_new_one_takes_over() {
     let Some(program) = nf_program() else { return };
     let manager = Manager::start(1, &generator(0, 20_000), "[1]");

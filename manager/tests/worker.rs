@@ -412,6 +412,40 @@ fn an_nf_that_breaks_its_ring_is_reported_and_gets_nothing_more() {
 }
 
 #[test]
+fn an_nf_that_goes_on_writing_while_it_is_removed_holds_nobody_up() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let mut bench = Bench::new(&[1]);
+    // Whether the writer keeps ahead of the removal is a race; many rounds make it happen.
+    for _ in 0..3000 {
+        let (mut nf, counters) = bench.attach(0, 1);
+        bench.inject(2);
+        bench.worker.turn(true);
+        let removed = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&removed);
+        let liar = std::thread::spawn(move || {
+            let lie = [Returned { buffer: u32::MAX, ..Returned::default() }; 64];
+            // Bounded, so that this test fails and does not hang.
+            for _ in 0..200_000 {
+                let _ = nf.tx.push_burst(&lie);
+                if seen.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+        });
+        while counters.violations.get() == 0 {
+            bench.worker.turn(false);
+        }
+        let before = counters.violations.get();
+        bench.worker.remove_nf(0);
+        removed.store(true, Ordering::Relaxed);
+        liar.join().unwrap();
+        let during = counters.violations.get() - before;
+        assert!(during <= u64::from(RING.ring_capacity), "{during} descriptors were looked at");
+    }
+    bench.assert_all_back();
+}
+
+#[test]
 fn packets_that_circle_by_to_service_end_at_the_hop_limit() {
     let mut bench = Bench::new(&[1]);
     let (mut nf, _) = bench.attach(0, 1);
