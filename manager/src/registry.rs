@@ -8,7 +8,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use nflib::control::{AttachRequest, Attached, ErrorCode, ErrorReply, NfStatus, PROTOCOL_VERSION};
+use nflib::control::{
+    AttachRequest, Attached, ErrorCode, ErrorReply, NfStatus, PROTOCOL_VERSION, ServiceRef,
+};
 use nflib::descriptor::ServiceId;
 use nflib::shm::channel::NfCounter;
 use nflib::shm::{Channel, LAYOUT_VERSION};
@@ -64,6 +66,7 @@ impl NfRecord {
             violations: self.sum(|c| &c.violations),
             progress: self.channel.nf_counter(NfCounter::Progress),
             uptime_s: self.since.elapsed().as_secs_f64(),
+            ..NfStatus::default()
         }
     }
 }
@@ -107,7 +110,8 @@ impl Registry {
         peer: Peer,
         fabric: &mut Fabric,
     ) -> Result<(Attached, Arc<Channel>), ErrorReply> {
-        let slot = self.check(request, fabric)?;
+        let service = service_id(request)?;
+        let slot = self.check(request, service, fabric)?;
         let exhausted = |message: String| ErrorReply { code: ErrorCode::Exhausted, message };
         let edge = self.free_edge().ok_or_else(|| {
             exhausted(format!("{} NFs are attached, no more fit", self.nfs.len()))
@@ -121,7 +125,7 @@ impl Registry {
         self.nfs.push(NfRecord {
             instance,
             edge,
-            service: request.service,
+            service,
             name: request.name.clone(),
             pid: peer.pid,
             uid: peer.uid,
@@ -132,15 +136,23 @@ impl Registry {
         });
         let attached = Attached {
             instance,
-            service: request.service,
+            nf: edge,
+            service,
             region: *fabric.region().geometry(),
             channel: geometry,
+            worker_buffers: fabric.region().geometry().buffers / u32::from(geometry.workers),
+            core: None,
             manager_version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         Ok((attached, channel))
     }
 
-    fn check(&self, request: &AttachRequest, fabric: &Fabric) -> Result<usize, ErrorReply> {
+    fn check(
+        &self,
+        request: &AttachRequest,
+        service: ServiceId,
+        fabric: &Fabric,
+    ) -> Result<usize, ErrorReply> {
         let refuse = |code, message| Err(ErrorReply { code, message });
         if request.protocol != PROTOCOL_VERSION || request.layout != LAYOUT_VERSION {
             return refuse(
@@ -161,16 +173,16 @@ impl Registry {
                 format!("an NF's name is at most {MAX_NAME_BYTES} printable bytes"),
             );
         }
-        let Some(slot) = fabric.chain().slot_of(request.service) else {
-            return refuse(ErrorCode::UnknownService, unknown_service(request.service, fabric));
+        let Some(slot) = fabric.chain().slot_of(service) else {
+            return refuse(ErrorCode::UnknownService, unknown_service(service, fabric));
         };
-        if let Some(other) = self.nfs.iter().find(|nf| nf.service == request.service) {
+        if let Some(other) = self.nfs.iter().find(|nf| nf.service == service) {
             return refuse(
                 ErrorCode::ServiceTaken,
                 format!(
                     "service {} is provided already by {} (instance {}, pid {}): stop it first, or \
                      choose another service",
-                    request.service, other.name, other.instance, other.pid
+                    service, other.name, other.instance, other.pid
                 ),
             );
         }
@@ -197,6 +209,16 @@ impl Registry {
         let record = self.nfs.remove(at);
         fabric.remove_nf(record.edge)?;
         Ok(Some(record))
+    }
+}
+
+fn service_id(request: &AttachRequest) -> Result<ServiceId, ErrorReply> {
+    match &request.service {
+        ServiceRef::Id(id) => Ok(*id),
+        ServiceRef::Name(name) => Err(ErrorReply {
+            code: ErrorCode::UnknownService,
+            message: format!("there is no service {name:?}"),
+        }),
     }
 }
 

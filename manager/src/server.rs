@@ -351,6 +351,12 @@ impl Server {
                 self.reply(at, &Reply::Status(Box::new(status)), &[]);
                 Ok(())
             }
+            _ => {
+                let message = "this manager does not know that request".to_owned();
+                let error = ErrorReply { code: ErrorCode::BadRequest, message };
+                self.reply(at, &Reply::Error(error), &[]);
+                Ok(())
+            }
         }
     }
 
@@ -382,7 +388,7 @@ impl Server {
                 self.reply(at, &Reply::Attached(attached), &[region.fd(), channel.fd()]);
             }
             Err(error) => {
-                tracing::warn!(service = request.service, name = request.name, %error, "NF refused");
+                tracing::warn!(service = %request.service, name = request.name, %error, "NF refused");
                 self.reply(at, &Reply::Error(error), &[]);
             }
         }

@@ -4,7 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use nflib::control::{Accounting, DropStatus, PoolStatus, PortStatus, Status, WorkerStatus};
+use nflib::control::spec::DEFAULT_CHAIN_NAME;
+use nflib::control::{
+    Accounting, ChainSpec, ChainStatus, DropStatus, PoolStatus, PortStatus, ServiceRef, Status,
+    WorkerStatus,
+};
 use nix::time::{ClockId, clock_gettime};
 
 use crate::fabric::{Fabric, FabricError, FabricPort};
@@ -37,7 +41,19 @@ pub fn take(
         at_ns: now_ns(),
         ports,
         nfs: registry.nfs().iter().map(crate::registry::NfRecord::status).collect(),
-        chain: fabric.chain().order().collect(),
+        services: Vec::new(),
+        chains: vec![ChainStatus {
+            spec: ChainSpec {
+                name: DEFAULT_CHAIN_NAME.to_owned(),
+                services: fabric.chain().order().map(ServiceRef::Id).collect(),
+                end: "egress".to_owned(),
+                ..ChainSpec::default()
+            },
+            ..ChainStatus::default()
+        }],
+        rules: Vec::new(),
+        rule_count: 0,
+        plan: nflib::control::PlanStatus::default(),
         drops: drops(fabric),
         accounting: Accounting {
             rx_pkts: books.rx_pkts,

@@ -8,7 +8,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser};
 
 use crate::control::DEFAULT_SOCKET;
-use crate::descriptor::ServiceId;
+use crate::control::ServiceRef;
 
 /// Names the manager's socket when `--socket` does not.
 pub const SOCKET_VARIABLE: &str = "MILLRACE_SOCKET";
@@ -27,9 +27,9 @@ pub const SOCKET_VARIABLE: &str = "MILLRACE_SOCKET";
 /// ```
 #[derive(Args, Clone, Debug)]
 pub struct NfArgs {
-    /// Service to provide: its number in the manager's chains
-    #[arg(long, value_name = "N")]
-    pub service: ServiceId,
+    /// Service to provide: its id or its name in the manager's configuration
+    #[arg(long, value_name = "SERVICE")]
+    pub service: ServiceRef,
     /// Socket of the manager
     #[arg(long, value_name = "PATH", env = SOCKET_VARIABLE, default_value = DEFAULT_SOCKET)]
     pub socket: PathBuf,
@@ -99,20 +99,21 @@ mod tests {
         let error = PlainArgs::try_parse_from(["some-nf"]).unwrap_err();
         let line = one_line(&error);
         assert_eq!(line.lines().count(), 1);
-        assert!(line.contains("--service <N>") && line.contains("usage: some-nf"), "{line}");
+        assert!(line.contains("--service <SERVICE>") && line.contains("usage: some-nf"), "{line}");
     }
 
     #[test]
-    fn a_service_that_is_no_number_is_named_in_one_line() {
-        let error = PlainArgs::try_parse_from(["some-nf", "--service", "x"]).unwrap_err();
-        let line = one_line(&error);
-        assert!(line.lines().count() == 1 && line.contains("'x'"), "{line}");
+    fn a_service_has_an_id_or_a_name() {
+        let service =
+            |text| PlainArgs::try_parse_from(["some-nf", "--service", text]).unwrap().nf.service;
+        assert_eq!(service("65535"), ServiceRef::Id(65535));
+        assert_eq!(service("firewall"), ServiceRef::Name("firewall".into()));
     }
 
     #[test]
     fn a_service_is_all_that_an_nf_needs() {
         let args = PlainArgs::try_parse_from(["some-nf", "--service", "3"]).unwrap().nf;
-        assert_eq!((args.service, args.no_wait), (3, false));
+        assert_eq!((args.service, args.no_wait), (ServiceRef::Id(3), false));
         let args = PlainArgs::try_parse_from(["n", "--service", "3", "--socket", "/x"]).unwrap().nf;
         assert_eq!(args.socket, PathBuf::from("/x"));
     }

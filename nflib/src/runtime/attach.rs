@@ -67,7 +67,7 @@ fn try_attach(name: &str, args: &NfArgs) -> Result<Attachment, RunError> {
     let socket = connect(&args.socket)?;
     socket.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(RunError::Socket)?;
     socket.set_write_timeout(Some(ANSWER_TIMEOUT)).map_err(RunError::Socket)?;
-    let request = Request::Attach(AttachRequest::new(name, args.service));
+    let request = Request::Attach(AttachRequest::new(name, args.service.clone()));
     control::send(&socket, &request, &[])?;
     let (reply, fds) = control::recv(&socket, MAX_REPLY_BYTES)?;
     let terms = match reply {

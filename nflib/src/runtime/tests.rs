@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::control::{
-    self, Attached, ErrorCode, MAX_REQUEST_BYTES, PROTOCOL_VERSION, Reply, Request,
+    self, Attached, ErrorCode, MAX_REQUEST_BYTES, PROTOCOL_VERSION, Reply, Request, ServiceRef,
 };
 use crate::descriptor::{ActionCode, Delivery, Returned};
 use crate::shm::channel::ChannelGeometry;
@@ -31,7 +31,10 @@ struct Place {
 fn place(no_wait: bool) -> Place {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("manager.sock");
-    Place { _dir: dir, args: NfArgs { service: 3, socket, no_wait, log: "off".into() } }
+    Place {
+        _dir: dir,
+        args: NfArgs { service: ServiceRef::Id(3), socket, no_wait, log: "off".into() },
+    }
 }
 
 /// A manager with one NF attached.
@@ -63,7 +66,7 @@ fn accept(listener: &UnixListener) -> FakeManager {
     let channel = Channel::create(CHANNEL).unwrap();
     let terms = Attached {
         instance: 9,
-        service: 3,
+        service: ServiceRef::Id(3),
         region: REGION,
         channel: CHANNEL,
         manager_version: "test".into(),

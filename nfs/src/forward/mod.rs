@@ -114,7 +114,12 @@ mod tests {
     use super::*;
 
     fn forward(swap_macs: bool, to_port: Option<PortId>) -> TestBench<Forward> {
-        let nf = NfArgs { service: 1, socket: "unused".into(), no_wait: true, log: "off".into() };
+        let nf = NfArgs {
+            service: nflib::control::ServiceRef::Id(1),
+            socket: "unused".into(),
+            no_wait: true,
+            log: "off".into(),
+        };
         TestBench::new(Forward::new(&Options { nf, to_port, swap_macs, print_every: Some(2) }))
     }
 

@@ -63,7 +63,7 @@ fn port_row(port: &PortStatus) -> Vec<String> {
 /// `millrace nf list`.
 pub fn nfs(status: &Status) -> String {
     if status.nfs.is_empty() {
-        let wanted: Vec<_> = status.chain.iter().map(ToString::to_string).collect();
+        let wanted = chain(status);
         return format!("no NF is attached; the chain waits for services {}\n", wanted.join(", "));
     }
     let rows: Vec<_> = status.nfs.iter().map(nf_row).collect();
@@ -101,9 +101,15 @@ fn nf_row(nf: &NfStatus) -> Vec<String> {
     ]
 }
 
+/// The services of the default chain.
+fn chain(status: &Status) -> Vec<String> {
+    let services = status.chains.first().map(|chain| chain.spec.services.as_slice());
+    services.unwrap_or_default().iter().map(ToString::to_string).collect()
+}
+
 /// `millrace status`.
 pub fn status(status: &Status) -> String {
-    let chain: Vec<_> = status.chain.iter().map(ToString::to_string).collect();
+    let chain = chain(status);
     let pages = if status.hugepages { "hugepages" } else { "ordinary pages" };
     let pool = &status.pool;
     format!(

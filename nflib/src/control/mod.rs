@@ -7,7 +7,9 @@
 //! the attachment.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+pub mod spec;
+pub mod status;
+
 use std::io::{self, Read as _};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -16,12 +18,17 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use spec::{
+    ChainSpec, Change, ChangeOf, Edit, MatchSpec, RuleSpec, ServiceRef, ServiceSpec, ThenSpec,
+};
+pub use status::*;
+
 use crate::descriptor::ServiceId;
 use crate::shm::channel::ChannelGeometry;
 use crate::shm::{LAYOUT_VERSION, RegionGeometry, recv_with_fds, send_with_fds};
 
 /// Version of these messages. A peer of another version is refused with [`ErrorCode::Version`].
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 /// Where the manager listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/millrace/manager.sock";
 /// Longest frame a manager accepts from a peer, bytes.
@@ -30,7 +37,7 @@ pub const MAX_REQUEST_BYTES: usize = 64 << 10;
 pub const MAX_REPLY_BYTES: usize = 64 << 20;
 
 /// What a client asks of the manager.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Request {
     /// Join as an NF.
@@ -40,6 +47,81 @@ pub enum Request {
     Detach,
     /// Everything there is to see, in one [`Status`].
     Status,
+    /// Compare a configuration file with what runs, and, unless `dry_run`, make it so: all of it, or
+    /// nothing. Answered by [`Reply::Applied`].
+    Apply {
+        /// Its name, for messages.
+        path: String,
+        /// Its text.
+        text: String,
+        /// Only say what would change.
+        dry_run: bool,
+    },
+    /// Make some changes: all of them, or none. Answered by [`Reply::Applied`].
+    Edit {
+        /// The changes, in order.
+        edits: Vec<Edit>,
+    },
+    /// Tell an NF to leave in good order. Answered by [`Reply::Done`] once it is told.
+    StopNf {
+        /// Which.
+        instance: u32,
+    },
+    /// The flows with most packets. Answered by [`Reply::Flows`].
+    Flows {
+        /// How many at most.
+        limit: u32,
+    },
+    /// What would become of a packet, and why. Answered by [`Reply::Explained`].
+    Explain {
+        /// Port it comes in by; `None`: the first port.
+        in_port: Option<String>,
+        /// The frame, from its Ethernet header on.
+        frame: Vec<u8>,
+    },
+    /// Hand a message to an NF and wait for what it answers. Answered by [`Reply::Called`].
+    Call {
+        /// Whom.
+        target: Target,
+        /// What, at most [`MAX_MESSAGE_BYTES`].
+        payload: Vec<u8>,
+    },
+    /// Drain and end the manager, and the NFs it started. Answered by [`Reply::Done`] at once.
+    Shutdown,
+    /// From an attached NF: all messages up to [`Reply::Sync`] with this number are acted on.
+    Synced {
+        /// The number.
+        token: u64,
+    },
+    /// From an attached NF: a message to other NFs. Answered by [`Reply::Sent`].
+    Send {
+        /// To whom.
+        target: Target,
+        /// What, at most [`MAX_MESSAGE_BYTES`].
+        payload: Vec<u8>,
+        /// Number for the answer.
+        token: u64,
+    },
+    /// From an attached NF: its answer to a [`Reply::Message`] that wants one.
+    Answer {
+        /// The message's number.
+        token: u64,
+        /// What the NF says, or why it does not.
+        result: Result<Vec<u8>, String>,
+    },
+}
+
+/// Longest message between NFs, or from a command to an NF, bytes.
+pub const MAX_MESSAGE_BYTES: usize = 16 << 10;
+
+/// Whom a message is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// One NF.
+    Instance(u32),
+    /// Every instance of a service.
+    Service(ServiceRef),
 }
 
 /// An NF's introduction.
@@ -51,14 +133,14 @@ pub struct AttachRequest {
     pub layout: u32,
     /// The program's name for itself, e.g. `forward`; shown, never acted on.
     pub name: String,
-    /// The service it wants to provide.
-    pub service: ServiceId,
+    /// The service it wants to provide, by id or name.
+    pub service: ServiceRef,
 }
 
 impl AttachRequest {
     /// An introduction in this library's versions.
     #[must_use]
-    pub fn new(name: &str, service: ServiceId) -> Self {
+    pub fn new(name: &str, service: ServiceRef) -> Self {
         Self { protocol: PROTOCOL_VERSION, layout: LAYOUT_VERSION, name: name.to_owned(), service }
     }
 }
@@ -67,7 +149,7 @@ impl AttachRequest {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
-    /// The NF is in; two descriptors come along: the packet region, the channel.
+    /// The NF is in; four descriptors come along: packet region, channel, route table, doorbells.
     Attached(Attached),
     /// Answer to [`Request::Detach`]: nothing more will be delivered.
     Detached,
@@ -80,6 +162,164 @@ pub enum Reply {
         /// Why, for the NF's log.
         reason: String,
     },
+    /// To an attached NF, with one descriptor: a ring to another NF, for packets whose next hop it
+    /// is. Until it comes, and after [`Reply::CloseEdge`], they go through the manager.
+    OutEdge {
+        /// The NF at the other end, by its number in the route table.
+        nf: u16,
+        /// Its ring.
+        ring_capacity: u32,
+    },
+    /// To an attached NF, with one descriptor: a ring from another NF.
+    InEdge {
+        /// The NF at the other end.
+        nf: u16,
+        /// Its ring.
+        ring_capacity: u32,
+    },
+    /// To an attached NF: use the ring to this NF no more.
+    CloseOutEdge {
+        /// The NF at the other end.
+        nf: u16,
+    },
+    /// To an attached NF: the ring from this NF gets nothing more; take what is in it and forget it.
+    CloseInEdge {
+        /// The NF at the other end.
+        nf: u16,
+    },
+    /// To an attached NF: answer with [`Request::Synced`] when all messages before are acted on.
+    Sync {
+        /// The number to answer with.
+        token: u64,
+    },
+    /// To an attached NF: a message of another NF or of a command.
+    Message {
+        /// Instance id of the sender; `None`: a command.
+        from: Option<u32>,
+        /// What.
+        payload: Vec<u8>,
+        /// A number to answer with, when an answer is wanted.
+        token: Option<u64>,
+    },
+    /// To an attached NF: what became of its [`Request::Send`].
+    Sent {
+        /// Its number.
+        token: u64,
+        /// How many NFs got it, or why none did.
+        result: Result<u32, SendRefusal>,
+    },
+    /// Answer to [`Request::Apply`] and [`Request::Edit`].
+    Applied(Applied),
+    /// Answer to [`Request::Flows`].
+    Flows {
+        /// By falling number of packets.
+        flows: Vec<FlowStatus>,
+        /// Flows known now.
+        total: u64,
+    },
+    /// Answer to [`Request::Explain`].
+    Explained(Box<Explanation>),
+    /// Answer to [`Request::Call`]: what each NF called said, by instance id.
+    Called {
+        /// Answers.
+        answers: Vec<(u32, Result<Vec<u8>, String>)>,
+    },
+    /// It is done, and there is nothing to tell.
+    Done,
+}
+
+/// Why a message between NFs was not delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Error)]
+#[serde(rename_all = "snake_case")]
+pub enum SendRefusal {
+    /// No such instance, or no instance of such a service.
+    #[error("nobody is there: no such instance, or no instance of that service")]
+    Absent,
+    /// The receiver has as many messages waiting as it may.
+    #[error("the receiver's queue of messages is full; try again later")]
+    Full,
+    /// Longer than [`MAX_MESSAGE_BYTES`].
+    #[error("the message is too long; at most {MAX_MESSAGE_BYTES} bytes")]
+    TooLong,
+}
+
+/// What a change did, or would do.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Applied {
+    /// Each difference.
+    pub changes: Vec<Change>,
+    /// What a person should know and is no error: rules that overlap, packets that match nothing.
+    pub notes: Vec<String>,
+    /// The plan that is in force now.
+    pub generation: u64,
+    /// Share of flows (hash space) that changed their path, 0 to 1.
+    pub moved_share: f64,
+    /// From the change to the moment when it was in force for every packet, microseconds.
+    pub took_us: u64,
+    /// Numbers of rules that were added, in the order of the request.
+    pub rule_ids: Vec<u64>,
+}
+
+/// A flow, as the exact-match cache knows it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FlowStatus {
+    /// Its fields.
+    pub key: MatchSpec,
+    /// The rule that matched it; `None`: no rule did.
+    pub rule: Option<u64>,
+    /// What is done with it: `chain=web`, `out=wan`, `drop`.
+    pub then: String,
+    /// Packets.
+    pub pkts: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// Since its last packet, seconds.
+    pub idle_s: f64,
+}
+
+/// Why a packet goes where it goes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// What was read from the frame.
+    pub key: MatchSpec,
+    /// Its flow hash.
+    pub flow_hash: u32,
+    /// Each table passed, in order.
+    pub tables: Vec<ExplainedTable>,
+    /// The chain it takes, if any.
+    pub chain: Option<String>,
+    /// Each hop of the chain, following `chain:` ends.
+    pub hops: Vec<ExplainedHop>,
+    /// What becomes of it in the end: `out=wan`, `drop (no_rule)`.
+    pub end: String,
+}
+
+/// A table, and the rule that was taken there.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ExplainedTable {
+    /// Its number.
+    pub table: u8,
+    /// The rule taken; `None`: none matched.
+    pub rule: Option<RuleStatus>,
+    /// Rules that match too and lost by their priority, at most 10.
+    pub also_matching: Vec<RuleStatus>,
+}
+
+/// A hop, and the instance chosen.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ExplainedHop {
+    /// The chain.
+    pub chain: String,
+    /// Position in it.
+    pub hop: u8,
+    /// The service.
+    pub service: String,
+    /// The instance; `None` when the service has none.
+    pub instance: Option<u32>,
+    /// Why this one: `the only instance`, `bucket 17 of 1024`.
+    pub why: String,
+    /// How it gets there: `manager` or `direct`.
+    pub via: String,
 }
 
 /// Terms of an attachment.
@@ -87,14 +327,21 @@ pub enum Reply {
 pub struct Attached {
     /// The number of this NF, unique while the manager runs.
     pub instance: u32,
+    /// Its number in the route table and among the doorbells.
+    pub nf: u16,
     /// The service it provides.
     pub service: ServiceId,
     /// Layout of the first descriptor.
     pub region: RegionGeometry,
     /// Layout of the second.
     pub channel: ChannelGeometry,
+    /// Workers' shares: buffer `b` is worker `b / worker_buffers`'s, and goes back by its ring.
+    pub worker_buffers: u32,
     /// The manager's release.
     pub manager_version: String,
+    /// The core to run on, when the manager chose one.
+    #[serde(default)]
+    pub core: Option<u32>,
 }
 
 /// A refusal.
@@ -117,170 +364,20 @@ pub enum ErrorCode {
     Version,
     /// No chain uses this service.
     UnknownService,
-    /// Another NF provides the service already.
+    /// Another NF provides the service already, and it may have one instance only.
     ServiceTaken,
+    /// What was named does not exist.
+    NotFound,
+    /// The wanted state is impossible; nothing was changed.
+    Invalid,
+    /// Somebody did not answer in time.
+    Timeout,
     /// The peer may not do this.
     Forbidden,
     /// A limit of the manager is reached.
     Exhausted,
     /// The manager is stopping.
     Stopping,
-}
-
-/// A snapshot of everything. Counters are of the moment each was read; `accounting` says whether
-/// they add up, and was taken between bursts.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Status {
-    /// The manager's release.
-    pub version: String,
-    /// Its process.
-    pub pid: i32,
-    /// Since it started, seconds.
-    pub uptime_s: f64,
-    /// When this snapshot was taken, nanoseconds of CLOCK_MONOTONIC; rates are differences.
-    pub at_ns: u64,
-    /// Ports in the order of the configuration.
-    pub ports: Vec<PortStatus>,
-    /// NFs attached now, by instance id.
-    pub nfs: Vec<NfStatus>,
-    /// Services of the default chain, in order.
-    pub chain: Vec<ServiceId>,
-    /// Every drop so far, by place and reason; only what is not zero.
-    pub drops: Vec<DropStatus>,
-    /// `rx = tx + dropped + held`.
-    pub accounting: Accounting,
-    /// Buffers.
-    pub pool: PoolStatus,
-    /// Workers.
-    pub workers: Vec<WorkerStatus>,
-    /// Whether the packet region lies on hugepages.
-    pub hugepages: bool,
-}
-
-/// One port.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PortStatus {
-    /// Its name in the configuration.
-    pub name: String,
-    /// Back end.
-    pub backend: String,
-    /// Interface, PCI address or file.
-    pub device: String,
-    /// Driver and mode obtained.
-    pub driver: String,
-    /// `up`, `down` or `gone`.
-    pub link: String,
-    /// Mbit/s, where the driver tells.
-    pub speed_mbps: Option<u32>,
-    /// Hardware address.
-    pub mac: Option<String>,
-    /// Longest network-layer packet.
-    pub mtu_bytes: u32,
-    /// Promiscuous mode.
-    pub promiscuous: bool,
-    /// Queues.
-    pub queues: u16,
-    /// Port that packets leave by when they came in here and their chain ends.
-    pub egress: Option<String>,
-    /// Packets received.
-    pub rx_pkts: u64,
-    /// Bytes received.
-    pub rx_bytes: u64,
-    /// Packets sent.
-    pub tx_pkts: u64,
-    /// Bytes sent.
-    pub tx_bytes: u64,
-    /// Drops at this port by reason.
-    pub drops: BTreeMap<String, u64>,
-    /// The driver's own counters.
-    pub hw_stats: BTreeMap<String, u64>,
-    /// A finite source has nothing more.
-    pub exhausted: bool,
-}
-
-/// One NF.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct NfStatus {
-    /// Instance id.
-    pub instance: u32,
-    /// Service id.
-    pub service: ServiceId,
-    /// Its name for itself.
-    pub name: String,
-    /// Its process, by the socket's credentials.
-    pub pid: i32,
-    /// Its user, by the socket's credentials.
-    pub uid: u32,
-    /// Packets delivered to it.
-    pub rx_pkts: u64,
-    /// Packets it returned.
-    pub tx_pkts: u64,
-    /// Of those, with action Drop.
-    pub drop_pkts: u64,
-    /// Packets dropped because its ring was full.
-    pub ring_full_pkts: u64,
-    /// Packets it has now: in its rings or kept.
-    pub held_pkts: u64,
-    /// Descriptors or indices it returned that were not valid.
-    pub violations: u64,
-    /// Turns of its loop, as it says itself.
-    pub progress: u64,
-    /// Since it attached, seconds.
-    pub uptime_s: f64,
-}
-
-/// Packets dropped at one place for one reason.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DropStatus {
-    /// `port:NAME`, `nf:INSTANCE`, `service:ID` or `worker:N`.
-    pub place: String,
-    /// Name of the reason.
-    pub reason: String,
-    /// How many packets.
-    pub pkts: u64,
-}
-
-/// The sum of the ledger: every packet that entered is somewhere.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Accounting {
-    /// Packets that entered.
-    pub rx_pkts: u64,
-    /// Packets that left.
-    pub tx_pkts: u64,
-    /// Packets dropped, all reasons.
-    pub dropped_pkts: u64,
-    /// Packets inside now: at NFs, in a worker's hands, delayed in a port.
-    pub held_pkts: u64,
-    /// Whether `rx = tx + dropped + held`.
-    pub balanced: bool,
-}
-
-/// The buffers of the packet region.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PoolStatus {
-    /// All of them.
-    pub total: u64,
-    /// Free now.
-    pub free: u64,
-    /// With NFs.
-    pub at_nfs: u64,
-    /// With ports: posted for receive, or being sent.
-    pub at_ports: u64,
-    /// Size of one.
-    pub buffer_bytes: u32,
-}
-
-/// One worker.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct WorkerStatus {
-    /// Its number.
-    pub worker: u16,
-    /// The core it is pinned to.
-    pub core: Option<u32>,
-    /// Turns of its loop.
-    pub turns: u64,
-    /// Turns that found no packet.
-    pub idle_turns: u64,
 }
 
 /// Why a message could not be exchanged.
@@ -435,7 +532,7 @@ mod tests {
     fn a_message_and_its_descriptors_arrive_together() {
         let (a, b) = UnixStream::pair().unwrap();
         let file = tempfile::tempfile().unwrap();
-        let request = Request::Attach(AttachRequest::new("forward", 7));
+        let request = Request::Attach(AttachRequest::new("forward", ServiceRef::Id(7)));
         send(&a, &request, &[file.as_fd(), file.as_fd()]).unwrap();
         let (got, fds) = recv::<Request>(&b, MAX_REQUEST_BYTES).unwrap();
         assert_eq!(got, request);
@@ -461,7 +558,8 @@ mod tests {
     #[test]
     fn frames_are_found_however_the_stream_is_cut() {
         let mut stream = encode(&Request::Status).unwrap();
-        stream.extend(encode(&Request::Attach(AttachRequest::new("x", 1))).unwrap());
+        stream
+            .extend(encode(&Request::Attach(AttachRequest::new("x", ServiceRef::Id(1)))).unwrap());
         for cut in 0..stream.len() {
             let mut reader = FrameReader::new(MAX_REQUEST_BYTES);
             let mut seen = 0;

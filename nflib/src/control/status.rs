@@ -1,0 +1,269 @@
+//! What a manager shows of itself: one [`Status`] with everything in it.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::spec::{ChainSpec, RuleSpec};
+use crate::descriptor::{ChainId, ServiceId};
+
+/// A snapshot of everything. Counters are of the moment each was read; `accounting` says whether
+/// they add up, and was taken between bursts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The manager's release.
+    pub version: String,
+    /// Its process.
+    pub pid: i32,
+    /// Since it started, seconds.
+    pub uptime_s: f64,
+    /// When this snapshot was taken, nanoseconds of CLOCK_MONOTONIC; rates are differences.
+    pub at_ns: u64,
+    /// Ports in the order of the configuration.
+    pub ports: Vec<PortStatus>,
+    /// NFs attached now, by instance id.
+    pub nfs: Vec<NfStatus>,
+    /// Services, by service id.
+    #[serde(default)]
+    pub services: Vec<ServiceStatus>,
+    /// Chains, by chain id.
+    #[serde(default)]
+    pub chains: Vec<ChainStatus>,
+    /// Rules, by table, then by falling priority. At most [`MAX_RULES_SHOWN`]; `rule_count` says
+    /// how many there are.
+    #[serde(default)]
+    pub rules: Vec<RuleStatus>,
+    /// How many rules there are.
+    #[serde(default)]
+    pub rule_count: u64,
+    /// The plan that packets follow now, and how the last change went.
+    #[serde(default)]
+    pub plan: PlanStatus,
+    /// Every drop so far, by place and reason; only what is not zero.
+    pub drops: Vec<DropStatus>,
+    /// `rx = tx + dropped + held`.
+    pub accounting: Accounting,
+    /// Buffers.
+    pub pool: PoolStatus,
+    /// Workers.
+    pub workers: Vec<WorkerStatus>,
+    /// Whether the packet region lies on hugepages.
+    pub hugepages: bool,
+}
+
+/// One port.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortStatus {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Back end.
+    pub backend: String,
+    /// Interface, PCI address or file.
+    pub device: String,
+    /// Driver and mode obtained.
+    pub driver: String,
+    /// `up`, `down` or `gone`.
+    pub link: String,
+    /// Mbit/s, where the driver tells.
+    pub speed_mbps: Option<u32>,
+    /// Hardware address.
+    pub mac: Option<String>,
+    /// Longest network-layer packet.
+    pub mtu_bytes: u32,
+    /// Promiscuous mode.
+    pub promiscuous: bool,
+    /// Queues.
+    pub queues: u16,
+    /// Port that packets leave by when they came in here and their chain ends.
+    pub egress: Option<String>,
+    /// Packets received.
+    pub rx_pkts: u64,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Packets sent.
+    pub tx_pkts: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Drops at this port by reason.
+    pub drops: BTreeMap<String, u64>,
+    /// The driver's own counters.
+    pub hw_stats: BTreeMap<String, u64>,
+    /// A finite source has nothing more.
+    pub exhausted: bool,
+}
+
+/// Most rules that a [`Status`] lists.
+pub const MAX_RULES_SHOWN: usize = 1000;
+
+/// One service: a kind of NF, and its instances.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Service id.
+    pub id: ServiceId,
+    /// Name.
+    pub name: String,
+    /// Instances wanted; `None` when NFs of this service are started by hand.
+    pub wanted: Option<u32>,
+    /// Instance ids that get flows now.
+    pub instances: Vec<u32>,
+    /// Instance ids that are draining.
+    pub draining: Vec<u32>,
+    /// NFs of this service that the manager started again after their death.
+    pub restarts: u64,
+    /// Why the manager does not start an NF now, if it waits: a backoff, no free core.
+    pub waiting: Option<String>,
+    /// Handed over only through the manager, which checks each descriptor.
+    pub isolated: bool,
+    /// Drops at this service by reason.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// One chain.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ChainStatus {
+    /// Chain id.
+    pub id: ChainId,
+    /// What it is.
+    #[serde(flatten)]
+    pub spec: ChainSpec,
+    /// Packets that a rule (or the default) sent into it.
+    pub pkts: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Services that have no instance now.
+    pub missing: Vec<String>,
+}
+
+/// One rule of the flow table.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RuleStatus {
+    /// Its number, unique while the manager runs.
+    pub id: u64,
+    /// What it is.
+    #[serde(flatten)]
+    pub spec: RuleSpec,
+    /// Packets that matched.
+    pub pkts: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Since it was added, seconds.
+    pub age_s: f64,
+    /// Since a packet matched it last, seconds; since it was added if none ever did.
+    pub idle_s: f64,
+}
+
+/// The plan: which flow goes through which instances.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PlanStatus {
+    /// Counts the changes.
+    pub generation: u64,
+    /// A change is under way: packets of flows that it moves wait until their path is free.
+    pub changing: bool,
+    /// Packets that have waited for a change so far.
+    pub parked_pkts: u64,
+    /// Changes whose old packets did not come out in time, so that order may have been lost.
+    pub unordered_changes: u64,
+    /// Longest time packets waited for a change, microseconds.
+    pub longest_wait_us: u64,
+}
+
+/// One NF.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NfStatus {
+    /// Instance id.
+    pub instance: u32,
+    /// Service id.
+    pub service: ServiceId,
+    /// The service's name.
+    #[serde(default)]
+    pub service_name: String,
+    /// `running`, `draining` (gets no new flows, will be told to stop) or `leaving`.
+    #[serde(default)]
+    pub state: String,
+    /// The core it is pinned to.
+    #[serde(default)]
+    pub core: Option<u32>,
+    /// Instances it hands packets to without the manager.
+    #[serde(default)]
+    pub direct_to: Vec<u32>,
+    /// Share of its service's flows it gets, 0 to 1.
+    #[serde(default)]
+    pub flow_share: f64,
+    /// Its name for itself.
+    pub name: String,
+    /// Its process, by the socket's credentials.
+    pub pid: i32,
+    /// Its user, by the socket's credentials.
+    pub uid: u32,
+    /// Packets delivered to it.
+    pub rx_pkts: u64,
+    /// Packets it returned.
+    pub tx_pkts: u64,
+    /// Of those, with action Drop.
+    pub drop_pkts: u64,
+    /// Packets dropped because its ring was full.
+    pub ring_full_pkts: u64,
+    /// Packets it has now: taken and not passed on, as it says itself, plus what waits for it.
+    pub held_pkts: u64,
+    /// Descriptors or indices it returned that were not valid.
+    pub violations: u64,
+    /// Turns of its loop, as it says itself.
+    pub progress: u64,
+    /// Since it attached, seconds.
+    pub uptime_s: f64,
+}
+
+/// Packets dropped at one place for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropStatus {
+    /// `port:NAME`, `nf:INSTANCE`, `service:ID` or `worker:N`.
+    pub place: String,
+    /// Name of the reason.
+    pub reason: String,
+    /// How many packets.
+    pub pkts: u64,
+}
+
+/// The sum of the ledger: every packet that entered is somewhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accounting {
+    /// Packets that entered.
+    pub rx_pkts: u64,
+    /// Packets that left.
+    pub tx_pkts: u64,
+    /// Packets dropped, all reasons.
+    pub dropped_pkts: u64,
+    /// Packets inside now: at NFs, in a worker's hands, delayed in a port.
+    pub held_pkts: u64,
+    /// Whether `rx = tx + dropped + held`.
+    pub balanced: bool,
+}
+
+/// The buffers of the packet region.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolStatus {
+    /// All of them.
+    pub total: u64,
+    /// Free now.
+    pub free: u64,
+    /// With NFs.
+    pub at_nfs: u64,
+    /// With ports: posted for receive, or being sent.
+    pub at_ports: u64,
+    /// Size of one.
+    pub buffer_bytes: u32,
+}
+
+/// One worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// Its number.
+    pub worker: u16,
+    /// The core it is pinned to.
+    pub core: Option<u32>,
+    /// Turns of its loop.
+    pub turns: u64,
+    /// Turns that found no packet.
+    pub idle_turns: u64,
+}
