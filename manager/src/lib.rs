@@ -3,9 +3,13 @@
 #![deny(unsafe_code)]
 
 pub mod chain;
+pub mod change;
+pub mod classify;
 pub mod config;
 pub mod fabric;
 pub mod ownership;
+pub mod parking;
+pub mod plan;
 pub mod poll_loop;
 pub mod pool;
 pub mod ports;
