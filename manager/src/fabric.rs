@@ -141,7 +141,9 @@ impl Fabric {
                 workers,
                 ring_capacity: config.manager.ring_capacity,
             },
-            chain: ServiceChain::new(&config.chain.services),
+            chain: ServiceChain::new(
+                config.model.default_chain().map_or(&[], |chain| chain.services.as_slice()),
+            ),
             ports,
             workers: Vec::new(),
             broken: Vec::new(),
@@ -167,7 +169,7 @@ impl Fabric {
         let options = LoopOptions {
             number,
             poll: config.manager.poll,
-            wait_for_nfs: config.chain.wait_for_nfs,
+            wait_for_nfs: config.manager.wait_for_nfs,
         };
         let fail = |what| move |source| FabricError::Thread { worker: number, what, source };
         let (pinned, pin_result) = crossbeam_channel::bounded(1);

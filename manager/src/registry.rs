@@ -225,7 +225,7 @@ fn service_id(request: &AttachRequest) -> Result<ServiceId, ErrorReply> {
 fn unknown_service(service: ServiceId, fabric: &Fabric) -> String {
     let known: Vec<_> = fabric.chain().services().iter().map(ToString::to_string).collect();
     if known.is_empty() {
-        return format!("no chain uses service {service}: [chain] services is empty");
+        return format!("no chain uses service {service}: there is none, or it is empty");
     }
-    format!("no chain uses service {service}; [chain] services uses {}", known.join(", "))
+    format!("no chain uses service {service}; there are {}", known.join(", "))
 }
