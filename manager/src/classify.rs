@@ -23,8 +23,14 @@ pub enum Verdict {
 
 pub type Key = ();
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RuleChanges;
+
+impl RuleChanges {
+    pub fn between(_old: &crate::model::Model, _new: &crate::model::Model, _before: &Plan, _after: &Plan) -> Self {
+        Self
+    }
+}
 
 #[derive(Debug, Default)]
 pub struct ChangedRules;

@@ -182,7 +182,7 @@ impl Fabric {
         let options = LoopOptions {
             number,
             poll: config.manager.poll,
-            wait_for_nfs: config.chain.wait_for_nfs,
+            wait_for_nfs: config.manager.wait_for_nfs,
         };
         let fail = |what| move |source| FabricError::Thread { worker: number, what, source };
         let (pinned, pin_result) = crossbeam_channel::bounded(1);

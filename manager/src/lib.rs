@@ -2,11 +2,13 @@
 //! and its tests.
 #![deny(unsafe_code)]
 
-pub mod chain;
 pub mod change;
 pub mod classify;
+pub mod conductor;
 pub mod config;
+pub mod edges;
 pub mod fabric;
+pub mod model;
 pub mod ownership;
 pub mod parking;
 pub mod plan;

@@ -3,11 +3,11 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::plan::End;
+use crate::model::End;
 use crate::plan::delta::PathDelta;
 
 fn chain(id: ChainId, services: &[ServiceId]) -> ChainShape {
-    ChainShape { id, services: services.to_vec(), ..ChainShape::default() }
+    ChainShape { id, services: services.to_vec(), end: End::Egress, branches: BTreeMap::new() }
 }
 
 fn wanted<'a>(chains: &'a [ChainShape], instances: &[(ServiceId, &[u16])]) -> Wanted<'a> {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use nflib::descriptor::{ChainId, ServiceId};
 
-use super::{End, Plan, Route};
+use super::{Plan, Route};
+use crate::model::End;
 
 /// The inverse of the multiplier of [`nflib::shm::bucket_of`], modulo 2³².
 const INVERSE_OF_MIXER: u32 = 0x0E8B_2F51;

@@ -13,32 +13,17 @@ pub mod delta;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use nflib::descriptor::{ChainId, PortId, RouteId, ServiceId};
+use nflib::descriptor::{ChainId, RouteId, ServiceId};
 use nflib::shm::bucket_of;
 
+use crate::model::End;
 use buckets::Buckets;
 
 /// The number of an attached NF in route table, doorbells and workers.
 pub type NfNumber = u16;
 
-/// What becomes of a packet at the end of its chain.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum End {
-    /// Out by the egress port of its ingress port.
-    #[default]
-    Egress,
-    /// Back out by its ingress port.
-    Ingress,
-    /// Away with it.
-    Drop,
-    /// Out by this port.
-    Out(PortId),
-    /// On through another chain.
-    Chain(ChainId),
-}
-
 /// A chain as the plan needs it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChainShape {
     /// Its number.
     pub id: ChainId,
