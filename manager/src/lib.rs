@@ -8,6 +8,7 @@ pub mod conductor;
 pub mod config;
 pub mod edges;
 pub mod fabric;
+pub mod flow;
 pub mod model;
 pub mod ownership;
 pub mod parking;
