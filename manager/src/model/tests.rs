@@ -173,6 +173,23 @@ fn only_the_outcome_of_an_edit_must_be_possible() {
 }
 
 #[test]
+fn a_chain_that_is_removed_and_set_again_was_never_away() {
+    let model = build(&web_and_rest(), None).unwrap();
+    let edits = [
+        Edit::RemoveChain { name: "web".into() },
+        Edit::RemoveChain { name: "default".into() },
+        Edit::SetChain { chain: chain("default", &["dpi"], "drop"), new: true },
+        Edit::SetChain { chain: chain("web", &["fw"], "chain:default"), new: true },
+    ];
+    let edited = model.edit(&edits).unwrap().model;
+    for name in ["web", "default"] {
+        let id = |model: &Model| model.chain_named(name).unwrap().id;
+        assert_eq!(id(&edited), id(&model));
+    }
+    assert_eq!(edited.rule_count(), 2);
+}
+
+#[test]
 fn each_refused_edit_says_why_and_of_which_kind() {
     use ErrorCode::{Invalid, NotFound};
     let mut specs = web_and_rest();
