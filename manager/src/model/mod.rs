@@ -15,6 +15,8 @@ mod diff;
 mod edit;
 mod error;
 mod matching;
+#[cfg(test)]
+mod properties;
 mod rules;
 mod services;
 #[cfg(test)]
