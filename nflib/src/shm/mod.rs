@@ -21,7 +21,7 @@ pub use channel::register_for_global_barrier;
 pub use channel::{Channel, ChannelError, ChannelGeometry, LAYOUT_VERSION, NfCounter};
 pub use fds::{MAX_FDS, recv_with_fds, send_with_fds};
 pub use mapping::{Mapping, PageKind};
-pub use process::pidfd_open;
+pub use process::{clear_ambient_capabilities, pidfd_open};
 pub use region::{HugePages, Region, RegionError, RegionGeometry};
 pub use ring::{
     Consumer, HeapRing, Producer, RingError, RingMemory, SLOT_BYTES, SharedRing, SlotValue,
