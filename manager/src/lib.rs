@@ -21,4 +21,5 @@ pub mod report;
 pub mod server;
 pub mod stats;
 pub mod status;
+pub mod supervisor;
 pub mod worker;

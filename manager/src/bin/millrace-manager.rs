@@ -30,6 +30,9 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    if let Some(failure) = millrace::supervisor::exec::run_if_asked() {
+        return failure;
+    }
     let args = Args::parse();
     if let Err(error) = nflib::log::init(&args.log) {
         eprintln!("millrace-manager: {error}");
