@@ -115,8 +115,6 @@ pub struct Received {
     pub mixed_examples: Vec<String>,
     /// Packets by kind and route.
     pub routes: BTreeMap<&'static str, BTreeMap<String, u64>>,
-    /// Most times that a flow changed its way within one phase.
-    pub most_changes_in_a_phase: u32,
     /// The ends of the phases.
     pub phases: Vec<PhaseReport>,
     /// From sender to here.
@@ -255,7 +253,6 @@ impl Books {
             mixed: self.ways.mixed,
             mixed_examples: std::mem::take(&mut self.ways.mixed_examples),
             routes: self.ways.packets_by_route(),
-            most_changes_in_a_phase: self.ways.most_changes_in_a_phase,
             phases,
             delay_us: delays(&mut self.delays_us),
             ..Received::default()

@@ -27,9 +27,18 @@ pub fn route_name(services: impl IntoIterator<Item = u16>) -> String {
 /// The ways of one flow.
 #[derive(Clone, Debug, Default)]
 pub struct FlowWays {
-    /// The last way of each phase, phases rising.
-    phases: Vec<(u16, WayId)>,
-    changes_in_phase: u32,
+    /// Phases rising.
+    phases: Vec<FlowPhase>,
+}
+
+/// One flow in one phase.
+#[derive(Clone, Copy, Debug)]
+struct FlowPhase {
+    phase: u16,
+    /// The last one.
+    way: WayId,
+    /// How often it became another, the phase before taken as the start.
+    changes: u32,
 }
 
 /// The ways of all flows.
@@ -47,8 +56,6 @@ pub struct Ways {
     pub mixed: u64,
     /// The first few of them.
     pub mixed_examples: Vec<String>,
-    /// Most times that a flow changed its way within one phase.
-    pub most_changes_in_a_phase: u32,
 }
 
 /// How many examples of what must not be a report shows.
@@ -67,20 +74,16 @@ impl Ways {
         self.packets_of_way[id as usize][kind as usize] += 1;
         self.judge(id, trail);
         match flow.phases.last_mut() {
-            Some((last, way)) if *last == phase => {
-                if *way != id {
-                    *way = id;
-                    flow.changes_in_phase += 1;
-                }
+            Some(now) if now.phase == phase => {
+                now.changes += u32::from(now.way != id);
+                now.way = id;
             }
-            Some((last, _)) if *last > phase => return,
-            Some((_, way)) => {
-                flow.changes_in_phase = u32::from(*way != id);
-                flow.phases.push((phase, id));
+            Some(last) if last.phase > phase => {}
+            last => {
+                let changes = u32::from(last.is_some_and(|last| last.way != id));
+                flow.phases.push(FlowPhase { phase, way: id, changes });
             }
-            None => flow.phases.push((phase, id)),
         }
-        self.most_changes_in_a_phase = self.most_changes_in_a_phase.max(flow.changes_in_phase);
     }
 
     fn id_of(&mut self, trail: &Trail<'_>) -> WayId {
@@ -142,19 +145,21 @@ impl Ways {
     ) -> Vec<PhaseReport> {
         let mut phases: BTreeMap<(u16, Kind), PhaseReport> = BTreeMap::new();
         for (kind, flow) in flows {
-            let mut before: Option<(u16, WayId)> = None;
-            for &(phase, id) in &flow.phases {
-                let report = phases.entry((phase, kind)).or_insert_with(|| PhaseReport {
-                    phase,
+            let mut before: Option<FlowPhase> = None;
+            for &now in &flow.phases {
+                let report = phases.entry((now.phase, kind)).or_insert_with(|| PhaseReport {
+                    phase: now.phase,
                     kind: kind.name(),
                     ..PhaseReport::default()
                 });
-                self.add_flow(report, id);
-                if let Some((_, old)) = before.filter(|(last, _)| last + 1 == phase) {
+                self.add_flow(report, now.way);
+                if let Some(old) = before.filter(|old| old.phase.checked_add(1) == Some(now.phase))
+                {
                     report.compared_flows += 1;
-                    report.moved_flows += u64::from(old != id);
+                    report.moved_flows += u64::from(old.way != now.way);
+                    report.most_changes = report.most_changes.max(now.changes);
                 }
-                before = Some((phase, id));
+                before = Some(now);
             }
         }
         let with_share = |mut report: PhaseReport| {
@@ -193,6 +198,8 @@ pub struct PhaseReport {
     pub compared_flows: u64,
     /// Those of them that end this phase on another way than that one.
     pub moved_flows: u64,
+    /// Most times that one of them changed its way from the end of that phase to the end of this.
+    pub most_changes: u32,
     /// Their share; `None` when there was nothing to compare.
     pub moved_share: Option<f64>,
 }
@@ -240,7 +247,7 @@ mod tests {
         assert_eq!((phases[1].moved_flows, phases[1].moved_share), (1, Some(0.5)));
         assert_eq!(phases[1].instances[&2], BTreeMap::from([(20, 1), (21, 1)]));
         assert_eq!(phases[1].routes, BTreeMap::from([("1,2".to_owned(), 2)]));
-        assert_eq!(ways.most_changes_in_a_phase, 1);
+        assert_eq!(phases[1].most_changes, 1);
         assert_eq!(ways.packets_by_route()["udp"]["1,2"], 5);
     }
 
@@ -258,13 +265,15 @@ mod tests {
     fn going_to_and_fro_within_a_phase_is_seen() {
         let mut ways = Ways::new(vec![]);
         let mut flow = FlowWays::default();
-        for instance in [1, 2, 1, 2] {
-            note(&mut ways, &mut flow, 0, &[(1, 0, instance)]);
-        }
-        assert_eq!(ways.most_changes_in_a_phase, 3);
+        note(&mut ways, &mut flow, 0, &[(1, 0, 1)]);
         // The change from one phase to the next counts for the next.
-        note(&mut ways, &mut flow, 1, &[(1, 0, 3)]);
-        assert_eq!(flow.changes_in_phase, 1);
+        for instance in [2, 1, 2] {
+            note(&mut ways, &mut flow, 1, &[(1, 0, instance)]);
+        }
+        note(&mut ways, &mut flow, 2, &[(1, 0, 2)]);
+        let phases = ways.phases([(Kind::Udp, &flow)].into_iter());
+        let changes: Vec<_> = phases.iter().map(|phase| phase.most_changes).collect();
+        assert_eq!(changes, [0, 3, 0]);
     }
 
     #[test]
