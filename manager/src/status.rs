@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use nflib::control::{
     Accounting, ChainStatus, DropStatus, NfStatus, PoolStatus, PortStatus, ServiceStatus, Status,
-    WorkerStatus,
+    MAX_RULES_SHOWN, RuleStatus, WorkerStatus,
 };
 use nix::time::{ClockId, clock_gettime};
 
@@ -29,6 +29,8 @@ pub fn take(
 ) -> Result<Status, FabricError> {
     let books = fabric.snapshot()?;
     let model = conductor.model();
+    let places: Vec<_> = model.rules().take(MAX_RULES_SHOWN).map(|rule| rule.place).collect();
+    let rules = rules_at(fabric, conductor, &places)?;
     let total = u64::from(fabric.region().geometry().buffers);
     let mut ports: Vec<_> =
         fabric.ports().iter().map(|port| port_status(port, fabric.ports())).collect();
@@ -46,7 +48,7 @@ pub fn take(
         nfs: nfs(conductor),
         services: services(fabric, conductor),
         chains: chains(&books, conductor),
-        rules: Vec::new(),
+        rules,
         rule_count: model.rule_count() as u64,
         plan: conductor.history(),
         drops: drops(fabric, conductor),
@@ -150,6 +152,34 @@ fn nfs(conductor: &Conductor) -> Vec<NfStatus> {
         }
     };
     registry.nfs().map(status).collect()
+}
+
+/// Rules with what they have seen, by the places that workers know them by.
+///
+/// # Errors
+/// [`FabricError::WorkerLost`].
+pub fn rules_at(
+    fabric: &mut Fabric,
+    conductor: &Conductor,
+    places: &[u64],
+) -> Result<Vec<RuleStatus>, FabricError> {
+    if places.is_empty() {
+        return Ok(Vec::new());
+    }
+    let counts = fabric.count_rules(places)?;
+    let seconds = |ns| std::time::Duration::from_nanos(ns).as_secs_f64();
+    let status = |(&place, count): (&u64, crate::classify::RuleCount)| {
+        let rule = conductor.model().rule(conductor.rule_at(place)?)?;
+        Some(RuleStatus {
+            id: rule.id,
+            spec: rule.spec(),
+            pkts: count.pkts,
+            bytes: count.bytes,
+            age_s: seconds(count.age_ns),
+            idle_s: seconds(count.idle_ns),
+        })
+    };
+    Ok(places.iter().zip(counts).filter_map(status).collect())
 }
 
 fn services(fabric: &Fabric, conductor: &Conductor) -> Vec<ServiceStatus> {

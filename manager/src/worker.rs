@@ -123,13 +123,18 @@ impl Worker {
     /// A worker with its share of the buffers and its ports. Until a first [`Change`] comes, packets
     /// go straight to their egress port.
     #[must_use]
-    pub fn new(pool: BufferPool, ports: Vec<WorkerPort>, counters: Arc<WorkerCounters>) -> Self {
+    pub fn new(
+        pool: BufferPool,
+        ports: Vec<WorkerPort>,
+        classifier: Classifier,
+        counters: Arc<WorkerCounters>,
+    ) -> Self {
         Self {
             geometry: *pool.region().geometry(),
             owners: OwnershipTable::new(pool.first(), pool.count()),
             pool,
             ports,
-            classifier: Classifier::default(),
+            classifier,
             plan: Arc::default(),
             service_drops: Vec::new(),
             nfs: Vec::new(),
@@ -167,6 +172,7 @@ impl Worker {
         self.flush_ports();
         self.free_dropped();
         self.maintain_ports();
+        self.classifier.maintain();
         self.counters.turn(moved, self.held_pkts());
         moved
     }
@@ -179,12 +185,13 @@ impl Worker {
         if count > 0 {
             // Stage 2: which chain, once per packet. Descriptor and ownership table carry it on.
             let plan = Arc::clone(&self.plan);
-            let mut classifier = std::mem::take(&mut self.classifier);
-            classifier.classify(self.pool.region(), &plan, port as PortId, &mut received);
+            let headers = self.transition.as_ref().is_some_and(Transition::reads_headers);
+            let region = self.pool.region();
+            self.classifier.classify(region, &plan, port as PortId, &mut received, headers);
             for (at, packet) in received.drain(..).enumerate() {
-                let verdict = classifier.verdict(at);
+                let verdict = self.classifier.verdict(at);
                 let parks = self.transition.as_ref().is_some_and(|transition| {
-                    transition.concerns(verdict, packet.flow_hash, classifier.key(at))
+                    transition.concerns(verdict, packet.flow_hash, self.classifier.key(at))
                 });
                 if parks {
                     self.park(Parked { packet, ingress: port as PortId, verdict });
@@ -192,7 +199,6 @@ impl Worker {
                     self.enter(&plan, packet, port as PortId, verdict);
                 }
             }
-            self.classifier = classifier;
         }
         self.received = received;
         count

@@ -17,6 +17,7 @@
 mod arrivals;
 mod departures;
 mod requests;
+mod rules;
 mod switch;
 #[cfg(test)]
 mod tests;
@@ -38,6 +39,7 @@ use crate::registry::{NfState, Registry};
 
 pub use requests::{Answer, RequestId};
 use requests::{Pending, Scaling};
+use rules::Places;
 use switch::State;
 
 /// How long NFs may take to say that they have their new edges.
@@ -70,6 +72,8 @@ pub struct Conductor {
     scalings: Vec<Scaling>,
     answers: Vec<Answer>,
     letters: Vec<Letter>,
+    places: Places,
+    model_changed: bool,
     last_sync: u64,
     /// Service slots of NFs that are gone while neighbours may still push towards them.
     departed: BTreeMap<NfNumber, u16>,
@@ -95,6 +99,8 @@ impl Conductor {
             scalings: Vec::new(),
             answers: Vec::new(),
             letters: Vec::new(),
+            places: Places::default(),
+            model_changed: false,
             last_sync: 0,
             departed: BTreeMap::new(),
             history: PlanStatus::default(),
@@ -134,6 +140,17 @@ impl Conductor {
             changing: !matches!(self.state, State::Idle),
             ..self.history.clone()
         }
+    }
+
+    /// Whether what is wanted has changed since the last call.
+    pub fn take_model_changed(&mut self) -> bool {
+        std::mem::take(&mut self.model_changed)
+    }
+
+    /// The number of the rule that workers know by its place.
+    #[must_use]
+    pub fn rule_at(&self, place: u64) -> Option<u64> {
+        self.places.id_at(place)
     }
 
     /// Messages to send to NFs, oldest first.

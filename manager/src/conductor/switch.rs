@@ -8,9 +8,9 @@ use std::time::Instant;
 use nflib::control::{Applied, Change, Edit, ErrorCode, ErrorReply, Reply};
 
 use super::requests::{Asked, Pending, RequestId, Scaling};
+use super::rules::PreparedRules;
 use super::{CONNECT_LIMIT, Conductor, NextInstances, miss, shapes};
 use crate::change::Outcome;
-use crate::classify::RuleChanges;
 use crate::edges::{Pair, wanted_pairs};
 use crate::fabric::{Fabric, FabricError};
 use crate::model::Model;
@@ -44,7 +44,7 @@ pub(super) struct Prepared {
     model: Model,
     plan: Arc<Plan>,
     delta: Arc<PathDelta>,
-    rules: RuleChanges,
+    rules: PreparedRules,
     next: NextInstances,
     waiters: Vec<Waiter>,
     began: Instant,
@@ -82,7 +82,7 @@ impl Conductor {
             waiter.applied.moved_share = delta.moved_share();
             waiter.applied.generation = plan.generation;
         }
-        let rules = RuleChanges::between(&self.model, &model, self.planner.current(), &plan);
+        let rules = PreparedRules::between(&self.model, &model);
         let prepared = Prepared { model, plan, delta, rules, next, waiters, began: now };
         let connecting = self.open_edges(prepared, fabric.channel_geometry().ring_capacity);
         self.state = State::Connecting(connecting);
@@ -213,7 +213,7 @@ impl Conductor {
         }
         let prepared = connecting.prepared;
         let services = self.planner.services_by_slot().len();
-        let rules = || prepared.rules.clone();
+        let rules = || prepared.rules.for_worker();
         fabric.begin_change(&prepared.plan, &prepared.delta, services, rules);
         self.planner.commit(Arc::clone(&prepared.plan));
         self.state = State::Switching(Switching { prepared, outcomes: Vec::new() });
@@ -232,7 +232,9 @@ impl Conductor {
         }
         let Switching { prepared, outcomes } = switching;
         self.note_outcomes(&outcomes);
+        self.places.follow(&self.model, &prepared.model);
         self.model = prepared.model;
+        self.model_changed = true;
         for instance in prepared.next.joining {
             if let Some(record) = self.registry.get_mut(instance)
                 && record.state == NfState::Joining

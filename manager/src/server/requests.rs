@@ -101,6 +101,8 @@ impl Server {
                 };
                 self.connections.send(id, &reply);
             }
+            Request::Flows { limit } => self.flows(id, limit)?,
+            Request::Explain { in_port, frame } => self.explain(id, in_port.as_deref(), &frame)?,
             Request::Call { target, payload } => self.call(id, &target, &payload),
             Request::Shutdown => {
                 tracing::info!("stopping by a command: draining");
@@ -127,7 +129,10 @@ impl Server {
         let welcome = if self.draining {
             Err(ErrorReply { code: ErrorCode::Stopping, message: "the manager is stopping".into() })
         } else {
-            self.conductor.attach(request, peer, None, &mut self.fabric)
+            self.conductor
+                .service_of(request)
+                .and_then(|service| self.may_attach(&service, peer.pid))
+                .and_then(|()| self.conductor.attach(request, peer, None, &mut self.fabric))
         };
         match welcome {
             Ok(welcome) => {
@@ -135,6 +140,7 @@ impl Server {
                 let (service, name) = (welcome.attached.service, &request.name);
                 tracing::info!(instance, service, name, "NF attached");
                 self.connections.name(id, instance);
+                self.supervisor.attached(peer.pid, instance);
                 let reply = Reply::Attached(welcome.attached);
                 self.connections.send_with(id, &reply, welcome.fds.into());
             }
