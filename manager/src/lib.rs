@@ -5,6 +5,7 @@
 pub mod chain;
 pub mod config;
 pub mod fabric;
+pub mod flow;
 pub mod model;
 pub mod ownership;
 pub mod poll_loop;

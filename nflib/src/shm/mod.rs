@@ -9,6 +9,7 @@
 mod bytes;
 pub mod channel;
 mod fds;
+mod hints;
 mod mapping;
 mod process;
 mod region;
@@ -20,6 +21,7 @@ pub(crate) use bytes::{Lease, PacketMemory};
 pub use channel::register_for_global_barrier;
 pub use channel::{Channel, ChannelError, ChannelGeometry, LAYOUT_VERSION, NfCounter};
 pub use fds::{MAX_FDS, recv_with_fds, send_with_fds};
+pub use hints::{advise_huge_pages, prefetch};
 pub use mapping::{Mapping, PageKind};
 pub use process::pidfd_open;
 pub use region::{HugePages, Region, RegionError, RegionGeometry};
