@@ -21,9 +21,9 @@ use nflib::shm::{BufferIndex, Channel, Consumer, Doorbell, Producer, RegionGeome
 
 use crate::change::{Change, Outcome};
 use crate::classify::{Classifier, Verdict};
+use crate::model::End;
 use crate::ownership::{Holder, OFF_ROUTE, OwnershipTable, Passage, TRUSTED};
 use crate::parking::{Parked, Transition};
-use crate::model::End;
 use crate::plan::{NfNumber, Plan, PlannedService};
 use crate::pool::BufferPool;
 use crate::ports::{MAX_BURST_PKTS, PortPacket, PortQueue};
@@ -498,9 +498,10 @@ impl Worker {
     }
 
     fn drop_at(&mut self, buffer: BufferIndex, slot: u16, reason: DropReason) {
-        let service = self.service_drops.get(usize::from(slot)).unwrap_or_else(|| {
-            unreachable!("a plan names a service whose counters came with it")
-        });
+        let service = self
+            .service_drops
+            .get(usize::from(slot))
+            .unwrap_or_else(|| unreachable!("a plan names a service whose counters came with it"));
         self.counters.drop_at(service, reason, 1);
         self.dropped.push(buffer);
     }
@@ -577,7 +578,9 @@ impl Worker {
             if !self.has_room_for(&plan, parked) {
                 break;
             }
-            let Some(parked) = self.transition.as_mut().and_then(Transition::release) else { break };
+            let Some(parked) = self.transition.as_mut().and_then(Transition::release) else {
+                break;
+            };
             self.enter(&plan, parked.packet, parked.ingress, parked.verdict);
             released += 1;
         }
