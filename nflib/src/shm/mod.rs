@@ -14,6 +14,7 @@ mod fds;
 mod mapping;
 mod process;
 mod region;
+mod remains;
 mod ring;
 mod routes;
 mod signals;
@@ -27,6 +28,7 @@ pub use fds::{MAX_FDS, recv_with_fds, send_with_fds};
 pub use mapping::{Mapping, PageKind};
 pub use process::pidfd_open;
 pub use region::{HugePages, Region, RegionError, RegionGeometry};
+pub use remains::remaining_buffers;
 pub use ring::{
     Consumer, HeapRing, Producer, Remains, RingError, RingMemory, SLOT_BYTES, SharedRing, SlotValue,
 };
