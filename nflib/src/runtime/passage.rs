@@ -133,3 +133,7 @@ impl<'n, N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<'n, N, M, H> {
         Ok(moved_pkts)
     }
 }
+
+#[cfg(all(test, not(loom)))]
+#[path = "passage_tests.rs"]
+mod tests;
