@@ -11,6 +11,7 @@ pub mod channel;
 mod doorbells;
 mod edge_ring;
 mod fds;
+mod hints;
 mod mapping;
 mod process;
 mod region;
@@ -25,8 +26,9 @@ pub use channel::{Channel, ChannelError, ChannelGeometry, LAYOUT_VERSION, NfCoun
 pub use doorbells::{Doorbell, Doorbells, register_for_global_barrier};
 pub use edge_ring::EdgeRing;
 pub use fds::{MAX_FDS, recv_with_fds, send_with_fds};
+pub use hints::{advise_huge_pages, prefetch};
 pub use mapping::{Mapping, PageKind};
-pub use process::pidfd_open;
+pub use process::{clear_ambient_capabilities, pidfd_open};
 pub use region::{HugePages, Region, RegionError, RegionGeometry};
 pub use remains::remaining_buffers;
 pub use ring::{

@@ -444,12 +444,26 @@ impl<M: RingMemory> Remains<M> {
     /// Only what the producer has pushed before this call.
     #[must_use]
     pub fn unreleased<T: SlotValue + Default>(&self) -> Option<(Vec<T>, Vec<T>)> {
-        let tail = self.memory.tail().load(Ordering::Acquire);
+        self.unreleased_up_to(self.memory.tail().load(Ordering::Acquire))
+    }
+
+    fn unreleased_up_to<T: SlotValue + Default>(&self, tail: u32) -> Option<(Vec<T>, Vec<T>)> {
         let head = self.memory.head().load(Ordering::Acquire);
         let taken = self.memory.taken().load(Ordering::Acquire);
         // Taken stands behind head for an instant in every burst that is read and released at once.
         let taken = if tail.wrapping_sub(taken) > tail.wrapping_sub(head) { head } else { taken };
         Some((self.between(head, taken)?, self.between(taken, tail)?))
+    }
+
+    /// As [`unreleased`](Self::unreleased), and takes it: stands in for the dead consumer, so that a
+    /// producer that still pushes finds room, and what it pushes is found by the next call.
+    #[must_use]
+    pub fn drain<T: SlotValue + Default>(&self) -> Option<(Vec<T>, Vec<T>)> {
+        let tail = self.memory.tail().load(Ordering::Acquire);
+        let found = self.unreleased_up_to(tail)?;
+        self.memory.taken().store(tail, Ordering::Relaxed);
+        self.memory.head().store(tail, Ordering::Release);
+        Some(found)
     }
 
     /// What the (dead) producer had pushed since it settled, consumed meanwhile or not.
@@ -458,13 +472,6 @@ impl<M: RingMemory> Remains<M> {
         let tail = self.memory.tail().load(Ordering::Acquire);
         let settled = self.memory.settled().load(Ordering::Acquire);
         self.between(settled, tail)
-    }
-
-    /// Takes the place of the dead consumer: everything pushed so far is released.
-    pub fn release_all(&self) {
-        let tail = self.memory.tail().load(Ordering::Acquire);
-        self.memory.taken().store(tail, Ordering::Relaxed);
-        self.memory.head().store(tail, Ordering::Release);
     }
 }
 
