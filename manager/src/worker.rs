@@ -31,6 +31,8 @@ use crate::stats::{DropCounters, DropReason, NfCounters, WorkerCounters};
 
 /// Packets an NF may return in one turn before the worker looks at the ports again.
 const COLLECT_BURST_PKTS: usize = MAX_BURST_PKTS;
+/// Parked packets let go in one turn: more than come in, so that the queue ends.
+const RELEASE_PKTS: usize = 4 * MAX_BURST_PKTS;
 /// Times a worker gives a packet to an NF or moves it to another chain; ends the loops that
 /// ToService and branches can make.
 const MAX_VISITS: u8 = 255;
@@ -572,7 +574,7 @@ impl Worker {
         }
         let plan = Arc::clone(&self.plan);
         let mut released = 0;
-        while released < MAX_BURST_PKTS
+        while released < RELEASE_PKTS
             && let Some(parked) = self.transition.as_ref().and_then(Transition::first)
         {
             if !self.has_room_for(&plan, parked) {
