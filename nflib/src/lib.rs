@@ -31,6 +31,7 @@
 //! | [`headers`] | where a frame's headers are, and changing them with their checksums |
 //! | [`nf`] | the [`NetworkFunction`] trait |
 //! | [`args`], [`runtime`] | the command line of an NF, and its loop |
+//! | [`trail`] | the NFs that a packet met, written into the packet; for labs |
 //! | [`testing`] | a bench to test an NF without a manager |
 #![deny(unsafe_code)]
 
@@ -48,6 +49,7 @@ pub mod packet;
 pub mod runtime;
 pub mod shm;
 pub mod testing;
+pub mod trail;
 
 pub use args::NfArgs;
 pub use branch::BranchId;
