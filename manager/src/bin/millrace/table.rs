@@ -55,10 +55,12 @@ impl Table {
 
     /// Whether every cell is a number or `-`, and one is a number.
     fn is_number(&self, column: usize) -> bool {
-        // `3,5` is a list, `0000:03:00.0` a device.
+        // `3,5` is a list, `1 → 2` a chain, `0000:03:00.0` a device.
         let number = |cell: &str| {
             let first = cell.split(' ').next().unwrap_or_default();
-            first.starts_with(|c: char| c.is_ascii_digit()) && !first.contains([',', ':', '/'])
+            first.starts_with(|c: char| c.is_ascii_digit())
+                && !first.contains([',', ':', '/'])
+                && !cell.contains('→')
         };
         let cells = || self.rows.iter().map(|row| row[column].as_str());
         cells().any(number) && cells().all(|cell| cell == "-" || number(cell))

@@ -108,15 +108,15 @@ impl View {
 
     /// A frame for a terminal: exactly its rows, no line longer than it.
     pub fn frame(&mut self, size: Size, interval: Duration) -> Vec<Line> {
-        let body = self.body(interval);
+        let body = self.body(interval, size.columns);
         let room = size.rows.saturating_sub(2).max(1);
         self.scroll = self.scroll.min(body.len().saturating_sub(room));
         let below = body.len().saturating_sub(self.scroll + room);
         let mut lines = vec![Line { style: Style::Title, text: self.title() }];
         lines.extend(body.into_iter().skip(self.scroll).take(room));
         lines.resize(1 + room, plain(""));
-        let more = if below > 0 { format!("  ({below} more lines)") } else { String::new() };
-        let keys = format!("{KEYS}  order: {}{more}", self.sort.name());
+        let more = if below > 0 { format!("({below} more lines) ") } else { String::new() };
+        let keys = format!("{more}{KEYS}  order: {}", self.sort.name());
         lines.push(Line { style: Style::Quiet, text: keys });
         lines.truncate(size.rows.max(1));
         for line in &mut lines {
@@ -127,8 +127,8 @@ impl View {
 
     /// The view as a whole, for no terminal.
     pub fn whole(&self) -> Vec<Line> {
-        let mut lines = vec![plain(&self.title())];
-        lines.extend(self.body(Duration::ZERO));
+        let mut lines = vec![plain(self.title().trim_end())];
+        lines.extend(self.body(Duration::ZERO, usize::MAX));
         lines
     }
 
@@ -149,24 +149,41 @@ impl View {
                 false => format!(" {number} {name} "),
             })
             .collect();
-        let paused = if self.paused { "  PAUSED" } else { "" };
-        format!("millrace {who} {}{paused}", views.join(""))
+        let paused = if self.paused { " PAUSED" } else { "" };
+        format!("millrace {who}{paused} {}", views.join(""))
     }
 
-    fn body(&self, interval: Duration) -> Vec<Line> {
+    fn body(&self, interval: Duration, columns: usize) -> Vec<Line> {
         match &self.reading {
             Reading::Up(up) => Body { up, sort: self.sort }.lines(self.view),
-            Reading::Away { away } => vec![
-                plain(""),
-                Line { style: Style::Bad, text: clean(away) },
-                plain(&format!("asked again every {} s", interval.as_secs_f64())),
-            ],
+            Reading::Away { away } => {
+                let mut lines = vec![plain("")];
+                let bad = |text| Line { style: Style::Bad, text };
+                lines.extend(wrap(&clean(away), columns).into_iter().map(bad));
+                lines.push(plain(&format!("asked again every {} s", interval.as_secs_f64())));
+                lines
+            }
         }
     }
 }
 
 fn plain(text: &str) -> Line {
     Line { style: Style::Plain, text: text.to_owned() }
+}
+
+/// Lines of whole words, none longer than `columns` but for a word that is.
+fn wrap(text: &str, columns: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= columns => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 /// Cuts a line, and fills the title up: it is a bar.
@@ -690,6 +707,13 @@ mod tests {
         assert!(view.frame(SIZE, SECOND)[0].text.contains("PAUSED"));
         view.press(Key::Pause);
         assert!(!view.frame(SIZE, SECOND)[0].text.contains("PAUSED"));
+    }
+
+    #[test]
+    fn a_long_message_is_wrapped_at_its_words() {
+        assert_eq!(wrap("no manager at /x: start one", 14), ["no manager at", "/x: start one"]);
+        assert_eq!(wrap("abcdef g", 3), ["abcdef", "g"]);
+        assert_eq!(wrap("a b", usize::MAX), ["a b"]);
     }
 
     #[test]
