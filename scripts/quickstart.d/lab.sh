@@ -71,9 +71,10 @@ write_config() {
         if ((EUID == 0)); then printf 'socket_group = "nogroup"\n'; fi
         # A ring that holds every buffer is never full: then the generator waits, and none is lost.
         if [[ $BACKEND == generator ]]; then printf 'ring_capacity = 16384\n'; fi
-        printf '\n[pool]\nbuffers = 16384\nhugepages = "%s"\n' "$HUGEPAGES"
         # Every packet counts, the first one too.
-        printf '\n[chain]\nservices = [%s, %s]\nwait_for_nfs = true\n' "${NF_SERVICES[@]}"
+        printf 'wait_for_nfs = true\n'
+        printf '\n[pool]\nbuffers = 16384\nhugepages = "%s"\n' "$HUGEPAGES"
+        printf '\n[[chain]]\nname = "default"\nservices = [%s, %s]\n' "${NF_SERVICES[@]}"
         if [[ $BACKEND == generator ]]; then
             printf '\n[[port]]\nname = "source"\negress = "sink"\nbackend = "generator"\n'
             printf 'frame_bytes = %s\nrate_pps = %s\n' "$GENERATOR_FRAME_BYTES" "$GENERATOR_RATE_PPS"

@@ -3,7 +3,6 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser;
@@ -31,6 +30,9 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    if let Some(failure) = millrace::supervisor::exec::run_if_asked() {
+        return failure;
+    }
     let args = Args::parse();
     if let Err(error) = nflib::log::init(&args.log) {
         eprintln!("millrace-manager: {error}");
@@ -56,8 +58,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let socket = ControlSocket::bind(&config.manager)?;
     let fabric = Fabric::start(&config, args.force)?;
     report::started(&config, &fabric);
-    let drain_limit = Duration::from_millis(config.manager.drain_ms);
-    let last = Server::new(socket, fabric, signals, drain_limit).run()?;
+    let last = Server::new(socket, config, fabric, signals)?.run()?;
     report::final_summary(&last);
     anyhow::ensure!(last.accounting.balanced, "the books do not balance: {:?}", last.accounting);
     Ok(())

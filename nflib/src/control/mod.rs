@@ -254,6 +254,10 @@ pub struct Applied {
     pub generation: u64,
     /// Share of flows (hash space) that changed their path, 0 to 1.
     pub moved_share: f64,
+    /// The same for each step of a change that takes several, such as a scaling by more than one
+    /// instance.
+    #[serde(default)]
+    pub moves: Vec<f64>,
     /// From the change to the moment when it was in force for every packet, microseconds.
     pub took_us: u64,
     /// Numbers of rules that were added, in the order of the request.

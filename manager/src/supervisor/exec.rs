@@ -1,0 +1,224 @@
+//! The launcher: what happens between the manager and the program it starts.
+//!
+//! `millrace-manager __exec [OPTIONS] -- PROGRAM ARGS…` puts its own process into the state the
+//! program shall have, and becomes the program by execve(2), so that its pid is the program's. It is
+//! a program of its own, and no code between fork and exec, because after a fork of a process with
+//! threads nearly nothing may be called; here all of it is ordinary, safe code.
+#![forbid(unsafe_code)]
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, bail};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::signal::SigSet;
+use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid, setsid};
+
+/// First argument of the manager's program when it is to be the launcher.
+pub const ARGUMENT: &str = "__exec";
+/// Exit code of a launcher that could not start the program; env(1) and nohup(1) use it so.
+pub const CANNOT_START: u8 = 125;
+
+/// The state a program is started in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Lead a session of its own: no terminal, no SIGHUP when the one who started it leaves.
+    pub session: bool,
+    /// Cores it may run on; empty: unchanged.
+    pub cores: Vec<u32>,
+    /// User to become.
+    pub account: Option<Account>,
+    /// Give up ambient capabilities, and never gain privileges by exec (`no_new_privs`).
+    pub confined: bool,
+}
+
+/// A user by numbers, as setresuid(2), setresgid(2) and setgroups(2) want it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+impl Surroundings {
+    /// The launcher's arguments for `program`, from [`ARGUMENT`] on; [`parse`](Self::parse) reads
+    /// them.
+    #[must_use]
+    pub fn to_args(&self, program: &OsStr, args: &[OsString]) -> Vec<OsString> {
+        let mut line: Vec<OsString> = vec![ARGUMENT.into()];
+        if self.session {
+            line.push("--session".into());
+        }
+        if !self.cores.is_empty() {
+            line.push(format!("--cores={}", join(&self.cores)).into());
+        }
+        if let Some(Account { uid, gid, groups }) = &self.account {
+            line.push(format!("--account={uid}:{gid}:{}", join(groups)).into());
+        }
+        if self.confined {
+            line.push("--confined".into());
+        }
+        line.push("--".into());
+        line.push(program.into());
+        line.extend(args.iter().cloned());
+        line
+    }
+
+    /// Reads what comes behind [`ARGUMENT`]: the surroundings, then program and arguments.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn parse(
+        args: impl IntoIterator<Item = OsString>,
+    ) -> anyhow::Result<(Self, Vec<OsString>)> {
+        let mut found = Self::default();
+        let mut args = args.into_iter();
+        for arg in args.by_ref() {
+            let text = arg.to_str().context("an option is not UTF-8")?;
+            match text.split_once('=').unwrap_or((text, "")) {
+                ("--", _) => {
+                    let command: Vec<OsString> = args.collect();
+                    anyhow::ensure!(!command.is_empty(), "no program is named");
+                    return Ok((found, command));
+                }
+                ("--session", _) => found.session = true,
+                ("--confined", _) => found.confined = true,
+                ("--cores", list) => found.cores = numbers(list)?,
+                ("--account", ids) => found.account = Some(account(ids)?),
+                _ => bail!("unknown option {text:?}"),
+            }
+        }
+        bail!("no program is named")
+    }
+
+    /// Takes on the surroundings. The order matters: groups before the user that may not set them,
+    /// all that needs privilege before it is given up.
+    fn enter(&self) -> anyhow::Result<()> {
+        // The control thread blocks the signals that it takes from a descriptor, and a mask
+        // survives exec: an NF that is asked to end must hear it.
+        SigSet::empty().thread_set_mask().context("signal mask")?;
+        close_inherited().context("open files")?;
+        if self.session {
+            setsid().context("setsid")?;
+        }
+        if !self.cores.is_empty() {
+            let mut mask = CpuSet::new();
+            for core in &self.cores {
+                mask.set(*core as usize).with_context(|| format!("core {core}"))?;
+            }
+            sched_setaffinity(Pid::from_raw(0), &mask)
+                .with_context(|| format!("cannot run on core {}", join(&self.cores)))?;
+        }
+        if self.confined {
+            nflib::shm::clear_ambient_capabilities().context("ambient capabilities")?;
+        }
+        if let Some(account) = &self.account {
+            become_user(account).with_context(|| format!("cannot become user {}", account.uid))?;
+        }
+        if self.confined {
+            nix::sys::prctl::set_no_new_privs().context("no_new_privs")?;
+        }
+        Ok(())
+    }
+}
+
+fn become_user(account: &Account) -> nix::Result<()> {
+    let groups: Vec<Gid> = account.groups.iter().copied().map(Gid::from_raw).collect();
+    let (uid, gid) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
+    setgroups(&groups)?;
+    setresgid(gid, gid, gid)?;
+    // From 0 to another user: this drops every capability as well (capabilities(7)).
+    setresuid(uid, uid, uid)
+}
+
+/// Closes all but standard input, output and error: whatever a library of the manager has left
+/// open without close-on-exec (a VFIO group, say) is none of an NF's business.
+fn close_inherited() -> std::io::Result<()> {
+    let open: Vec<i32> = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|fd| *fd > 2)
+        .collect();
+    for fd in open {
+        // The one that read_dir had is in the list, and closed already.
+        let _ = nix::unistd::close(fd);
+    }
+    Ok(())
+}
+
+/// Runs the launcher if this process was started as one: comes back only with the exit code of a
+/// failure. To be called first in `main`, before anything else is open or running.
+#[must_use]
+pub fn run_if_asked() -> Option<ExitCode> {
+    let mut args = std::env::args_os().skip(1);
+    if args.next()? != ARGUMENT {
+        return None;
+    }
+    let error = match Surroundings::parse(args).and_then(|(surroundings, command)| {
+        surroundings.enter()?;
+        Ok(command)
+    }) {
+        Ok(command) => {
+            let error = Command::new(&command[0]).args(&command[1..]).exec();
+            anyhow::Error::new(error).context(command[0].display().to_string())
+        }
+        Err(error) => error,
+    };
+    eprintln!("cannot be started: {error:#}");
+    Some(ExitCode::from(CANNOT_START))
+}
+
+fn account(ids: &str) -> anyhow::Result<Account> {
+    let mut parts = ids.splitn(3, ':');
+    let mut next = || parts.next().context("--account needs UID:GID:GROUPS");
+    Ok(Account { uid: next()?.parse()?, gid: next()?.parse()?, groups: numbers(next()?)? })
+}
+
+fn numbers(list: &str) -> anyhow::Result<Vec<u32>> {
+    let parts = list.split(',').filter(|part| !part.is_empty());
+    parts.map(|part| part.parse().with_context(|| format!("{part:?} is not a number"))).collect()
+}
+
+fn join(numbers: &[u32]) -> String {
+    numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let account = Account { uid: 1, gid: 2, groups: vec![3, 4] };
+        for surroundings in [
+            Surroundings::default(),
+            Surroundings {
+                session: true,
+                cores: vec![0, 5],
+                account: Some(account.clone()),
+                confined: true,
+            },
+            Surroundings {
+                account: Some(Account { groups: vec![], ..account }),
+                ..Surroundings::default()
+            },
+        ] {
+            let line = surroundings.to_args(OsStr::new("/bin/nf"), &["--".into(), "-x".into()]);
+            assert_eq!(line[0], ARGUMENT);
+            let (read, command) = Surroundings::parse(line.into_iter().skip(1)).unwrap();
+            assert_eq!(read, surroundings);
+            assert_eq!(command, ["/bin/nf", "--", "-x"]);
+        }
+    }
+
+    #[test]
+    fn nonsense_is_one_line() {
+        for args in [&["--cores=x", "--", "p"][..], &["--what"], &["--"], &[], &["--account=1"]] {
+            let error = Surroundings::parse(args.iter().map(OsString::from)).unwrap_err();
+            assert_eq!(format!("{error:#}").lines().count(), 1, "{args:?}");
+        }
+    }
+}
