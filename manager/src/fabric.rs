@@ -15,8 +15,9 @@ use nflib::shm::{BufferIndex, PageKind, Region, RegionError};
 use thiserror::Error;
 
 use crate::change::{Change, Outcome};
-use crate::classify::RuleChanges;
+use crate::classify::{Classifier, RuleChanges, RuleCount};
 use crate::config::{Config, PortConfig};
+use crate::flow::{self, Expired, Flow, FlowKey, TableStep};
 use crate::plan::delta::PathDelta;
 use crate::plan::{NfNumber, Plan};
 use crate::poll_loop::{self, LoopOptions, Order, Report, Snapshot};
@@ -130,6 +131,8 @@ pub struct Fabric {
 struct Inbox {
     broken: Vec<NfNumber>,
     outcomes: Vec<Outcome>,
+    /// Rules that have run out, by the worker that says so.
+    expired: Vec<(u16, Expired)>,
 }
 
 impl Fabric {
@@ -176,7 +179,8 @@ impl Fabric {
     ) -> Result<(), FabricError> {
         let core = config.manager.cores.get(usize::from(number)).copied();
         let counters = Arc::new(WorkerCounters::default());
-        let worker = Worker::new(pool, ports, Arc::clone(&counters));
+        let classifier = Classifier::new(config.manager.flow_cache, config.manager.track_flows);
+        let worker = Worker::new(pool, ports, classifier, Arc::clone(&counters));
         let (orders, their_orders) = crossbeam_channel::unbounded();
         let (their_reports, reports) = crossbeam_channel::unbounded();
         let options = LoopOptions {
@@ -344,7 +348,9 @@ impl Fabric {
         mut rules: impl FnMut() -> RuleChanges,
     ) {
         for worker in &mut self.workers {
-            worker.service_drops.resize_with(services.max(worker.service_drops.len()), Arc::default);
+            worker
+                .service_drops
+                .resize_with(services.max(worker.service_drops.len()), Arc::default);
             let new_services = worker.service_drops[worker.told_services..].to_vec();
             worker.told_services = worker.service_drops.len();
             let change = Change {
@@ -389,8 +395,8 @@ impl Fabric {
             let books = match worker.last_books.clone() {
                 Some(last) => last,
                 None => match worker.order(Order::Snapshot, &mut self.inbox)? {
-                    Some(books) => books,
-                    None => worker.last_books.clone().unwrap_or_default(),
+                    Some(Report::Snapshot(books)) => books,
+                    _ => worker.last_books.clone().unwrap_or_default(),
                 },
             };
             sum += &books;
@@ -404,6 +410,77 @@ impl Fabric {
         self.inbox.broken.sort_unstable();
         self.inbox.broken.dedup();
         std::mem::take(&mut self.inbox.broken)
+    }
+
+    /// What rules have seen, all workers together: packets and bytes are sums, the age is that of the
+    /// oldest copy, the idle time that of the one used last.
+    ///
+    /// # Errors
+    /// [`FabricError::WorkerLost`].
+    pub fn count_rules(&mut self, ids: &[u64]) -> Result<Vec<RuleCount>, FabricError> {
+        let ids: Arc<[u64]> = ids.into();
+        let mut sums: Vec<Option<RuleCount>> = vec![None; ids.len()];
+        for worker in &mut self.workers {
+            let order = Order::CountRules(Arc::clone(&ids));
+            let Some(Report::RuleCounts(counts)) = worker.order(order, &mut self.inbox)? else {
+                continue;
+            };
+            for (sum, count) in sums.iter_mut().zip(counts) {
+                let Some(count) = count else { continue };
+                *sum = Some(sum.map_or(count, |sum| RuleCount {
+                    pkts: sum.pkts + count.pkts,
+                    bytes: sum.bytes + count.bytes,
+                    age_ns: sum.age_ns.max(count.age_ns),
+                    idle_ns: sum.idle_ns.min(count.idle_ns),
+                }));
+            }
+        }
+        Ok(sums.into_iter().map(Option::unwrap_or_default).collect())
+    }
+
+    /// The flows with most packets, of all workers, and how many flows are known.
+    ///
+    /// # Errors
+    /// [`FabricError::WorkerLost`].
+    pub fn top_flows(&mut self, limit: usize) -> Result<(Vec<(Flow, u64)>, u64), FabricError> {
+        let (mut all, mut total) = (Vec::new(), 0);
+        for worker in &mut self.workers {
+            let order = Order::TopFlows(limit);
+            if let Some(Report::TopFlows(flows, known)) = worker.order(order, &mut self.inbox)? {
+                all.extend(flows);
+                total += known;
+            }
+        }
+        all.sort_by_key(|(flow, _)| std::cmp::Reverse(flow.pkts));
+        all.truncate(limit);
+        Ok((all, total))
+    }
+
+    /// Which rules a packet would meet, by what the first worker follows now.
+    ///
+    /// # Errors
+    /// [`FabricError::WorkerLost`].
+    pub fn explain(
+        &mut self,
+        key: &FlowKey,
+    ) -> Result<(flow::Outcome, Vec<TableStep>), FabricError> {
+        let Some(worker) = self.workers.first_mut() else { return Ok(Default::default()) };
+        match worker.order(Order::Explain(Box::new(*key)), &mut self.inbox)? {
+            Some(Report::Explained(outcome, steps)) => Ok((outcome, steps)),
+            _ => Ok(Default::default()),
+        }
+    }
+
+    /// Rules that have run out, with the worker that says so.
+    pub fn take_expired(&mut self) -> Vec<(u16, Expired)> {
+        self.listen();
+        std::mem::take(&mut self.inbox.expired)
+    }
+
+    /// How many workers there are.
+    #[must_use]
+    pub fn worker_count(&self) -> usize {
+        self.workers.len()
     }
 
     /// Tells every worker to stop receiving and to end when nothing is inside, or after `limit`.
@@ -448,18 +525,13 @@ impl Drop for Fabric {
 impl WorkerHandle {
     /// Gives an order and waits until it is carried out. A worker that has stopped obeys nothing
     /// more, which is no error.
-    fn order(
-        &mut self,
-        order: Order,
-        inbox: &mut Inbox,
-    ) -> Result<Option<Snapshot>, FabricError> {
+    fn order(&mut self, order: Order, inbox: &mut Inbox) -> Result<Option<Report>, FabricError> {
         if self.last_books.is_some() || self.orders.send(order).is_err() {
             return Ok(None);
         }
         loop {
             match self.reports.recv_timeout(ORDER_LIMIT) {
-                Ok(Report::Done) => return Ok(None),
-                Ok(Report::Snapshot(books)) => return Ok(Some(books)),
+                Ok(answer) if answer.is_answer() => return Ok(Some(answer)),
                 Ok(stopped @ Report::Stopped(_)) => {
                     self.note(stopped, inbox);
                     return Ok(None);
@@ -480,7 +552,11 @@ impl WorkerHandle {
                 inbox.outcomes.push(outcome);
             }
             Report::Stopped(books) => self.last_books = Some(books),
-            Report::Done | Report::Snapshot(_) => {}
+            Report::Expired(expired) => {
+                inbox.expired.extend(expired.into_iter().map(|expired| (self.number, expired)));
+            }
+            // Dropped here, where there is time for it; answers come to who asked.
+            _ => {}
         }
     }
 }

@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 use nflib::descriptor::PortId;
 
 use crate::change::Outcome;
-use crate::classify::{ChangedRules, Key, Verdict};
+use crate::classify::{ChangedRules, Verdict};
+use crate::flow::FlowKey;
 use crate::plan::Plan;
 use crate::plan::delta::PathDelta;
 use crate::ports::PortPacket;
@@ -73,12 +74,18 @@ impl Transition {
 
     /// Whether a packet's flow changes its path.
     #[must_use]
-    pub fn concerns(&self, verdict: Verdict, flow_hash: u32, key: Option<&Key>) -> bool {
+    pub fn concerns(&self, verdict: Verdict, flow_hash: u32, key: Option<&FlowKey>) -> bool {
         let moves = match verdict {
             Verdict::Chain(chain) => self.delta.moves(chain, flow_hash),
             Verdict::Egress | Verdict::Out(_) | Verdict::Drop(_) => false,
         };
         moves || self.rules.concern(key)
+    }
+
+    /// Whether packets' headers must be read to tell.
+    #[must_use]
+    pub fn reads_headers(&self) -> bool {
+        matches!(self.rules, ChangedRules::Some(_))
     }
 
     /// Lets a packet wait.

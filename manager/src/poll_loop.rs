@@ -19,7 +19,9 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::time::TimeSpec;
 
 use crate::change::{Change, Outcome};
+use crate::classify::RuleCount;
 use crate::config::PollMode;
+use crate::flow::{self, Expired, Flow, FlowKey, FlowScan, RuleTables, TableStep};
 use crate::plan::NfNumber;
 use crate::stats::DropCounters;
 use crate::worker::{NewNf, Worker};
@@ -34,6 +36,8 @@ const SLEEP_MAX: Duration = Duration::from_millis(1);
 const NAP: Duration = Duration::from_micros(50);
 /// How long ports may take at the end to send what they accepted.
 const SEND_GRACE: Duration = Duration::from_millis(10);
+/// Places of the flow cache looked at in one turn, in eights.
+const SCAN_BUDGET: usize = 64;
 /// Turns between looks at the order channel while packets flow.
 const ORDER_INTERVAL_TURNS: u32 = 32;
 
@@ -54,6 +58,12 @@ pub enum Order {
     Change(Box<Change>),
     /// Say how the books stand, between turns.
     Snapshot,
+    /// Say what these rules have seen.
+    CountRules(Arc<[u64]>),
+    /// Say which flows have most packets, so many of them.
+    TopFlows(usize),
+    /// Say which rules a packet would meet.
+    Explain(Box<FlowKey>),
     /// Stop receiving; stop for good when nothing is inside any more or time is up.
     Drain(Duration),
 }
@@ -119,8 +129,34 @@ pub enum Report {
     Broken(Vec<NfNumber>),
     /// A change is complete.
     Changed(Outcome),
+    /// Answer to [`Order::CountRules`], in its order.
+    RuleCounts(Vec<Option<RuleCount>>),
+    /// Answer to [`Order::TopFlows`]: flows with the time since their last packet, ns, and how many
+    /// are known.
+    TopFlows(Vec<(Flow, u64)>, u64),
+    /// Answer to [`Order::Explain`].
+    Explained(flow::Outcome, Vec<TableStep>),
+    /// Rules have run out here.
+    Expired(Vec<Expired>),
+    /// Memory to be given back by somebody with more time.
+    Discarded(Vec<Box<RuleTables>>),
     /// The worker has stopped; its last books, with every buffer free that can be.
     Stopped(Snapshot),
+}
+
+impl Report {
+    /// Whether somebody waits for it, having given an order.
+    #[must_use]
+    pub fn is_answer(&self) -> bool {
+        matches!(
+            self,
+            Self::Done
+                | Self::Snapshot(_)
+                | Self::RuleCounts(_)
+                | Self::TopFlows(..)
+                | Self::Explained(..)
+        )
+    }
 }
 
 /// The loop's settings.
@@ -146,8 +182,15 @@ pub fn run(
     }
     // Until the first plan is there nobody knows where packets go.
     let waiting = true;
-    let mut state =
-        Loop { worker: &mut worker, waiting, options, reports, idle_turns: 0, drain_until: None };
+    let mut state = Loop {
+        worker: &mut worker,
+        waiting,
+        options,
+        reports,
+        idle_turns: 0,
+        drain_until: None,
+        flow_scan: None,
+    };
     let mut turns_to_orders = 0;
     loop {
         if turns_to_orders == 0 {
@@ -155,9 +198,10 @@ pub fn run(
             while let Ok(order) = orders.try_recv() {
                 state.obey(order);
             }
-            state.report_broken();
+            state.report();
         }
         let moved = state.worker.turn(state.drain_until.is_none() && !state.waiting);
+        state.scan_flows();
         if let Some(outcome) = state.worker.take_outcome() {
             let _ = state.reports.send(Report::Changed(outcome));
         }
@@ -190,6 +234,8 @@ struct Loop<'a> {
     /// There is no plan yet, or some service of it never had an NF and the configuration says to
     /// wait for it.
     waiting: bool,
+    /// Somebody wants to know the largest flows.
+    flow_scan: Option<FlowScan>,
 }
 
 impl Loop<'_> {
@@ -222,6 +268,18 @@ impl Loop<'_> {
                 return;
             }
             Order::Snapshot => Report::Snapshot(snapshot(self.worker)),
+            Order::CountRules(ids) => {
+                Report::RuleCounts(self.worker.classifier().rule_counters(&ids))
+            }
+            Order::TopFlows(limit) => {
+                // Over many turns: a million flows take a tenth of a second to look at.
+                self.flow_scan = Some(FlowScan::new(limit));
+                return;
+            }
+            Order::Explain(key) => {
+                let (outcome, steps) = self.worker.classifier().explain(&key);
+                Report::Explained(outcome, steps)
+            }
             Order::Drain(limit) => {
                 self.drain_until = Some(Instant::now() + limit);
                 return;
@@ -231,18 +289,38 @@ impl Loop<'_> {
         let _ = self.reports.send(report);
     }
 
-    fn report_broken(&mut self) {
+    /// Says what nobody asked for.
+    fn report(&mut self) {
         let mut broken = Vec::new();
         self.worker.take_broken(&mut broken);
         if !broken.is_empty() {
             let _ = self.reports.send(Report::Broken(broken));
         }
+        let expired = self.worker.classifier().expire();
+        if !expired.is_empty() {
+            let _ = self.reports.send(Report::Expired(expired));
+        }
+        let discarded = self.worker.classifier().take_discarded();
+        if !discarded.is_empty() {
+            let _ = self.reports.send(Report::Discarded(discarded));
+        }
+    }
+
+    /// Looks at some more flows for who wants to know the largest.
+    fn scan_flows(&mut self) {
+        let Some(mut scan) = self.flow_scan.take() else { return };
+        if self.worker.classifier().scan_flows(&mut scan, SCAN_BUDGET) {
+            let total = scan.flows();
+            let flows = self.worker.classifier().finish_scan(scan);
+            let _ = self.reports.send(Report::TopFlows(flows, total));
+        } else {
+            self.flow_scan = Some(scan);
+        }
     }
 
     /// True when the manager stops and there is nothing left to wait for.
     fn drained(&self) -> bool {
-        self.drain_until
-            .is_some_and(|until| self.is_empty() || Instant::now() >= until)
+        self.drain_until.is_some_and(|until| self.is_empty() || Instant::now() >= until)
     }
 
     fn is_empty(&self) -> bool {

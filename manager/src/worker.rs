@@ -21,9 +21,9 @@ use nflib::shm::{BufferIndex, Channel, Consumer, Doorbell, Producer, RegionGeome
 
 use crate::change::{Change, Outcome};
 use crate::classify::{Classifier, Verdict};
+use crate::model::End;
 use crate::ownership::{Holder, OFF_ROUTE, OwnershipTable, Passage, TRUSTED};
 use crate::parking::{Parked, Transition};
-use crate::model::End;
 use crate::plan::{NfNumber, Plan, PlannedService};
 use crate::pool::BufferPool;
 use crate::ports::{MAX_BURST_PKTS, PortPacket, PortQueue};
@@ -31,6 +31,8 @@ use crate::stats::{DropCounters, DropReason, NfCounters, WorkerCounters};
 
 /// Packets an NF may return in one turn before the worker looks at the ports again.
 const COLLECT_BURST_PKTS: usize = MAX_BURST_PKTS;
+/// Parked packets let go in one turn: more than come in, so that the queue ends.
+const RELEASE_PKTS: usize = 4 * MAX_BURST_PKTS;
 /// Times a worker gives a packet to an NF or moves it to another chain; ends the loops that
 /// ToService and branches can make.
 const MAX_VISITS: u8 = 255;
@@ -123,13 +125,18 @@ impl Worker {
     /// A worker with its share of the buffers and its ports. Until a first [`Change`] comes, packets
     /// go straight to their egress port.
     #[must_use]
-    pub fn new(pool: BufferPool, ports: Vec<WorkerPort>, counters: Arc<WorkerCounters>) -> Self {
+    pub fn new(
+        pool: BufferPool,
+        ports: Vec<WorkerPort>,
+        classifier: Classifier,
+        counters: Arc<WorkerCounters>,
+    ) -> Self {
         Self {
             geometry: *pool.region().geometry(),
             owners: OwnershipTable::new(pool.first(), pool.count()),
             pool,
             ports,
-            classifier: Classifier::default(),
+            classifier,
             plan: Arc::default(),
             service_drops: Vec::new(),
             nfs: Vec::new(),
@@ -167,6 +174,7 @@ impl Worker {
         self.flush_ports();
         self.free_dropped();
         self.maintain_ports();
+        self.classifier.maintain();
         self.counters.turn(moved, self.held_pkts());
         moved
     }
@@ -179,12 +187,13 @@ impl Worker {
         if count > 0 {
             // Stage 2: which chain, once per packet. Descriptor and ownership table carry it on.
             let plan = Arc::clone(&self.plan);
-            let mut classifier = std::mem::take(&mut self.classifier);
-            classifier.classify(self.pool.region(), &plan, port as PortId, &mut received);
+            let headers = self.transition.as_ref().is_some_and(Transition::reads_headers);
+            let region = self.pool.region();
+            self.classifier.classify(region, &plan, port as PortId, &mut received, headers);
             for (at, packet) in received.drain(..).enumerate() {
-                let verdict = classifier.verdict(at);
+                let verdict = self.classifier.verdict(at);
                 let parks = self.transition.as_ref().is_some_and(|transition| {
-                    transition.concerns(verdict, packet.flow_hash, classifier.key(at))
+                    transition.concerns(verdict, packet.flow_hash, self.classifier.key(at))
                 });
                 if parks {
                     self.park(Parked { packet, ingress: port as PortId, verdict });
@@ -192,7 +201,6 @@ impl Worker {
                     self.enter(&plan, packet, port as PortId, verdict);
                 }
             }
-            self.classifier = classifier;
         }
         self.received = received;
         count
@@ -492,9 +500,10 @@ impl Worker {
     }
 
     fn drop_at(&mut self, buffer: BufferIndex, slot: u16, reason: DropReason) {
-        let service = self.service_drops.get(usize::from(slot)).unwrap_or_else(|| {
-            unreachable!("a plan names a service whose counters came with it")
-        });
+        let service = self
+            .service_drops
+            .get(usize::from(slot))
+            .unwrap_or_else(|| unreachable!("a plan names a service whose counters came with it"));
         self.counters.drop_at(service, reason, 1);
         self.dropped.push(buffer);
     }
@@ -565,13 +574,15 @@ impl Worker {
         }
         let plan = Arc::clone(&self.plan);
         let mut released = 0;
-        while released < MAX_BURST_PKTS
+        while released < RELEASE_PKTS
             && let Some(parked) = self.transition.as_ref().and_then(Transition::first)
         {
             if !self.has_room_for(&plan, parked) {
                 break;
             }
-            let Some(parked) = self.transition.as_mut().and_then(Transition::release) else { break };
+            let Some(parked) = self.transition.as_mut().and_then(Transition::release) else {
+                break;
+            };
             self.enter(&plan, parked.packet, parked.ingress, parked.verdict);
             released += 1;
         }

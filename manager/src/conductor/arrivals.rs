@@ -9,6 +9,7 @@ use nflib::shm::Channel;
 
 use super::Conductor;
 use crate::fabric::Fabric;
+use crate::model::{Model, Service};
 use crate::registry::{MAX_NFS, Newcomer, Peer, check_introduction};
 use crate::worker::NewNf;
 
@@ -32,14 +33,12 @@ impl Conductor {
         core: Option<u32>,
         fabric: &mut Fabric,
     ) -> Result<Welcome, ErrorReply> {
-        check_introduction(request)?;
-        let service = self.model_to_be().find_service(&request.service).cloned().map_err(|error| {
-            ErrorReply { code: ErrorCode::UnknownService, message: error.message }
-        })?;
+        let service = self.service_of(request)?;
         let exhausted = |message: String| ErrorReply { code: ErrorCode::Exhausted, message };
         let (planner, edges) = (&self.planner, &self.edges);
         let number = self.registry.free_number(|nf| planner.leads_to(nf) || edges.involve(nf));
-        let nf = number.ok_or_else(|| exhausted(format!("{MAX_NFS} NFs are attached, no more fit")))?;
+        let nf =
+            number.ok_or_else(|| exhausted(format!("{MAX_NFS} NFs are attached, no more fit")))?;
         let geometry = fabric.channel_geometry();
         let channel = Arc::new(Channel::create(geometry).map_err(|e| exhausted(e.to_string()))?);
         let slot = self.planner.slot_of(service.id);
@@ -97,8 +96,20 @@ impl Conductor {
         }
     }
 
+    /// The service that an NF wants to provide.
+    ///
+    /// # Errors
+    /// The refusal to send to the NF.
+    pub fn service_of(&self, request: &AttachRequest) -> Result<Arc<Service>, ErrorReply> {
+        check_introduction(request)?;
+        self.model_to_be()
+            .find_service(&request.service)
+            .cloned()
+            .map_err(|error| ErrorReply { code: ErrorCode::UnknownService, message: error.message })
+    }
+
     /// What will be wanted when the first plan is in force, which is what NFs that come early ask for.
-    fn model_to_be(&self) -> &crate::model::Model {
+    fn model_to_be(&self) -> &Model {
         use super::requests::Asked;
         use super::switch::State;
         match (&self.state, self.pending.front().map(|pending| &pending.what)) {

@@ -17,6 +17,7 @@
 mod arrivals;
 mod departures;
 mod requests;
+mod rules;
 mod switch;
 #[cfg(test)]
 mod tests;
@@ -70,6 +71,7 @@ pub struct Conductor {
     scalings: Vec<Scaling>,
     answers: Vec<Answer>,
     letters: Vec<Letter>,
+    model_changed: bool,
     last_sync: u64,
     /// Service slots of NFs that are gone while neighbours may still push towards them.
     departed: BTreeMap<NfNumber, u16>,
@@ -95,6 +97,7 @@ impl Conductor {
             scalings: Vec::new(),
             answers: Vec::new(),
             letters: Vec::new(),
+            model_changed: false,
             last_sync: 0,
             departed: BTreeMap::new(),
             history: PlanStatus::default(),
@@ -134,6 +137,11 @@ impl Conductor {
             changing: !matches!(self.state, State::Idle),
             ..self.history.clone()
         }
+    }
+
+    /// Whether what is wanted has changed since the last call.
+    pub fn take_model_changed(&mut self) -> bool {
+        std::mem::take(&mut self.model_changed)
     }
 
     /// Messages to send to NFs, oldest first.
@@ -218,7 +226,8 @@ impl Conductor {
             by_service.entry(record.service).or_default().push(entry);
         }
         for (service, nfs) in by_service {
-            let is = |wanted: fn(&NfState) -> bool| move |nf: &&(u32, NfNumber, &NfState)| wanted(nf.2);
+            let is =
+                |wanted: fn(&NfState) -> bool| move |nf: &&(u32, NfNumber, &NfState)| wanted(nf.2);
             let running: Vec<_> = nfs.iter().filter(is(|s| *s == NfState::Running)).collect();
             let joining: Vec<_> = nfs.iter().filter(is(|s| *s == NfState::Joining)).collect();
             let draining: Vec<_> =

@@ -8,9 +8,9 @@ use std::time::Instant;
 use nflib::control::{Applied, Change, Edit, ErrorCode, ErrorReply, Reply};
 
 use super::requests::{Asked, Pending, RequestId, Scaling};
+use super::rules::PreparedRules;
 use super::{CONNECT_LIMIT, Conductor, NextInstances, miss, shapes};
 use crate::change::Outcome;
-use crate::classify::RuleChanges;
 use crate::edges::{Pair, wanted_pairs};
 use crate::fabric::{Fabric, FabricError};
 use crate::model::Model;
@@ -44,7 +44,7 @@ pub(super) struct Prepared {
     model: Model,
     plan: Arc<Plan>,
     delta: Arc<PathDelta>,
-    rules: RuleChanges,
+    rules: PreparedRules,
     next: NextInstances,
     waiters: Vec<Waiter>,
     began: Instant,
@@ -82,7 +82,7 @@ impl Conductor {
             waiter.applied.moved_share = delta.moved_share();
             waiter.applied.generation = plan.generation;
         }
-        let rules = RuleChanges::between(&self.model, &model, self.planner.current(), &plan);
+        let rules = PreparedRules::between(&self.model, &model);
         let prepared = Prepared { model, plan, delta, rules, next, waiters, began: now };
         let connecting = self.open_edges(prepared, fabric.channel_geometry().ring_capacity);
         self.state = State::Connecting(connecting);
@@ -193,7 +193,12 @@ impl Conductor {
     }
 
     /// Waits for the NFs' word that they have their edges, then lets the workers switch.
-    pub(super) fn connect(&mut self, mut connecting: Connecting, fabric: &mut Fabric, now: Instant) {
+    pub(super) fn connect(
+        &mut self,
+        mut connecting: Connecting,
+        fabric: &mut Fabric,
+        now: Instant,
+    ) {
         connecting.silent.retain(|&(nf, token)| {
             self.registry.by_number(nf).is_some_and(|record| record.sync_answered < token)
         });
@@ -206,14 +211,18 @@ impl Conductor {
             // Packets between these go through the manager: each is told to forget the edge in the
             // same breath as to use it, when it looks again.
             let silent = |nf: NfNumber| connecting.silent.iter().any(|&(s, _)| s == nf);
-            let pairs: Vec<_> =
-                connecting.opened.iter().copied().filter(|&(f, t)| silent(f) || silent(t)).collect();
+            let pairs: Vec<_> = connecting
+                .opened
+                .iter()
+                .copied()
+                .filter(|&(f, t)| silent(f) || silent(t))
+                .collect();
             tracing::warn!(nfs = connecting.silent.len(), "NFs do not answer: no direct edges");
             self.close_edges(&pairs);
         }
         let prepared = connecting.prepared;
         let services = self.planner.services_by_slot().len();
-        let rules = || prepared.rules.clone();
+        let rules = || prepared.rules.for_worker();
         fabric.begin_change(&prepared.plan, &prepared.delta, services, rules);
         self.planner.commit(Arc::clone(&prepared.plan));
         self.state = State::Switching(Switching { prepared, outcomes: Vec::new() });
@@ -233,6 +242,7 @@ impl Conductor {
         let Switching { prepared, outcomes } = switching;
         self.note_outcomes(&outcomes);
         self.model = prepared.model;
+        self.model_changed = true;
         for instance in prepared.next.joining {
             if let Some(record) = self.registry.get_mut(instance)
                 && record.state == NfState::Joining

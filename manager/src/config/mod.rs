@@ -64,6 +64,11 @@ pub struct ManagerConfig {
     /// that cannot repeat what is lost, such as a generator that counts; afterwards an NF that goes
     /// is not waited for.
     pub wait_for_nfs: bool,
+    /// Flows each worker remembers, 144 bytes each; 0 for none.
+    pub flow_cache: u32,
+    /// Know the flows even where no rule and no shared service asks for it: `millrace flow list` shows
+    /// them, and each packet's headers are read for it.
+    pub track_flows: bool,
 }
 
 impl Default for ManagerConfig {
@@ -77,6 +82,8 @@ impl Default for ManagerConfig {
             ring_capacity: 4096,
             drain_ms: 1000,
             wait_for_nfs: false,
+            flow_cache: crate::classify::DEFAULT_FLOW_CACHE,
+            track_flows: false,
         }
     }
 }

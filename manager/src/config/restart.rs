@@ -42,6 +42,8 @@ fn manager_keys(old: &ManagerConfig, new: &ManagerConfig, keys: &mut Vec<String>
             ring_capacity,
             drain_ms,
             wait_for_nfs,
+            flow_cache,
+            track_flows,
         },
         old,
         new

@@ -1,8 +1,11 @@
 //! Whole files: what is read, and what each mistake is called.
 #![forbid(unsafe_code)]
 
+use proptest::prelude::*;
+
 use super::*;
-use crate::model::{End, Then, Unmatched};
+use crate::flow::Then;
+use crate::model::{End, Unmatched};
 
 const GOOD: &str = r#"
     [manager]
@@ -113,7 +116,7 @@ fn services_chains_and_rules_are_resolved() {
     assert_eq!((web.end, web.services.as_slice()), (End::Out(1), &[7][..]));
     let alarm = nflib::BranchId::new("alarm").0;
     assert_eq!(web.branches[&alarm], model.default_chain().unwrap().id);
-    let rules: Vec<_> = model.rules().map(|rule| (rule.label(), rule.then)).collect();
+    let rules: Vec<_> = model.rules().map(|rule| (rule.label(), rule.entry.then)).collect();
     let unnamed = ("0/0 in_port=lan".to_owned(), Then::Out(1));
     assert_eq!(rules, [("http".to_owned(), Then::Chain(web.id)), unnamed]);
     assert_eq!(model.services_in_chains(), [1, 7].into());
@@ -349,4 +352,24 @@ fn what_only_counts_at_start_is_named_by_its_key() {
         GOOD.replace("services = [1, 2]", "services = [3]\n[[rule]]\nthen = { drop = true }");
     let live = live.replace("[manager]", "[manager]\nworkers = 1");
     assert_eq!(after(&live), None);
+}
+
+proptest! {
+    #[test]
+    fn a_file_with_holes_and_foreign_bits_is_read_or_refused_in_one_line(
+        cuts in prop::collection::vec((0_usize..800, 0_usize..12, "\\PC{0,4}|[\\[\\]{}=\",.\n0-9]{0,4}"), 0..4),
+        source in prop::sample::select(vec![FLOWS, GOOD]),
+    ) {
+        let mut chars: Vec<_> = source.chars().collect();
+        for (at, len, put) in cuts {
+            let at = at.min(chars.len());
+            let end = (at + len).min(chars.len());
+            chars.splice(at..end, put.chars());
+        }
+        let text: String = chars.into_iter().collect();
+        match Config::parse(&text, Path::new("m.toml")) {
+            Ok(config) => prop_assert!(config.notes.iter().all(|note| !note.contains('\n'))),
+            Err(error) => prop_assert!(!error.to_string().contains('\n'), "{}", error),
+        }
+    }
 }

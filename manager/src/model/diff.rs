@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use nflib::control::{Change, ChangeOf};
 
+use super::order::Overlapped;
+use super::rules::Order;
 use super::{Chain, Model, Rule, Service};
 
-/// Which rules of one state another one does not have, number, place and action alike.
+/// Which rules of one state another one does not have, number and action alike.
 #[derive(Clone, Debug, Default)]
 pub struct RuleDelta {
     /// Rules of the old state.
@@ -45,7 +47,7 @@ impl Model {
     pub fn rule_delta(old: &Self, new: &Self) -> RuleDelta {
         let mut delta = RuleDelta::default();
         let same = |a: &Arc<Rule>, b: &Arc<Rule>| {
-            Arc::ptr_eq(a, b) || (a.id == b.id && a.then == b.then && a.does_the_same(b))
+            Arc::ptr_eq(a, b) || (a.entry == b.entry && a.does_the_same(b))
         };
         old.rules.differences(&new.rules, same, |before, after| {
             delta.removed.extend(before.cloned());
@@ -126,12 +128,12 @@ fn rule_change(before: Option<&Rule>, after: Option<&Rule>) -> Change {
     Change { of: ChangeOf::Rule, name, before, after }
 }
 
-/// Compares rules by table, priority and match; those that are the same must also stand in the same
-/// order among the equals of their priority.
+/// Compares rules by table, priority and match. Those that are the same must also stand in the same
+/// order where they overlap others.
 fn diff_rules(old: &Model, new: &Model) -> Vec<Change> {
     let mut changes = Vec::new();
     let mut changed = HashSet::new();
-    let mut moved_groups = BTreeSet::new();
+    let mut renumbered = BTreeSet::new();
     let same = |a: &Arc<Rule>, b: &Arc<Rule>| {
         Arc::ptr_eq(a, b) || (a.is_same_rule(b) && a.does_the_same(b))
     };
@@ -143,89 +145,42 @@ fn diff_rules(old: &Model, new: &Model) -> Vec<Change> {
         match old.rules.same_as(after) {
             None => changes.push((after.order(), rule_change(None, Some(after)))),
             Some(before) => {
-                if before.place != after.place {
-                    moved_groups.insert((after.table, after.priority));
+                if before.id() != after.id() {
+                    renumbered.insert(after.group());
                 }
                 if !before.does_the_same(after) {
-                    changed.insert(after.id);
+                    changed.insert(after.id());
                     changes.push((after.order(), rule_change(Some(before), Some(after))));
                 }
             }
         }
     });
-    for (table, priority) in moved_groups {
-        let group: Vec<_> = new
-            .rules
-            .group(table, priority)
-            .filter_map(|after| Some((old.rules.same_as(after)?, after)))
-            .collect();
-        for (rule, change) in moved(&group) {
-            if !changed.contains(&rule.id) {
-                changes.push((rule.order(), change));
-            }
-        }
+    for group in renumbered {
+        let moved = moved(old, new, group).into_iter();
+        changes.extend(moved.filter(|(order, _)| !changed.contains(&order.2)));
     }
     changes.sort_by_key(|(order, _)| *order);
     changes.into_iter().map(|(_, change)| change).collect()
 }
 
-/// Of rules that are in both states, in the new order, those that must move to get there from the
-/// old one.
-fn moved<'a>(group: &[(&'a Arc<Rule>, &'a Arc<Rule>)]) -> Vec<(&'a Arc<Rule>, Change)> {
-    let places: Vec<_> = group.iter().map(|(before, _)| before.place).collect();
-    let stay = longest_rising(&places);
-    let mut old_order = places.clone();
-    old_order.sort_unstable();
-    let count = group.len();
-    let at = |place: usize| Some(format!("place {} of {count} at its priority", place + 1));
-    let movers = group.iter().enumerate().filter(|(new_place, _)| !stay.contains(new_place));
-    movers
-        .map(|(new_place, (before, after))| {
-            let old_place = old_order.partition_point(|place| *place < before.place);
-            let name = after.label();
-            let (before, now) = (at(old_place), at(new_place));
-            (*after, Change { of: ChangeOf::Rule, name, before, after: now })
-        })
-        .collect()
-}
-
-/// Positions of a longest rising subsequence of distinct numbers. O(n log n), by patience sorting.
-fn longest_rising(numbers: &[u64]) -> HashSet<usize> {
-    // The last of each pile's length, and for each number the one before it.
-    let mut tops: Vec<usize> = Vec::new();
-    let mut before = vec![None; numbers.len()];
-    for (at, number) in numbers.iter().enumerate() {
-        let pile = tops.partition_point(|&top| numbers[top] < *number);
-        before[at] = pile.checked_sub(1).map(|left| tops[left]);
-        if pile == tops.len() {
-            tops.push(at);
-        } else {
-            tops[pile] = at;
+/// Rules of one priority that stand behind a rule they overlap, and stood before it.
+fn moved(old: &Model, new: &Model, (table, priority): (u8, u16)) -> Vec<(Order, Change)> {
+    let mut passed = Overlapped::default();
+    let mut moved = Vec::new();
+    for after in new.rules.group(table, priority) {
+        let Some(before) = old.rules.same_as(after) else { continue };
+        let matches = &after.entry.matches;
+        if let Some(other) = passed.highest(matches).filter(|number| *number > before.id()) {
+            let other = old.rule(other).map_or_else(String::new, |rule| rule.label());
+            let change = Change {
+                of: ChangeOf::Rule,
+                name: after.label(),
+                before: Some(format!("before rule {other}")),
+                after: Some(format!("after rule {other}")),
+            };
+            moved.push((after.order(), change));
         }
+        passed.add(matches, before.id());
     }
-    let mut rising = HashSet::new();
-    let mut next = tops.last().copied();
-    while let Some(at) = next {
-        rising.insert(at);
-        next = before[at];
-    }
-    rising
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_fewest_move() {
-        let moved = |numbers: &[u64]| {
-            let stay = longest_rising(numbers);
-            (0..numbers.len()).filter(|at| !stay.contains(at)).collect::<Vec<_>>()
-        };
-        assert_eq!(moved(&[]), [0; 0]);
-        assert_eq!(moved(&[1, 2, 3]), [0; 0]);
-        assert_eq!(moved(&[9, 1, 2, 3]), [0]);
-        assert_eq!(moved(&[2, 3, 4, 1]), [3]);
-        assert_eq!(moved(&[3, 2, 1]).len(), 2);
-    }
+    moved
 }

@@ -8,9 +8,13 @@ use nflib::control::{ChainSpec, Edit, RuleSpec, ServiceRef, ServiceSpec};
 
 use super::chains::Chains;
 use super::error::{ModelError, shown};
-use super::rules::{self, Then};
+use super::rules;
 use super::services::{Services, check_instances};
-use super::{Model, Rule};
+use super::{Model, Rule, limited, overlap_note};
+use crate::flow::{RuleId, Then};
+
+/// An edit looks for overlaps among so many rules of a priority, and no more: it must stay quick.
+const MAX_COMPARED: usize = 1024;
 
 /// What [`Model::edit`] made.
 #[derive(Clone, Debug)]
@@ -20,7 +24,7 @@ pub struct Edited {
     /// What a person should know of the change, and is no mistake.
     pub notes: Vec<String>,
     /// Numbers of the rules that were added or replaced, in the order of the edits.
-    pub rule_ids: Vec<u64>,
+    pub rule_ids: Vec<RuleId>,
 }
 
 impl Model {
@@ -43,7 +47,7 @@ impl Model {
             match edit {
                 Edit::AddRule { rule } => {
                     let rule = model.add_rule(rule)?;
-                    rule_ids.push(rule.id);
+                    rule_ids.push(rule.id());
                     added.push(rule);
                 }
                 Edit::RemoveRule { id } => {
@@ -148,7 +152,7 @@ impl Model {
             .filter_map(|name| self.chains.named(name))
             .map(|chain| chain.id)
             .collect();
-        let needs = |rule: &Rule| match rule.then {
+        let needs = |rule: &Rule| match rule.entry.then {
             Then::Chain(id) if gone.contains(&id) => Some(id),
             _ => None,
         };
@@ -159,7 +163,7 @@ impl Model {
                  that rule first",
                 self.chains.by_id[&id].name(),
                 rule.label(),
-                rule.id
+                rule.id()
             ))),
         }
     }
@@ -175,8 +179,36 @@ impl Model {
             let known = before.standing_notes();
             notes.extend(self.standing_notes().into_iter().filter(|note| !known.contains(note)));
         }
-        let _ = added;
+        let mut overlaps = Vec::new();
+        for rule in added {
+            self.note_overlaps(rule, &mut overlaps);
+        }
+        limited(&mut notes, overlaps.into_iter());
         notes
+    }
+
+    /// Notes the rules that overlap one that was added.
+    fn note_overlaps(&self, rule: &Rule, notes: &mut Vec<String>) {
+        // It may have been removed or replaced by a later edit.
+        if self.rules.get(rule.id()).is_none_or(|now| !std::ptr::eq(&raw const **now, rule)) {
+            return;
+        }
+        let (table, priority) = rule.group();
+        if self.rules.group_is_larger(table, priority, MAX_COMPARED) {
+            notes.push(format!(
+                "rule {}: more than {MAX_COMPARED} rules have its priority, so overlaps were not \
+                 looked for; millrace check does",
+                rule.label()
+            ));
+            return;
+        }
+        for other in self.rules.group(table, priority) {
+            if other.id() != rule.id() && other.entry.matches.overlaps(&rule.entry.matches) {
+                let (first, last) =
+                    if other.id() < rule.id() { (&**other, rule) } else { (rule, &**other) };
+                notes.push(overlap_note(first, last));
+            }
+        }
     }
 }
 

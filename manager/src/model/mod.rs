@@ -14,7 +14,7 @@ mod chains;
 mod diff;
 mod edit;
 mod error;
-mod matching;
+mod order;
 #[cfg(test)]
 mod properties;
 mod rules;
@@ -31,14 +31,14 @@ use nflib::control::spec::DEFAULT_CHAIN_NAME;
 use nflib::control::{ChainSpec, ChangeOf, RuleSpec, ServiceRef, ServiceSpec};
 use nflib::descriptor::{ChainId, PortId, ServiceId};
 
+use crate::flow::{RuleId, find_overlaps};
 use chains::Chains;
 pub use chains::{Chain, End, MAX_CHAINS};
 pub use diff::RuleDelta;
 pub use edit::Edited;
 pub use error::{Item, MAX_NAME_BYTES, ModelError};
-pub use matching::Match;
 use rules::Rules;
-pub use rules::{MIN_TIMEOUT_S, Masked, Rule, Then};
+pub use rules::{MIN_TIMEOUT_S, Rule};
 use services::Services;
 pub use services::{MAX_INSTANCES, MAX_SERVICE_ID, MAX_SERVICES, Service};
 pub use text::to_toml;
@@ -94,7 +94,8 @@ impl Default for Model {
 impl Model {
     /// Checks and resolves what is written. `ports` are the ports' names in the order of their
     /// numbers. From `previous`, services and chains of the same name and rules of the same table,
-    /// priority and match keep their numbers.
+    /// priority and match keep their numbers; a rule that comes to stand behind one it overlaps gets
+    /// a new one.
     ///
     /// Returns notes too: what a person should know, and is no mistake.
     ///
@@ -111,11 +112,13 @@ impl Model {
         let chains = Chains::resolve(&specs.chains, &services, ports, old_chains)?;
         let old_rules = previous.map(|model| &model.rules);
         let mut rules = Rules::after(old_rules);
-        for (at, spec) in specs.rules.iter().enumerate() {
-            rules::compile(spec, &chains, ports)
-                .and_then(|rule| rules.add_new(rule, old_rules))
-                .map_err(|error| error.at(ChangeOf::Rule, at))?;
-        }
+        let in_rule = |(at, error): (usize, ModelError)| error.at(ChangeOf::Rule, at);
+        let compiled = (0..)
+            .zip(&specs.rules)
+            .map(|(at, spec)| rules::compile(spec, &chains, ports).map_err(|error| (at, error)))
+            .collect::<Result<_, _>>()
+            .map_err(in_rule)?;
+        rules.add_all(compiled, old_rules).map_err(in_rule)?;
         let model = Self {
             ports: ports.into(),
             services: Arc::new(services),
@@ -204,7 +207,7 @@ impl Model {
     }
 
     /// The rules in the order in which packets meet them: by table, by falling priority, and among
-    /// equals in the order in which they were written.
+    /// equals by number. Of two that overlap, the one written first has the lower number.
     pub fn rules(&self) -> impl Iterator<Item = &Arc<Rule>> + '_ {
         self.rules.iter()
     }
@@ -217,7 +220,7 @@ impl Model {
 
     /// The rule with a number.
     #[must_use]
-    pub fn rule(&self, id: u64) -> Option<&Arc<Rule>> {
+    pub fn rule(&self, id: RuleId) -> Option<&Arc<Rule>> {
         self.rules.get(id)
     }
 
@@ -273,9 +276,29 @@ impl Model {
         notes
     }
 
+    /// Rules of which the order of writing decides.
     fn overlap_notes(&self) -> Vec<String> {
-        Vec::new()
+        let entries: Vec<_> = self.rules().map(|rule| rule.entry).collect();
+        let pairs = find_overlaps(&entries, MAX_NOTES + 1);
+        let mut notes: Vec<_> = pairs
+            .iter()
+            .take(MAX_NOTES)
+            .filter_map(|(first, other)| Some(overlap_note(self.rule(*first)?, self.rule(*other)?)))
+            .collect();
+        if pairs.len() > MAX_NOTES {
+            notes.push("… and more rules that overlap".into());
+        }
+        notes
     }
+}
+
+/// Says of two rules of one priority which is taken for packets that match both.
+fn overlap_note(first: &Rule, other: &Rule) -> String {
+    format!(
+        "rules {} and {} overlap and have the same priority: the first is taken where both match",
+        first.label(),
+        other.label()
+    )
 }
 
 /// Adds notes, the first [`MAX_NOTES`] in words.

@@ -8,6 +8,7 @@ use nflib::control::{ChainSpec, Edit, MatchSpec, RuleSpec, ServiceRef, ServiceSp
 use proptest::prelude::*;
 
 use super::*;
+use crate::flow::Then;
 
 const CHAINS: [&str; 5] = ["default", "a", "b", "c", "gone"];
 const PORTS: [&str; 2] = ["lan", "wan"];
@@ -160,7 +161,7 @@ struct Naive {
 
 impl Naive {
     fn of(model: &Model, next_id: u64) -> Self {
-        let rule_ids = model.rules().map(|rule| rule.id).collect();
+        let rule_ids = model.rules().map(|rule| rule.id()).collect();
         Self { specs: model.specs(), rule_ids, next_id }
     }
 
@@ -246,7 +247,7 @@ impl Naive {
 }
 
 fn numbered(model: &Model) -> Vec<(u64, RuleSpec)> {
-    model.rules().map(|rule| (rule.id, rule.spec())).collect()
+    model.rules().map(|rule| (rule.id(), rule.spec())).collect()
 }
 
 fn ids(model: &Model) -> (BTreeMap<&str, ServiceId>, BTreeMap<&str, ChainId>) {
@@ -275,14 +276,14 @@ fn assert_sound(model: &Model) {
     for rule in model.rules() {
         assert!(last < Some(rule.order()));
         last = Some(rule.order());
-        assert!(numbers.insert(rule.id) && rule.id > 0);
-        assert_eq!(model.rule(rule.id).map(|r| r.order()), last);
-        assert_eq!(model.rules.same_as(rule).map(|r| r.id), Some(rule.id));
+        assert!(numbers.insert(rule.id()) && rule.id() > 0);
+        assert_eq!(model.rule(rule.id()).map(|r| r.order()), last);
+        assert_eq!(model.rules.same_as(rule).map(|r| r.id()), Some(rule.id()));
         if let Some(name) = &rule.name {
             assert!(names.insert(name.clone()));
-            assert_eq!(model.rule_named(name).map(|r| r.id), Some(rule.id));
+            assert_eq!(model.rule_named(name).map(|r| r.id()), Some(rule.id()));
         }
-        match rule.then {
+        match rule.entry.then {
             Then::Chain(id) => {
                 assert_eq!(
                     Some(model.chain(id).unwrap().name()),
@@ -292,7 +293,7 @@ fn assert_sound(model: &Model) {
             Then::Out(port) => {
                 assert_eq!(Some(model.port_name(port)), rule.spec().then.out.as_deref());
             }
-            Then::Goto { table, .. } => assert!(table > rule.table),
+            Then::Goto { table, .. } => assert!(table > rule.entry.table),
             Then::Drop => {}
         }
     }
@@ -308,8 +309,18 @@ fn meaning(model: &Model) -> impl PartialEq + use<> {
         })
         .collect();
     let services: Vec<_> = model.services().map(|s| s.spec.clone()).collect();
-    let rules: Vec<_> = model.rules().map(|rule| rule.spec()).collect();
-    (services, chains, rules)
+    let text = |rule: &Rule| format!("{:?}", rule.spec());
+    let rules: BTreeSet<_> = model.rules().map(|rule| text(rule)).collect();
+    let mut orders = BTreeSet::new();
+    for a in model.rules() {
+        let after = model.rules().skip_while(|b| b.id() != a.id()).skip(1);
+        for b in after.filter(|b| a.group() == b.group()) {
+            if a.entry.matches.overlaps(&b.entry.matches) {
+                orders.insert((text(a), text(b)));
+            }
+        }
+    }
+    (services, chains, rules, orders)
 }
 
 proptest! {

@@ -6,68 +6,33 @@
 #![forbid(unsafe_code)]
 
 use std::cmp::Reverse;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::time::Duration;
 
 use nflib::control::spec::Value;
 use nflib::control::{MatchSpec, RuleSpec, ThenSpec};
-use nflib::descriptor::{ChainId, PortId};
 
 use super::chains::{Chains, find_port};
 use super::error::{ModelError, check_name, shown};
-use super::matching::{self, Match};
+use super::order::Overlapped;
 use super::tree::SharedMap;
+use crate::flow::{self, Match, RuleId, Then};
 
 /// Shortest timeout of a rule, seconds.
 pub const MIN_TIMEOUT_S: f64 = 0.001;
 
-/// A value of which only the bits of the mask count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Masked {
-    /// The bits; none outside the mask.
-    pub value: u64,
-    /// Which of them count.
-    pub mask: u64,
-}
-
-/// What a rule does with the packets it takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Then {
-    /// Through this chain.
-    Chain(ChainId),
-    /// Straight out by this port.
-    Out(PortId),
-    /// Away with it.
-    Drop,
-    /// On to a later table.
-    Goto {
-        /// Which; higher than the rule's own.
-        table: u8,
-        /// What is written into the packet's metadata before.
-        metadata: Option<Masked>,
-    },
-}
-
 /// A rule of the flow table.
 #[derive(Clone, Debug)]
 pub struct Rule {
-    /// Its number, given once and never again. A rule keeps it when another action or other timeouts
-    /// are written for the same table, priority and match.
-    pub id: u64,
-    /// Of rules with the same table and priority that match, the one with the lowest place is taken.
-    /// Compares within one model only.
-    pub place: u64,
+    /// The rule as the flow table takes it.
+    ///
+    /// Its number is given once and never again. It stays when another action or other timeouts are
+    /// written for the same table, priority and match, and changes when the rule comes to stand
+    /// behind another one that it overlaps.
+    pub entry: flow::Rule,
     /// Its name, unique.
     pub name: Option<Arc<str>>,
-    /// Its table.
-    pub table: u8,
-    /// Its priority; the highest is taken.
-    pub priority: u16,
-    /// Which packets.
-    pub matches: Match,
-    /// What to do with them.
-    pub then: Then,
     /// What was written, packed: most fields of a match are absent.
     match_fields: Box<[(u8, Value)]>,
     then_spec: ThenSpec,
@@ -76,16 +41,10 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// Forget the rule when no packet matched it for so long.
+    /// Its number.
     #[must_use]
-    pub fn idle_timeout(&self) -> Option<Duration> {
-        self.idle_timeout_s.map(Duration::from_secs_f64)
-    }
-
-    /// Forget the rule so long after it was added.
-    #[must_use]
-    pub fn hard_timeout(&self) -> Option<Duration> {
-        self.hard_timeout_s.map(Duration::from_secs_f64)
+    pub fn id(&self) -> RuleId {
+        self.entry.id
     }
 
     /// The match as it was written.
@@ -104,8 +63,8 @@ impl Rule {
     pub fn spec(&self) -> RuleSpec {
         RuleSpec {
             name: self.name.as_deref().map(str::to_owned),
-            table: self.table,
-            priority: self.priority,
+            table: self.entry.table,
+            priority: self.entry.priority,
             matches: self.match_spec(),
             then: self.then_spec.clone(),
             idle_timeout_s: self.idle_timeout_s,
@@ -125,7 +84,7 @@ impl Rule {
     /// `table/priority match`, without control characters.
     #[must_use]
     pub fn key_label(&self) -> String {
-        key_label(self.table, self.priority, &self.match_spec())
+        key_label(self.entry.table, self.entry.priority, &self.match_spec())
     }
 
     /// What it does, as it was written: `chain=web idle_timeout_s=5`.
@@ -147,9 +106,9 @@ impl Rule {
     #[must_use]
     pub fn does_the_same(&self, other: &Self) -> bool {
         let named = |then: &ThenSpec| ThenSpec { set_metadata: None, ..then.clone() };
-        let metadata = |rule: &Self| match rule.then {
-            Then::Goto { metadata, .. } => metadata,
-            _ => None,
+        let metadata = |rule: &Self| match rule.entry.then {
+            Then::Goto { metadata, mask, .. } => (metadata, mask),
+            _ => (0, 0),
         };
         named(&self.then_spec) == named(&other.then_spec)
             && metadata(self) == metadata(other)
@@ -161,16 +120,18 @@ impl Rule {
     /// Whether it is the same rule as `other`, whatever it does.
     #[must_use]
     pub fn is_same_rule(&self, other: &Self) -> bool {
-        (self.table, self.priority) == (other.table, other.priority)
-            && self.matches == other.matches
+        let (a, b) = (&self.entry, &other.entry);
+        (a.table, a.priority, &a.matches) == (b.table, b.priority, &b.matches)
     }
 
     pub(super) fn order(&self) -> Order {
-        (self.table, Reverse(self.priority), self.place)
+        (self.entry.table, Reverse(self.entry.priority), self.entry.id)
     }
 
     fn key_hash(&self) -> u64 {
-        key_hash(self.table, self.priority, &self.matches)
+        let mut hasher = DefaultHasher::new();
+        (self.entry.table, self.entry.priority, &self.entry.matches).hash(&mut hasher);
+        hasher.finish()
     }
 }
 
@@ -191,13 +152,7 @@ fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(500).collect()
 }
 
-fn key_hash(table: u8, priority: u16, matches: &Match) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (table, priority, matches).hash(&mut hasher);
-    hasher.finish()
-}
-
-/// Checks a rule and looks up what it names. Its number and place are still 0.
+/// Checks a rule and looks up what it names. Its number is still 0.
 pub(super) fn compile(
     spec: &RuleSpec,
     chains: &Chains,
@@ -214,26 +169,26 @@ pub(super) fn compile(
     if let Some(in_port) = &spec.matches.in_port {
         find_port(&in_port.to_string(), ports).map_err(within)?;
     }
-    let matches = matching::compile(&spec.matches, &port)
+    let matches = Match::compile(&spec.matches, &port)
         .map_err(|error| within(ModelError::invalid(plain(&error.to_string()))))?;
     let field_number = |name: &str| MatchSpec::FIELDS.iter().position(|field| *field == name);
     let match_fields = spec
         .matches
         .fields()
         .filter_map(|(name, value)| Some((u8::try_from(field_number(name)?).ok()?, value.clone())));
-    for (name, timeout) in
-        [("idle_timeout_s", spec.idle_timeout_s), ("hard_timeout_s", spec.hard_timeout_s)]
-    {
-        check_timeout(name, timeout).map_err(within)?;
-    }
-    Ok(Rule {
+    let timeout_ns = |name, timeout| timeout_ns(name, timeout).map_err(within);
+    let entry = flow::Rule {
         id: 0,
-        place: 0,
-        name: spec.name.as_deref().map(Arc::from),
         table: spec.table,
         priority: spec.priority,
         matches,
         then: resolve_then(spec, chains, ports).map_err(within)?,
+        idle_timeout_ns: timeout_ns("idle_timeout_s", spec.idle_timeout_s)?,
+        hard_timeout_ns: timeout_ns("hard_timeout_s", spec.hard_timeout_s)?,
+    };
+    Ok(Rule {
+        entry,
+        name: spec.name.as_deref().map(Arc::from),
         match_fields: match_fields.collect(),
         then_spec: spec.then.clone(),
         idle_timeout_s: spec.idle_timeout_s,
@@ -251,13 +206,15 @@ fn check_rule_name(name: &str) -> Result<(), ModelError> {
     Ok(())
 }
 
-fn check_timeout(name: &str, timeout: Option<f64>) -> Result<(), ModelError> {
+/// A timeout as the flow table takes it; 0: never.
+fn timeout_ns(name: &str, timeout: Option<f64>) -> Result<u64, ModelError> {
     let most = super::MAX_SECONDS;
     match timeout {
-        Some(s) if !(MIN_TIMEOUT_S..=most).contains(&s) => Err(ModelError::invalid(format!(
+        None => Ok(0),
+        Some(s) if (MIN_TIMEOUT_S..=most).contains(&s) => Ok((s * 1e9) as u64),
+        Some(s) => Err(ModelError::invalid(format!(
             "{name} is {s}: expected {MIN_TIMEOUT_S} to {most} seconds"
         ))),
-        _ => Ok(()),
     }
 }
 
@@ -272,10 +229,10 @@ fn resolve_then(spec: &RuleSpec, chains: &Chains, ports: &[String]) -> Result<Th
         (Some(chain), None, false, None) => Ok(Then::Chain(chains.find(chain)?)),
         (None, Some(port), false, None) => Ok(Then::Out(find_port(port, ports)?)),
         (None, None, true, None) => Ok(Then::Drop),
-        (None, None, false, Some(table)) if *table > spec.table => Ok(Then::Goto {
-            table: *table,
-            metadata: set_metadata.as_ref().map(masked).transpose()?,
-        }),
+        (None, None, false, Some(table)) if *table > spec.table => {
+            let (metadata, mask) = set_metadata.as_ref().map_or(Ok((0, 0)), masked)?;
+            Ok(Then::Goto { table: *table, metadata, mask })
+        }
         (None, None, false, Some(table)) => Err(ModelError::invalid(format!(
             "goto {table} from table {}: a packet only goes on to a higher table",
             spec.table
@@ -290,8 +247,8 @@ fn resolve_then(spec: &RuleSpec, chains: &Chains, ports: &[String]) -> Result<Th
     }
 }
 
-/// Reads `5`, `0x10` or `0x10/0xf0`.
-fn masked(value: &Value) -> Result<Masked, ModelError> {
+/// Reads `5`, `0x10` or `0x10/0xf0`: the bits, and which of them count.
+fn masked(value: &Value) -> Result<(u64, u64), ModelError> {
     let read = |text: &str| match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16).ok(),
         None => text.parse().ok(),
@@ -307,26 +264,28 @@ fn masked(value: &Value) -> Result<Masked, ModelError> {
         ModelError::invalid(format!("set_metadata is {}: {what}", shown(&value.to_string())))
     };
     match (value_bits, mask) {
-        (Some(value), Some(mask)) if value & !mask == 0 => Ok(Masked { value, mask }),
+        (Some(value), Some(mask)) if value & !mask == 0 => Ok((value, mask)),
         (Some(_), Some(_)) => Err(wrong("the value has bits that its mask has not")),
         _ => Err(wrong("expected a number of 64 bits, or value/mask")),
     }
 }
 
-/// Where a rule stands: table, falling priority, place.
-pub(super) type Order = (u8, Reverse<u16>, u64);
+/// Where a rule stands: table, falling priority, number.
+pub(super) type Order = (u8, Reverse<u16>, RuleId);
+
+/// Table and priority: rules among which the order of writing counts.
+pub(super) type Group = (u8, u16);
 
 /// All rules.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Rules {
     by_order: SharedMap<Order, Arc<Rule>>,
-    by_id: SharedMap<u64, Order>,
+    by_id: SharedMap<RuleId, Order>,
     by_name: SharedMap<Arc<str>, Order>,
     /// Hash of table, priority and match, then the number.
-    by_key: SharedMap<(u64, u64), Order>,
+    by_key: SharedMap<(u64, RuleId), Order>,
     /// The next rule's number. Numbers start at 1.
-    next_id: u64,
-    next_place: u64,
+    next_id: RuleId,
 }
 
 impl Rules {
@@ -343,19 +302,27 @@ impl Rules {
         self.by_order.is_empty()
     }
 
-    /// In the order in which packets meet them: table, falling priority, place.
+    /// In the order in which packets meet them: table, falling priority, number.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Rule>> + '_ {
         self.by_order.iter().map(|(_, rule)| rule)
     }
 
-    /// Rules of a table with a priority, by place.
+    /// Rules of a table with a priority, by number.
     pub fn group(&self, table: u8, priority: u16) -> impl Iterator<Item = &Arc<Rule>> + '_ {
         let from = (table, Reverse(priority), 0);
-        let in_group = move |rule: &&Arc<Rule>| (rule.table, rule.priority) == (table, priority);
+        let in_group =
+            move |rule: &&Arc<Rule>| (rule.entry.table, rule.entry.priority) == (table, priority);
         self.by_order.range_from(&from).map(|(_, rule)| rule).take_while(in_group)
     }
 
-    pub fn get(&self, id: u64) -> Option<&Arc<Rule>> {
+    /// Whether more than `count` rules have a priority. Looks at no more of them.
+    pub fn group_is_larger(&self, table: u8, priority: u16, count: usize) -> bool {
+        let from = (table, Reverse(priority), 0);
+        let mut orders = self.by_order.range_from(&from).map(|(order, _)| order);
+        orders.nth(count).is_some_and(|order| (order.0, order.1) == (from.0, from.1))
+    }
+
+    pub fn get(&self, id: RuleId) -> Option<&Arc<Rule>> {
         self.by_order.get(self.by_id.get(&id)?)
     }
 
@@ -374,51 +341,84 @@ impl Rules {
     }
 
     /// Adds a rule behind those of its priority, or puts it in the place of the same rule.
-    pub fn add(&mut self, rule: Rule) -> Result<Arc<Rule>, ModelError> {
+    pub fn add(&mut self, mut rule: Rule) -> Result<Arc<Rule>, ModelError> {
         let same = self.same_as(&rule).cloned();
-        let id = same.as_ref().map(|old| old.id);
-        self.check_name_is_free(&rule, id)?;
-        let (id, place) = match &same {
+        self.check_name_is_free(&rule, same.as_ref().map(|old| old.id()))?;
+        rule.entry.id = match &same {
             Some(old) => {
                 self.take_out(old);
-                (old.id, old.place)
+                old.id()
             }
-            None => (self.new_id(), self.next_place),
+            None => self.new_id(),
         };
-        Ok(self.put(Arc::new(Rule { id, place, ..rule })))
+        Ok(self.put(Arc::new(rule)))
     }
 
-    /// Adds a rule of a file, behind all others; one that is there already is a mistake. It keeps
-    /// the number it has in `previous`.
-    pub fn add_new(
+    /// Takes in the rules of a file, given in its order. A rule keeps the number it has in
+    /// `previous`, unless it now stands behind one with a higher number that it overlaps.
+    pub fn add_all(
         &mut self,
-        rule: Rule,
+        rules: Vec<Rule>,
         previous: Option<&Self>,
-    ) -> Result<Arc<Rule>, ModelError> {
-        if let Some(other) = self.same_as(&rule) {
-            return Err(ModelError::invalid(format!(
+    ) -> Result<(), (usize, ModelError)> {
+        let unordered = self.unordered_groups(&rules, previous);
+        let mut before: HashMap<Group, Overlapped> = HashMap::new();
+        for (at, mut rule) in rules.into_iter().enumerate() {
+            self.check_is_new(&rule).map_err(|error| (at, error))?;
+            let old = previous.and_then(|rules| rules.same_as(&rule));
+            let mut overlapped = match unordered.contains(&rule.group()) {
+                true => Some(before.entry(rule.group()).or_default()),
+                false => None,
+            };
+            let above = overlapped.as_mut().and_then(|o| o.highest(&rule.entry.matches));
+            rule.entry.id = match old {
+                Some(old) if above < Some(old.id()) => old.id(),
+                _ => self.new_id(),
+            };
+            if let Some(overlapped) = overlapped {
+                overlapped.add(&rule.entry.matches, rule.entry.id);
+            }
+            // Not a copy more of what runs already.
+            let rule = match old {
+                Some(old) if old.is_spelled_like(&rule) => Arc::clone(old),
+                _ => Arc::new(rule),
+            };
+            self.put(rule);
+        }
+        Ok(())
+    }
+
+    /// Priorities in whose order of writing the numbers, as far as known, do not rise.
+    fn unordered_groups(&self, rules: &[Rule], previous: Option<&Self>) -> HashSet<Group> {
+        let mut unordered = HashSet::new();
+        let Some(previous) = previous else { return unordered };
+        let mut last: HashMap<Group, RuleId> = HashMap::new();
+        for rule in rules {
+            let id = previous.same_as(rule).map_or(RuleId::MAX, |old| old.id());
+            let highest = last.entry(rule.group()).or_insert(id);
+            if id < *highest {
+                unordered.insert(rule.group());
+            }
+            *highest = id.max(*highest);
+        }
+        unordered
+    }
+
+    fn check_is_new(&self, rule: &Rule) -> Result<(), ModelError> {
+        match self.same_as(rule) {
+            None => self.check_name_is_free(rule, None),
+            Some(other) => Err(ModelError::invalid(format!(
                 "rule {}: the same table, priority and match stand there already, as rule {}",
                 rule.label(),
                 other.label()
-            )));
+            ))),
         }
-        self.check_name_is_free(&rule, None)?;
-        let before = previous.and_then(|rules| rules.same_as(&rule));
-        let id = before.map_or_else(|| self.new_id(), |before| before.id);
-        let rule = Rule { id, place: self.next_place, ..rule };
-        Ok(self.put(match before {
-            // Not a copy more of what runs already.
-            Some(before) if before.place == rule.place && before.is_spelled_like(&rule) => {
-                Arc::clone(before)
-            }
-            _ => Arc::new(rule),
-        }))
     }
 
-    fn check_name_is_free(&self, rule: &Rule, unless: Option<u64>) -> Result<(), ModelError> {
+    fn check_name_is_free(&self, rule: &Rule, unless: Option<RuleId>) -> Result<(), ModelError> {
         let Some(name) = &rule.name else { return Ok(()) };
         match self.named(name) {
-            Some(other) if Some(other.id) != unless => Err(ModelError::invalid(format!(
+            Some(other) if Some(other.id()) != unless => Err(ModelError::invalid(format!(
                 "two rules are named {name:?}: names must differ (the other is {})",
                 other.key_label()
             ))),
@@ -426,19 +426,18 @@ impl Rules {
         }
     }
 
-    fn new_id(&mut self) -> u64 {
+    fn new_id(&mut self) -> RuleId {
         self.next_id += 1;
         self.next_id - 1
     }
 
     fn put(&mut self, rule: Arc<Rule>) -> Arc<Rule> {
         let order = rule.order();
-        self.next_place = self.next_place.max(rule.place + 1);
-        self.by_id.insert(rule.id, order);
+        self.by_id.insert(rule.id(), order);
         if let Some(name) = &rule.name {
             self.by_name.insert(Arc::clone(name), order);
         }
-        self.by_key.insert((rule.key_hash(), rule.id), order);
+        self.by_key.insert((rule.key_hash(), rule.id()), order);
         self.by_order.insert(order, Arc::clone(&rule));
         rule
     }
@@ -446,14 +445,14 @@ impl Rules {
     /// Removes a rule that is there.
     pub fn take_out(&mut self, rule: &Rule) {
         self.by_order.remove(&rule.order());
-        self.by_id.remove(&rule.id);
+        self.by_id.remove(&rule.id());
         if let Some(name) = &rule.name {
             self.by_name.remove(name);
         }
-        self.by_key.remove(&(rule.key_hash(), rule.id));
+        self.by_key.remove(&(rule.key_hash(), rule.id()));
     }
 
-    /// Calls `differs`, place after place, with the rules here and there that are not the `same`.
+    /// Calls `differs`, in their order, with the rules here and there that are not the `same`.
     pub fn differences<'a>(
         &'a self,
         other: &'a Self,
@@ -465,10 +464,17 @@ impl Rules {
 }
 
 impl Rule {
+    /// Its table and priority.
+    pub(super) fn group(&self) -> Group {
+        (self.entry.table, self.entry.priority)
+    }
+
     /// Whether not a letter of what was written differs.
     fn is_spelled_like(&self, other: &Self) -> bool {
-        self.does_the_same(other)
-            && self.then == other.then
+        self.entry == other.entry
+            && self.name == other.name
+            && self.idle_timeout_s == other.idle_timeout_s
+            && self.hard_timeout_s == other.hard_timeout_s
             && self.then_spec == other.then_spec
             && self.match_fields == other.match_fields
     }

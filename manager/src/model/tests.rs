@@ -135,7 +135,7 @@ fn a_rule_that_is_replaced_keeps_its_number_and_place() {
     let edits = [add(rule(10, 80, to_chain("default"))), add(named), Edit::RemoveRule { id: 2 }];
     let edited = model.edit(&edits).unwrap();
     assert_eq!(edited.rule_ids, [1, 3]);
-    let ids: Vec<_> = edited.model.rules().map(|rule| rule.id).collect();
+    let ids: Vec<_> = edited.model.rules().map(|rule| rule.id()).collect();
     assert_eq!(ids, [1, 3]);
     let lines: Vec<_> =
         Model::diff(&model, &edited.model).iter().map(ToString::to_string).collect();
@@ -148,7 +148,7 @@ fn a_rule_that_is_replaced_keeps_its_number_and_place() {
         ]
     );
     let delta = Model::rule_delta(&model, &edited.model);
-    let numbers = |rules: &[Arc<Rule>]| rules.iter().map(|rule| rule.id).collect::<Vec<_>>();
+    let numbers = |rules: &[Arc<Rule>]| rules.iter().map(|rule| rule.id()).collect::<Vec<_>>();
     assert_eq!((numbers(&delta.removed), numbers(&delta.added)), (vec![1, 2], vec![1, 3]));
     // Numbers are not given again.
     let gone = edited.model.edit(&[Edit::RemoveRuleNamed { name: "tls".into() }]).unwrap().model;
@@ -246,26 +246,86 @@ fn each_refused_edit_says_why_and_of_which_kind() {
     assert_eq!(wanted, [Some(0), Some(3), None]);
 }
 
+/// A rule for everything that comes in by a port.
+fn port_rule(priority: u16, in_port: &str) -> RuleSpec {
+    let in_port = Some(Value::Text(in_port.into()));
+    let then = ThenSpec { drop: true, ..ThenSpec::default() };
+    RuleSpec {
+        priority,
+        matches: MatchSpec { in_port, ..MatchSpec::default() },
+        then,
+        ..RuleSpec::default()
+    }
+}
+
 #[test]
-fn rules_that_only_change_places_are_a_difference() {
+fn the_order_of_writing_counts_where_rules_overlap_and_nowhere_else() {
     let mut specs = web_and_rest();
     specs.rules.push(rule(10, 22, to_chain("web")));
-    let old = build(&specs, None).unwrap();
+    specs.rules.push(port_rule(10, "lan"));
+    let (old, notes) = Model::build(&specs, &ports(), None).unwrap();
+    assert_eq!(notes.len(), 3, "{notes:?}");
+    let expected = "rules 0/10 ip_proto=tcp tp_dst=80 and 0/10 in_port=lan overlap and have the \
+                    same priority: the first is taken where both match";
+    assert_eq!(notes[0], expected);
+
+    // 22 to the front: nothing that it overlaps is passed, so nothing differs.
+    specs.rules[..3].rotate_right(1);
+    let new = build(&specs, Some(&old)).unwrap();
+    assert!(new == old);
+    assert_eq!(new.rules().map(|rule| rule.id()).collect::<Vec<_>>(), [1, 2, 3, 4]);
+
+    // The last one to the front: those it overlaps come behind it, and get new numbers for that.
     specs.rules.rotate_right(1);
     let new = build(&specs, Some(&old)).unwrap();
+    assert_eq!(new.rules().map(|rule| rule.id()).collect::<Vec<_>>(), [4, 5, 6, 7]);
     let lines: Vec<_> = Model::diff(&old, &new).iter().map(ToString::to_string).collect();
     assert_eq!(
-        lines,
-        [
-            "~ rule 0/10 ip_proto=tcp tp_dst=22: place 3 of 3 at its priority → place 1 of 3 at its priority"
-        ]
+        lines[0],
+        "~ rule 0/10 ip_proto=tcp tp_dst=22: before rule 0/10 in_port=lan → after rule 0/10 \
+         in_port=lan"
     );
-    assert_eq!(new.rules().map(|rule| rule.id).collect::<Vec<_>>(), [3, 1, 2]);
+    assert_eq!(lines.len(), 3);
+    let delta = Model::rule_delta(&old, &new);
+    assert_eq!((delta.removed.len(), delta.added.len()), (3, 3));
+
     // Between priorities the order of writing does not count.
     specs.rules[0].priority = 5;
     let a = build(&specs, None).unwrap();
     specs.rules.rotate_left(1);
     assert!(a == build(&specs, None).unwrap());
+}
+
+#[test]
+fn a_match_is_the_same_however_it_is_spelled() {
+    let model = build(&web_and_rest(), None).unwrap();
+    let mut specs = web_and_rest();
+    specs.rules[0].matches.tp_dst = Some(Value::Text("0x50".into()));
+    specs.rules[0].matches.ip_proto = Some(Value::Int(6));
+    let next = build(&specs, Some(&model)).unwrap();
+    assert!(next == model);
+    assert_eq!(next.rule(1).unwrap().spec().matches.to_string(), "ip_proto=6 tp_dst=0x50");
+    specs.rules.push(rule(10, 80, to_chain("default")));
+    let error = build(&specs, None).unwrap_err();
+    assert!(error.message.contains("stand there already"), "{error}");
+    assert_eq!(error.item, Some(Item { of: ChangeOf::Rule, at: 2 }));
+}
+
+#[test]
+fn an_edit_tells_of_the_rules_it_overlaps_unless_they_are_very_many() {
+    let model = build(&web_and_rest(), None).unwrap();
+    let edited = model.edit(&[add(port_rule(10, "lan")), add(port_rule(10, "wan"))]).unwrap();
+    assert_eq!(edited.notes.len(), 4, "{:?}", edited.notes);
+    let gone = [add(port_rule(10, "lan")), Edit::RemoveRule { id: 3 }];
+    assert!(model.edit(&gone).unwrap().notes.is_empty());
+    let mut specs = web_and_rest();
+    specs.rules = (0..1024).map(|port| rule(10, port, to_chain("web"))).collect();
+    let model = build(&specs, None).unwrap();
+    let notes = model.edit(&[add(port_rule(10, "lan"))]).unwrap().notes;
+    assert_eq!(notes.len(), 1);
+    assert!(notes[0].contains("millrace check does"), "{notes:?}");
+    let notes = model.edit(&[add(port_rule(11, "lan"))]).unwrap().notes;
+    assert!(notes.is_empty(), "another priority: {notes:?}");
 }
 
 #[test]

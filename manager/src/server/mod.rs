@@ -6,9 +6,11 @@
 #![forbid(unsafe_code)]
 
 mod connection;
+mod flows;
 mod messages;
 mod requests;
 mod socket;
+mod supervise;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -28,6 +30,7 @@ use crate::fabric::{Fabric, FabricError};
 use crate::poll_loop::Snapshot;
 use crate::registry::Leave;
 use crate::status;
+use crate::supervisor::{CoreMap, Supervisor};
 use connection::Connections;
 use messages::Calls;
 use requests::Asking;
@@ -86,6 +89,7 @@ pub struct Server {
     config: Config,
     fabric: Fabric,
     conductor: Conductor,
+    supervisor: Supervisor,
     connections: Connections,
     calls: Calls,
     asking: Asking,
@@ -113,7 +117,8 @@ pub fn block_signals() -> Result<SignalFd, ServerError> {
 }
 
 impl Server {
-    /// A server over a running fabric.
+    /// A server over a running fabric. `cores` are those that NFs and workers may have; to be taken
+    /// before a driver pins the calling thread.
     ///
     /// # Errors
     /// As the system says, when there is no memory for route table and doorbells.
@@ -122,15 +127,21 @@ impl Server {
         config: Config,
         fabric: Fabric,
         signals: SignalFd,
+        mut cores: CoreMap,
     ) -> Result<Self, ServerError> {
-        let conductor = Conductor::new(config.model.clone())
-            .map_err(|source| ServerError::Os { what: "memfd", source })?;
+        let fail = |what| move |source| ServerError::Os { what, source };
+        cores.take_for_workers(&config.manager.cores);
+        let launcher = std::env::current_exe().map_err(fail("own program"))?;
+        let supervisor = Supervisor::new(config.manager.socket.clone(), launcher, cores)
+            .map_err(fail("supervisor"))?;
+        let conductor = Conductor::new(config.model.clone()).map_err(fail("memfd"))?;
         Ok(Self {
             socket,
             drain_limit: Duration::from_millis(config.manager.drain_ms),
             config,
             fabric,
             conductor,
+            supervisor,
             connections: Connections::default(),
             calls: Calls::default(),
             asking: Asking::default(),
@@ -173,6 +184,7 @@ impl Server {
         if !told {
             self.tell_nfs_to_stop();
         }
+        self.end_nfs()?;
         self.connections.flush_for(Duration::from_millis(100));
         Ok(status::take(&mut self.fabric, &self.conductor, self.started)?)
     }
@@ -201,7 +213,9 @@ impl Server {
         self.end_broken()?;
         if !self.draining {
             self.conductor.turn(&mut self.fabric, Instant::now())?;
+            self.expire_rules()?;
         }
+        self.supervise(Instant::now())?;
         self.deliver();
         self.sweep()?;
         match self.fabric.lost_worker() {
@@ -245,6 +259,12 @@ impl Server {
         let connections = self.connections.watched();
         fds.extend(connections.iter().map(|&(_, fd, flags)| PollFd::new(fd, flags)));
         fds.extend(pidfds.iter().map(|&(_, fd)| watch(fd)));
+        fds.extend(self.supervisor.fds().map(watch));
+        let now = Instant::now();
+        let until_supervisor =
+            self.supervisor.next_deadline().map(|at| at.saturating_duration_since(now).as_millis());
+        let timeout_ms = until_supervisor
+            .map_or(timeout_ms, |ms| timeout_ms.min(u8::try_from(ms).unwrap_or(u8::MAX)));
         match poll(&mut fds, PollTimeout::from(timeout_ms)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(ServerError::Os { what: "poll", source: errno.into() }),

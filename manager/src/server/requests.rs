@@ -85,14 +85,16 @@ impl Server {
             Request::Apply { path, text, dry_run } => self.apply(id, &path, &text, dry_run),
             Request::Edit { edits } => {
                 if self.draining {
-                    self.connections.send(id, &refusal(ErrorCode::Stopping, "the manager is stopping"));
+                    self.connections
+                        .send(id, &refusal(ErrorCode::Stopping, "the manager is stopping"));
                 } else {
                     let asked = self.asking.begin(id);
                     self.conductor.ask_edits(asked, edits);
                 }
             }
             Request::StopNf { instance } => {
-                let told = self.drain_nf(instance, Leave::Told("stopped by a command".to_owned()))?;
+                let told =
+                    self.drain_nf(instance, Leave::Told("stopped by a command".to_owned()))?;
                 let reply = if told {
                     Reply::Done
                 } else {
@@ -101,6 +103,8 @@ impl Server {
                 };
                 self.connections.send(id, &reply);
             }
+            Request::Flows { limit } => self.flows(id, limit)?,
+            Request::Explain { in_port, frame } => self.explain(id, in_port.as_deref(), &frame)?,
             Request::Call { target, payload } => self.call(id, &target, &payload),
             Request::Shutdown => {
                 tracing::info!("stopping by a command: draining");
@@ -127,7 +131,10 @@ impl Server {
         let welcome = if self.draining {
             Err(ErrorReply { code: ErrorCode::Stopping, message: "the manager is stopping".into() })
         } else {
-            self.conductor.attach(request, peer, None, &mut self.fabric)
+            self.conductor
+                .service_of(request)
+                .and_then(|service| self.may_attach(&service, peer.pid))
+                .and_then(|()| self.conductor.attach(request, peer, None, &mut self.fabric))
         };
         match welcome {
             Ok(welcome) => {
@@ -135,6 +142,7 @@ impl Server {
                 let (service, name) = (welcome.attached.service, &request.name);
                 tracing::info!(instance, service, name, "NF attached");
                 self.connections.name(id, instance);
+                self.supervisor.attached(peer.pid, instance);
                 let reply = Reply::Attached(welcome.attached);
                 self.connections.send_with(id, &reply, welcome.fds.into());
             }
@@ -166,7 +174,9 @@ impl Server {
             return self.connections.send(id, &Reply::Applied(applied));
         }
         if self.draining {
-            return self.connections.send(id, &refusal(ErrorCode::Stopping, "the manager is stopping"));
+            return self
+                .connections
+                .send(id, &refusal(ErrorCode::Stopping, "the manager is stopping"));
         }
         let asked = self.asking.begin(id);
         self.conductor.ask_specs(asked, next.specs);

@@ -496,6 +496,12 @@ impl FrameReader {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// True when no byte of a message not yet taken is here.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     /// Takes the next whole message, if there is one.
     ///
     /// # Errors
