@@ -50,7 +50,7 @@ run_swap() {
 
 # At the end of each phase every flow is on the chain of that phase, and it went there once.
 check_swaps() {
-    local phase http=$ROUTE_A other=$ROUTE_B wrong=0 restless=0
+    local phase http=$COURSE_A other=$COURSE_B wrong=0 restless=0
     for ((phase = 0; phase <= SWAPS; phase++)); do
         all_on WEB "$phase" "$http" && all_on OTHER "$phase" "$other" || wrong=$((wrong + 1))
         ((MOST_CHANGES <= 1)) || restless=$((restless + 1))
@@ -61,7 +61,7 @@ check_swaps() {
     check "swap: no way back" "$restless swaps in which a flow went to and fro" "restless == 0"
 }
 
-# all_on REPORT PHASE ROUTE: whether each flow took the route at the phase's end. Sets MOST_CHANGES.
+# all_on REPORT PHASE COURSE: whether each flow took the course at the phase's end. Sets MOST_CHANGES.
 all_on() {
     local -n seen=$1
     MOST_CHANGES=0
@@ -70,7 +70,7 @@ all_on() {
     local flows=$WHOLE
     whole "$1" "phases.$INDEX.most_changes"
     MOST_CHANGES=$WHOLE
-    [[ ${seen[phases.$INDEX.routes.$3]-0} == "$flows" ]] && ((flows * 2 >= FLOWS))
+    [[ ${seen[phases.$INDEX.courses.$3]-0} == "$flows" ]] && ((flows * 2 >= FLOWS))
 }
 
 # --- second part: one service gets more instances, and fewer ------------------------------------

@@ -14,9 +14,9 @@ PACKAGES+=(millrace-benches)
 NF_USER=nobody
 SIDES=(client web other)
 declare -A ADDRESS=([client]=10.79.0.1 [web]=10.79.0.2 [other]=10.79.0.3)
-# Services by id, and the two routes as trails show them.
+# Services by id, and the two courses as trails show them.
 declare -A SERVICE_ID=([a1]=1 [a2]=2 [b1]=3 [b2]=4 [b3]=5 [b4]=6)
-ROUTE_A=1,2 ROUTE_B=3,4,5,6
+COURSE_A=1,2 COURSE_B=3,4,5,6
 
 make_lab() {
     local side peer number=1

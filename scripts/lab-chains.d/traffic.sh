@@ -33,7 +33,7 @@ start_traffic() {
 start_receiver() {
     local log=$STATE/log/$1-$PART.json
     spawn "$log" ip netns exec "mrl-$1" "$BIN_DIR/lab-traffic" receive --interface "mrl-${1}0" \
-        --run-id "$RUN_ID" --kind "$2" --expect "$SENT" --route "$ROUTE_A" --route "$ROUTE_B"
+        --run-id "$RUN_ID" --kind "$2" --expect "$SENT" --course "$COURSE_A" --course "$COURSE_B"
     RECEIVER_PID[$1]=$SPAWNED_PID
     await 5 grep -q listening "$log" || die "lab-traffic receive does not start in mrl-$1"
 }
