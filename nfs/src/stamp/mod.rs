@@ -15,18 +15,18 @@ pub struct Options {
 /// The NF.
 #[derive(Default)]
 pub struct Stamp {
-    /// Who we are; the chain is each packet's own.
+    /// Who we are; the route is each packet's own.
     here: Step,
 }
 
 impl NetworkFunction for Stamp {
     fn setup(&mut self, setup: &Setup) -> Result<(), NfError> {
-        self.here = Step { service: setup.service, chain: 0, instance: setup.instance };
+        self.here = Step { service: setup.service, route: 0, instance: setup.instance };
         Ok(())
     }
 
     fn process(&mut self, packet: &mut Packet<'_>, _: &mut Context<'_>) -> Action {
-        let step = Step { chain: packet.route(), ..self.here };
+        let step = Step { route: packet.route(), ..self.here };
         trail::stamp(packet.bytes_mut(), step);
         Action::Next
     }
