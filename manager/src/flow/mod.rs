@@ -26,8 +26,12 @@
 mod cache;
 mod changes;
 mod compile;
+#[cfg(test)]
+mod compile_tests;
 mod growing;
 mod key;
+#[cfg(test)]
+mod key_tests;
 mod matching;
 mod overlap;
 mod rules;
