@@ -28,6 +28,8 @@ mod changes;
 mod compile;
 #[cfg(test)]
 mod compile_tests;
+#[doc(hidden)]
+pub mod fuzz;
 mod growing;
 mod key;
 #[cfg(test)]
