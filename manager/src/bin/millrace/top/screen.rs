@@ -82,9 +82,16 @@ impl Screen {
         let before = termios::tcgetattr(&input)?;
         let terminal = Arc::new(Terminal { input, output, before });
         let screen = Self { terminal: Arc::clone(&terminal) };
+        let owner = std::thread::current().id();
+        let terminal = Arc::downgrade(&terminal);
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            terminal.restore();
+            // Another thread's panic ends that thread and not the screen.
+            if std::thread::current().id() == owner
+                && let Some(terminal) = terminal.upgrade()
+            {
+                terminal.restore();
+            }
             hook(info);
         }));
         screen.terminal.engage()?;
