@@ -13,7 +13,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
-use crate::descriptor::{ChainId, ServiceId};
+use crate::descriptor::{RouteId, ServiceId};
 use crate::headers::{Headers, Transport, checksum};
 
 /// What a trail begins with.
@@ -31,8 +31,8 @@ const TAKEN_AT: usize = 9;
 pub struct Step {
     /// The service it provides.
     pub service: ServiceId,
-    /// The chain on which the packet came.
-    pub chain: ChainId,
+    /// The route on which the packet came: one version of a chain.
+    pub chain: RouteId,
     /// The NF.
     pub instance: u32,
 }

@@ -404,7 +404,7 @@ fn run(case: &Case) -> (usize, usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
     fn at_every_instant_the_rule_names_exactly_the_packets_the_nf_has(case in cases()) {
         run(&case);

@@ -15,7 +15,7 @@ pub struct Options {
 /// The NF.
 #[derive(Default)]
 pub struct Stamp {
-    /// Who we are; the chain is each packet's own.
+    /// Who we are; the route is each packet's own.
     here: Step,
 }
 
@@ -26,7 +26,7 @@ impl NetworkFunction for Stamp {
     }
 
     fn process(&mut self, packet: &mut Packet<'_>, _: &mut Context<'_>) -> Action {
-        let step = Step { chain: packet.chain(), ..self.here };
+        let step = Step { chain: packet.route(), ..self.here };
         trail::stamp(packet.bytes_mut(), step);
         Action::Next
     }
