@@ -131,7 +131,7 @@ fn every_packet_of_a_run_is_accounted_for() {
     }
     assert_eq!(received["kinds"]["http"]["received"], sent["sent_http"]);
     // No NF was on the way.
-    assert_eq!(received["routes"]["udp"]["-"], sent["sent_udp"]);
+    assert_eq!(received["courses"]["udp"]["-"], sent["sent_udp"]);
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn bad_input_is_answered_by_one_line() {
     let failures: [(Vec<&str>, &str); 3] = [
         (with(&["mrl-none"]), "mrl-none"),
         (vec!["receive", "--interface", "mrl-none"], "mrl-none"),
-        (vec!["receive", "--interface", "lo", "--route", "1;2"], "1;2"),
+        (vec!["receive", "--interface", "lo", "--course", "1;2"], "1;2"),
     ];
     for (arguments, expected) in failures {
         let (code, said) = complaint(&arguments);

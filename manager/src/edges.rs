@@ -197,7 +197,10 @@ impl Edges {
 
     /// What neighbours pushed towards NFs that are gone, since the last look.
     #[must_use]
-    pub fn drain_orphans(&self, is_gone: impl Fn(NfNumber) -> bool) -> Vec<(NfNumber, BufferIndex)> {
+    pub fn drain_orphans(
+        &self,
+        is_gone: impl Fn(NfNumber) -> bool,
+    ) -> Vec<(NfNumber, BufferIndex)> {
         let mut found = Vec::new();
         for (&(_, to), edge) in &self.edges {
             if is_gone(to)

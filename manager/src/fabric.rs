@@ -348,7 +348,9 @@ impl Fabric {
         mut rules: impl FnMut() -> RuleChanges,
     ) {
         for worker in &mut self.workers {
-            worker.service_drops.resize_with(services.max(worker.service_drops.len()), Arc::default);
+            worker
+                .service_drops
+                .resize_with(services.max(worker.service_drops.len()), Arc::default);
             let new_services = worker.service_drops[worker.told_services..].to_vec();
             worker.told_services = worker.service_drops.len();
             let change = Change {
@@ -415,11 +417,11 @@ impl Fabric {
     ///
     /// # Errors
     /// [`FabricError::WorkerLost`].
-    pub fn count_rules(&mut self, places: &[u64]) -> Result<Vec<RuleCount>, FabricError> {
-        let places: Arc<[u64]> = places.into();
-        let mut sums: Vec<Option<RuleCount>> = vec![None; places.len()];
+    pub fn count_rules(&mut self, ids: &[u64]) -> Result<Vec<RuleCount>, FabricError> {
+        let ids: Arc<[u64]> = ids.into();
+        let mut sums: Vec<Option<RuleCount>> = vec![None; ids.len()];
         for worker in &mut self.workers {
-            let order = Order::CountRules(Arc::clone(&places));
+            let order = Order::CountRules(Arc::clone(&ids));
             let Some(Report::RuleCounts(counts)) = worker.order(order, &mut self.inbox)? else {
                 continue;
             };
@@ -523,11 +525,7 @@ impl Drop for Fabric {
 impl WorkerHandle {
     /// Gives an order and waits until it is carried out. A worker that has stopped obeys nothing
     /// more, which is no error.
-    fn order(
-        &mut self,
-        order: Order,
-        inbox: &mut Inbox,
-    ) -> Result<Option<Report>, FabricError> {
+    fn order(&mut self, order: Order, inbox: &mut Inbox) -> Result<Option<Report>, FabricError> {
         if self.last_books.is_some() || self.orders.send(order).is_err() {
             return Ok(None);
         }

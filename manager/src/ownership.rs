@@ -99,11 +99,7 @@ impl OwnershipTable {
     /// # Errors
     /// [`Violation`] when the holder has no right to return it; nothing changes then.
     #[inline]
-    pub fn take_back(
-        &mut self,
-        buffer: BufferIndex,
-        holder: Holder,
-    ) -> Result<Passage, Violation> {
+    pub fn take_back(&mut self, buffer: BufferIndex, holder: Holder) -> Result<Passage, Violation> {
         let slot = self.slot_mut(buffer).ok_or(Violation::UnknownBuffer)?;
         if slot.holder != holder {
             return Err(Violation::NotHolder);

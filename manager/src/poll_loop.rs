@@ -20,8 +20,8 @@ use nix::sys::time::TimeSpec;
 
 use crate::change::{Change, Outcome};
 use crate::classify::RuleCount;
-use crate::flow::{self, Expired, Flow, FlowKey, FlowScan, RuleTables, TableStep};
 use crate::config::PollMode;
+use crate::flow::{self, Expired, Flow, FlowKey, FlowScan, RuleTables, TableStep};
 use crate::plan::NfNumber;
 use crate::stats::DropCounters;
 use crate::worker::{NewNf, Worker};
@@ -320,8 +320,7 @@ impl Loop<'_> {
 
     /// True when the manager stops and there is nothing left to wait for.
     fn drained(&self) -> bool {
-        self.drain_until
-            .is_some_and(|until| self.is_empty() || Instant::now() >= until)
+        self.drain_until.is_some_and(|until| self.is_empty() || Instant::now() >= until)
     }
 
     fn is_empty(&self) -> bool {

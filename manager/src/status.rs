@@ -5,16 +5,16 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use nflib::control::{
-    Accounting, ChainStatus, DropStatus, NfStatus, PoolStatus, PortStatus, ServiceStatus, Status,
-    MAX_RULES_SHOWN, RuleStatus, WorkerStatus,
+    Accounting, ChainStatus, DropStatus, MAX_RULES_SHOWN, NfStatus, PoolStatus, PortStatus,
+    RuleStatus, ServiceStatus, Status, WorkerStatus,
 };
 use nix::time::{ClockId, clock_gettime};
 
 use crate::conductor::Conductor;
 use crate::fabric::{Fabric, FabricError, FabricPort};
-use crate::ports::LinkState;
 use crate::plan::Instances;
 use crate::poll_loop::Snapshot;
+use crate::ports::LinkState;
 use crate::registry::NfState;
 use crate::stats::{Counter, DropCounters, DropReason, QueueCounters};
 
@@ -29,8 +29,8 @@ pub fn take(
 ) -> Result<Status, FabricError> {
     let books = fabric.snapshot()?;
     let model = conductor.model();
-    let places: Vec<_> = model.rules().take(MAX_RULES_SHOWN).map(|rule| rule.place).collect();
-    let rules = rules_at(fabric, conductor, &places)?;
+    let ids: Vec<_> = model.rules().take(MAX_RULES_SHOWN).map(|rule| rule.id()).collect();
+    let rules = rules(fabric, conductor, &ids)?;
     let total = u64::from(fabric.region().geometry().buffers);
     let mut ports: Vec<_> =
         fabric.ports().iter().map(|port| port_status(port, fabric.ports())).collect();
@@ -154,24 +154,24 @@ fn nfs(conductor: &Conductor) -> Vec<NfStatus> {
     registry.nfs().map(status).collect()
 }
 
-/// Rules with what they have seen, by the places that workers know them by.
+/// Rules with what they have seen, by their numbers.
 ///
 /// # Errors
 /// [`FabricError::WorkerLost`].
-pub fn rules_at(
+pub fn rules(
     fabric: &mut Fabric,
     conductor: &Conductor,
-    places: &[u64],
+    ids: &[u64],
 ) -> Result<Vec<RuleStatus>, FabricError> {
-    if places.is_empty() {
+    if ids.is_empty() {
         return Ok(Vec::new());
     }
-    let counts = fabric.count_rules(places)?;
+    let counts = fabric.count_rules(ids)?;
     let seconds = |ns| std::time::Duration::from_nanos(ns).as_secs_f64();
-    let status = |(&place, count): (&u64, crate::classify::RuleCount)| {
-        let rule = conductor.model().rule(conductor.rule_at(place)?)?;
+    let status = |(&id, count): (&u64, crate::classify::RuleCount)| {
+        let rule = conductor.model().rule(id)?;
         Some(RuleStatus {
-            id: rule.id,
+            id,
             spec: rule.spec(),
             pkts: count.pkts,
             bytes: count.bytes,
@@ -179,13 +179,14 @@ pub fn rules_at(
             idle_s: seconds(count.idle_ns),
         })
     };
-    Ok(places.iter().zip(counts).filter_map(status).collect())
+    Ok(ids.iter().zip(counts).filter_map(status).collect())
 }
 
 fn services(fabric: &Fabric, conductor: &Conductor) -> Vec<ServiceStatus> {
     let slots = conductor.planner().services_by_slot();
     let of = |service, draining| {
-        let is_draining = |state: &NfState| matches!(state, NfState::Draining(_) | NfState::Leaving);
+        let is_draining =
+            |state: &NfState| matches!(state, NfState::Draining(_) | NfState::Leaving);
         let nfs = conductor.registry().nfs().filter(move |nf| nf.service == service);
         nfs.filter(move |nf| is_draining(&nf.state) == draining).map(|nf| nf.instance).collect()
     };
@@ -221,8 +222,7 @@ fn chains(books: &Snapshot, conductor: &Conductor) -> Vec<ChainStatus> {
         names
     };
     let status = |chain: &crate::model::Chain| {
-        let (pkts, bytes) =
-            books.chains.get(usize::from(chain.id)).copied().unwrap_or_default();
+        let (pkts, bytes) = books.chains.get(usize::from(chain.id)).copied().unwrap_or_default();
         ChainStatus { id: chain.id, spec: chain.spec.clone(), pkts, bytes, missing: missing(chain) }
     };
     conductor.model().chains().map(|chain| status(chain)).collect()

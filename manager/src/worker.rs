@@ -21,9 +21,9 @@ use nflib::shm::{BufferIndex, Channel, Consumer, Doorbell, Producer, RegionGeome
 
 use crate::change::{Change, Outcome};
 use crate::classify::{Classifier, Verdict};
+use crate::model::End;
 use crate::ownership::{Holder, OFF_ROUTE, OwnershipTable, Passage, TRUSTED};
 use crate::parking::{Parked, Transition};
-use crate::model::End;
 use crate::plan::{NfNumber, Plan, PlannedService};
 use crate::pool::BufferPool;
 use crate::ports::{MAX_BURST_PKTS, PortPacket, PortQueue};
@@ -31,6 +31,8 @@ use crate::stats::{DropCounters, DropReason, NfCounters, WorkerCounters};
 
 /// Packets an NF may return in one turn before the worker looks at the ports again.
 const COLLECT_BURST_PKTS: usize = MAX_BURST_PKTS;
+/// Parked packets let go in one turn: more than come in, so that the queue ends.
+const RELEASE_PKTS: usize = 4 * MAX_BURST_PKTS;
 /// Times a worker gives a packet to an NF or moves it to another chain; ends the loops that
 /// ToService and branches can make.
 const MAX_VISITS: u8 = 255;
@@ -498,9 +500,10 @@ impl Worker {
     }
 
     fn drop_at(&mut self, buffer: BufferIndex, slot: u16, reason: DropReason) {
-        let service = self.service_drops.get(usize::from(slot)).unwrap_or_else(|| {
-            unreachable!("a plan names a service whose counters came with it")
-        });
+        let service = self
+            .service_drops
+            .get(usize::from(slot))
+            .unwrap_or_else(|| unreachable!("a plan names a service whose counters came with it"));
         self.counters.drop_at(service, reason, 1);
         self.dropped.push(buffer);
     }
@@ -571,13 +574,15 @@ impl Worker {
         }
         let plan = Arc::clone(&self.plan);
         let mut released = 0;
-        while released < MAX_BURST_PKTS
+        while released < RELEASE_PKTS
             && let Some(parked) = self.transition.as_ref().and_then(Transition::first)
         {
             if !self.has_room_for(&plan, parked) {
                 break;
             }
-            let Some(parked) = self.transition.as_mut().and_then(Transition::release) else { break };
+            let Some(parked) = self.transition.as_mut().and_then(Transition::release) else {
+                break;
+            };
             self.enter(&plan, parked.packet, parked.ingress, parked.verdict);
             released += 1;
         }

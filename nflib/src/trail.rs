@@ -9,7 +9,7 @@
 //!      8       steps there is room for
 //!      9       steps taken, also those that found no room
 //!      10      0 (6 bytes)
-//!      16 + 8n service id (2 bytes), chain (2), instance (4), big endian
+//!      16 + 8n service id (2 bytes), route (2), instance (4), big endian
 //! ```
 #![forbid(unsafe_code)]
 
@@ -31,8 +31,8 @@ const TAKEN_AT: usize = 9;
 pub struct Step {
     /// The service it provides.
     pub service: ServiceId,
-    /// The route on which the packet came: one version of a chain.
-    pub chain: RouteId,
+    /// The route on which the packet came: one version of a chain, the same for all its steps.
+    pub route: RouteId,
     /// The NF.
     pub instance: u32,
 }
@@ -74,9 +74,9 @@ impl<'p> Trail<'p> {
     /// The steps, first one first.
     pub fn steps(&self) -> impl Iterator<Item = Step> + 'p {
         let (steps, _) = self.steps.as_chunks::<STEP_BYTES>();
-        steps.iter().take(usize::from(self.taken)).map(|&[s0, s1, c0, c1, i0, i1, i2, i3]| Step {
+        steps.iter().take(usize::from(self.taken)).map(|&[s0, s1, r0, r1, i0, i1, i2, i3]| Step {
             service: u16::from_be_bytes([s0, s1]),
-            chain: u16::from_be_bytes([c0, c1]),
+            route: u16::from_be_bytes([r0, r1]),
             instance: u32::from_be_bytes([i0, i1, i2, i3]),
         })
     }
@@ -105,7 +105,7 @@ pub fn stamp(frame: &mut [u8], step: Step) -> bool {
     if taken < room {
         let mut bytes = [0; STEP_BYTES];
         bytes[..2].copy_from_slice(&step.service.to_be_bytes());
-        bytes[2..4].copy_from_slice(&step.chain.to_be_bytes());
+        bytes[2..4].copy_from_slice(&step.route.to_be_bytes());
         bytes[4..].copy_from_slice(&step.instance.to_be_bytes());
         replace(frame, start + len_bytes(taken), &bytes, checksum_at);
     }
@@ -179,7 +179,7 @@ mod tests {
             let mut frame = frame(udp, room, &data);
             let steps: Vec<_> = steps
                 .into_iter()
-                .map(|(service, chain, instance)| Step { service, chain, instance })
+                .map(|(service, route, instance)| Step { service, route, instance })
                 .collect();
             for &step in &steps {
                 prop_assert!(stamp(&mut frame, step));
@@ -224,9 +224,9 @@ mod tests {
         let headers = Headers::parse(&frame);
         let at = usize::from(headers.l4_offset) + 6;
         frame[at..at + 2].fill(0);
-        assert!(stamp(&mut frame, Step { service: 1, chain: 2, instance: 3 }));
+        assert!(stamp(&mut frame, Step { service: 1, route: 2, instance: 3 }));
         assert_eq!(frame[at..at + 2], [0, 0]);
-        assert_eq!(read(&frame).0, [Step { service: 1, chain: 2, instance: 3 }]);
+        assert_eq!(read(&frame).0, [Step { service: 1, route: 2, instance: 3 }]);
     }
 
     #[test]

@@ -113,9 +113,9 @@ struct ReceiveArgs {
     /// End after so long whatever happens
     #[arg(long, value_parser = parse_seconds)]
     seconds: Option<f64>,
-    /// A route that packets may take, as service ids: 1,2; may be given again; all when absent
+    /// Services that packets may meet, in order: 1,2; may be given again; any when absent
     #[arg(long, value_name = "IDS")]
-    route: Vec<String>,
+    course: Vec<String>,
 }
 
 fn parse_mac(text: &str) -> Result<MacAddr, String> {
@@ -168,9 +168,12 @@ fn run_send(args: SendArgs, signals: &Signals) -> Result<()> {
 }
 
 fn run_receive(args: ReceiveArgs, signals: &Signals) -> Result<()> {
-    for route in &args.route {
-        let is_route = route == "-" || route.split(',').all(|id| id.parse::<u16>().is_ok());
-        ensure!(is_route, "--route {route}: service ids with commas between are wanted, as in 1,2");
+    for course in &args.course {
+        let is_course = course == "-" || course.split(',').all(|id| id.parse::<u16>().is_ok());
+        ensure!(
+            is_course,
+            "--course {course}: service ids with commas between are wanted, as in 1,2"
+        );
     }
     let options = ReceiveOptions {
         interface: args.interface,
@@ -179,7 +182,7 @@ fn run_receive(args: ReceiveArgs, signals: &Signals) -> Result<()> {
         expect: args.expect,
         idle: Duration::from_secs_f64(args.until_idle),
         seconds: args.seconds,
-        routes: args.route,
+        courses: args.course,
     };
     let received = receive(&options, signals, || {
         let _ = print_json(&serde_json::json!({ "listening": options.interface }));

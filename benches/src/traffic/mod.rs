@@ -10,7 +10,7 @@
 //! | [`flows`] | the flows of a run, their frames, and the order in which they send |
 //! | [`pace`] | when to send |
 //! | [`ledger`] | what came of each flow: order, losses |
-//! | [`routes`] | which way it came, from phase to phase |
+//! | [`ways`] | which way it came, from phase to phase |
 //! | [`sender`], [`receiver`] | the two loops and their reports |
 //! | [`packet_socket`] | packet(7) sockets: all `unsafe` of this crate |
 //! | [`interface`] | the kernel's own drop counters |
@@ -24,9 +24,9 @@ pub mod pace;
 #[allow(unsafe_code)]
 pub mod packet_socket;
 pub mod receiver;
-pub mod routes;
 pub mod sender;
 pub mod signals;
+pub mod ways;
 
 use nix::time::{ClockId, clock_gettime};
 

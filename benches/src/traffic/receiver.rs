@@ -15,9 +15,9 @@ use super::interface::InterfaceDrops;
 use super::label::{Kind, Label, NoLabel};
 use super::ledger::FlowLedger;
 use super::packet_socket::{FrameBuffers, PacketSocket};
-use super::routes::{FlowWays, PhaseReport, Ways};
 use super::sender::Sent;
 use super::signals::{Asked, Signals};
+use super::ways::{FlowWays, PhaseReport, Ways};
 
 /// Room in the socket while this process does not run: seconds of traffic.
 const SOCKET_BUFFER_BYTES: usize = 64 << 20;
@@ -45,8 +45,8 @@ pub struct ReceiveOptions {
     pub idle: Duration,
     /// The longest that this may take, seconds; `None`: no limit.
     pub seconds: Option<f64>,
-    /// Routes that packets may take; none: all.
-    pub routes: Vec<String>,
+    /// Services in order, as `1,2`, that packets may meet; none: all.
+    pub courses: Vec<String>,
 }
 
 /// What one kind of flow came to.
@@ -109,12 +109,12 @@ pub struct Received {
     pub corrupted: u64,
     /// Packets of a kind that does not belong here.
     pub misdelivered: u64,
-    /// Packets with a trail that is no allowed route, or of more than one chain.
+    /// Packets with a trail that is no allowed course, or of more than one route.
     pub mixed: u64,
     /// The first few of those.
     pub mixed_examples: Vec<String>,
-    /// Packets by kind and route.
-    pub routes: BTreeMap<&'static str, BTreeMap<String, u64>>,
+    /// Packets by kind and course.
+    pub courses: BTreeMap<&'static str, BTreeMap<String, u64>>,
     /// The ends of the phases.
     pub phases: Vec<PhaseReport>,
     /// From sender to here.
@@ -149,14 +149,14 @@ pub struct Books {
 }
 
 impl Books {
-    /// Empty ones, for the kinds that belong here and the routes allowed.
+    /// Empty ones, for the kinds that belong here and the courses allowed.
     #[must_use]
-    pub fn new(run_id: u64, kinds: Kinds, routes: Vec<String>) -> Self {
+    pub fn new(run_id: u64, kinds: Kinds, courses: Vec<String>) -> Self {
         Self {
             run_id,
             kinds,
             flows: Vec::new(),
-            ways: Ways::new(routes),
+            ways: Ways::new(courses),
             delays_us: Vec::new(),
             corrupted: 0,
             misdelivered: 0,
@@ -252,7 +252,7 @@ impl Books {
             misdelivered: self.misdelivered,
             mixed: self.ways.mixed,
             mixed_examples: std::mem::take(&mut self.ways.mixed_examples),
-            routes: self.ways.packets_by_route(),
+            courses: self.ways.packets_by_course(),
             phases,
             delay_us: delays(&mut self.delays_us),
             ..Received::default()
@@ -327,7 +327,7 @@ pub fn receive(
         format!("no packet socket on {interface} (it needs CAP_NET_RAW and CAP_NET_ADMIN)")
     })?;
     ready();
-    let mut books = Books::new(options.run_id, options.kinds, options.routes.clone());
+    let mut books = Books::new(options.run_id, options.kinds, options.courses.clone());
     let mut buffers = FrameBuffers::new();
     let started_ns = super::now_ns()?;
     let mut end =
@@ -410,7 +410,7 @@ mod tests {
         let kind = Kinds::Mix.of(flow);
         let label = Label { run_id: 9, flow, phase: 0, kind, number, sent_ns: 1000 };
         let mut frame = frame(&ADDRESSES, &label, 10);
-        stamp(&mut frame, Step { service: 1, chain: 0, instance: 1 });
+        stamp(&mut frame, Step { service: 1, route: 0, instance: 1 });
         frame
     }
 

@@ -9,8 +9,8 @@ use clap::Parser;
 use millrace::config::Config;
 use millrace::fabric::Fabric;
 use millrace::report;
-use millrace::supervisor::{CoreMap, exec};
 use millrace::server::{ControlSocket, Server, block_signals};
+use millrace::supervisor::{CoreMap, exec};
 
 /// Owns the ports and moves packets between them and the network functions.
 #[derive(Parser)]

@@ -37,7 +37,8 @@ impl Conductor {
         let exhausted = |message: String| ErrorReply { code: ErrorCode::Exhausted, message };
         let (planner, edges) = (&self.planner, &self.edges);
         let number = self.registry.free_number(|nf| planner.leads_to(nf) || edges.involve(nf));
-        let nf = number.ok_or_else(|| exhausted(format!("{MAX_NFS} NFs are attached, no more fit")))?;
+        let nf =
+            number.ok_or_else(|| exhausted(format!("{MAX_NFS} NFs are attached, no more fit")))?;
         let geometry = fabric.channel_geometry();
         let channel = Arc::new(Channel::create(geometry).map_err(|e| exhausted(e.to_string()))?);
         let slot = self.planner.slot_of(service.id);
@@ -101,10 +102,10 @@ impl Conductor {
     /// The refusal to send to the NF.
     pub fn service_of(&self, request: &AttachRequest) -> Result<Arc<Service>, ErrorReply> {
         check_introduction(request)?;
-        self.model_to_be().find_service(&request.service).cloned().map_err(|error| ErrorReply {
-            code: ErrorCode::UnknownService,
-            message: error.message,
-        })
+        self.model_to_be()
+            .find_service(&request.service)
+            .cloned()
+            .map_err(|error| ErrorReply { code: ErrorCode::UnknownService, message: error.message })
     }
 
     /// What will be wanted when the first plan is in force, which is what NFs that come early ask for.

@@ -39,7 +39,6 @@ use crate::registry::{NfState, Registry};
 
 pub use requests::{Answer, RequestId};
 use requests::{Pending, Scaling};
-use rules::Places;
 use switch::State;
 
 /// How long NFs may take to say that they have their new edges.
@@ -72,7 +71,6 @@ pub struct Conductor {
     scalings: Vec<Scaling>,
     answers: Vec<Answer>,
     letters: Vec<Letter>,
-    places: Places,
     model_changed: bool,
     last_sync: u64,
     /// Service slots of NFs that are gone while neighbours may still push towards them.
@@ -99,7 +97,6 @@ impl Conductor {
             scalings: Vec::new(),
             answers: Vec::new(),
             letters: Vec::new(),
-            places: Places::default(),
             model_changed: false,
             last_sync: 0,
             departed: BTreeMap::new(),
@@ -145,12 +142,6 @@ impl Conductor {
     /// Whether what is wanted has changed since the last call.
     pub fn take_model_changed(&mut self) -> bool {
         std::mem::take(&mut self.model_changed)
-    }
-
-    /// The number of the rule that workers know by its place.
-    #[must_use]
-    pub fn rule_at(&self, place: u64) -> Option<u64> {
-        self.places.id_at(place)
     }
 
     /// Messages to send to NFs, oldest first.
@@ -235,7 +226,8 @@ impl Conductor {
             by_service.entry(record.service).or_default().push(entry);
         }
         for (service, nfs) in by_service {
-            let is = |wanted: fn(&NfState) -> bool| move |nf: &&(u32, NfNumber, &NfState)| wanted(nf.2);
+            let is =
+                |wanted: fn(&NfState) -> bool| move |nf: &&(u32, NfNumber, &NfState)| wanted(nf.2);
             let running: Vec<_> = nfs.iter().filter(is(|s| *s == NfState::Running)).collect();
             let joining: Vec<_> = nfs.iter().filter(is(|s| *s == NfState::Joining)).collect();
             let draining: Vec<_> =

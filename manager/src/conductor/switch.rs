@@ -193,7 +193,12 @@ impl Conductor {
     }
 
     /// Waits for the NFs' word that they have their edges, then lets the workers switch.
-    pub(super) fn connect(&mut self, mut connecting: Connecting, fabric: &mut Fabric, now: Instant) {
+    pub(super) fn connect(
+        &mut self,
+        mut connecting: Connecting,
+        fabric: &mut Fabric,
+        now: Instant,
+    ) {
         connecting.silent.retain(|&(nf, token)| {
             self.registry.by_number(nf).is_some_and(|record| record.sync_answered < token)
         });
@@ -206,8 +211,12 @@ impl Conductor {
             // Packets between these go through the manager: each is told to forget the edge in the
             // same breath as to use it, when it looks again.
             let silent = |nf: NfNumber| connecting.silent.iter().any(|&(s, _)| s == nf);
-            let pairs: Vec<_> =
-                connecting.opened.iter().copied().filter(|&(f, t)| silent(f) || silent(t)).collect();
+            let pairs: Vec<_> = connecting
+                .opened
+                .iter()
+                .copied()
+                .filter(|&(f, t)| silent(f) || silent(t))
+                .collect();
             tracing::warn!(nfs = connecting.silent.len(), "NFs do not answer: no direct edges");
             self.close_edges(&pairs);
         }
@@ -232,7 +241,6 @@ impl Conductor {
         }
         let Switching { prepared, outcomes } = switching;
         self.note_outcomes(&outcomes);
-        self.places.follow(&self.model, &prepared.model);
         self.model = prepared.model;
         self.model_changed = true;
         for instance in prepared.next.joining {

@@ -59,6 +59,7 @@ fn each_mistake_says_what_was_expected() {
         ("[manager]", "[manager]\ncores = [0, 0]", "give one each"),
         ("[manager]", "[manager]\ncores = [4000]", "no core 4000"),
         ("[manager]", "[manager]\nring_capacity = 100", "power of two"),
+        ("[manager]", "[manager]\nflow_cache = 4294967295", "at most 67108864"),
         ("[manager]", "[pool]\nbuffers = 3\n[manager]", "at least 64"),
         ("[manager]", "[pool]\nbuffer_bytes = 100\n[manager]", "multiple of 64"),
         ("[manager]", "[pool]\nhugepages = \"maybe\"\n[manager]", "maybe"),
@@ -352,6 +353,48 @@ fn what_only_counts_at_start_is_named_by_its_key() {
         GOOD.replace("services = [1, 2]", "services = [3]\n[[rule]]\nthen = { drop = true }");
     let live = live.replace("[manager]", "[manager]\nworkers = 1");
     assert_eq!(after(&live), None);
+}
+
+/// What fuzzing starts from must reach beyond the first error.
+#[test]
+fn the_seeds_of_the_fuzz_target_are_whole_files() {
+    for seed in [
+        include_str!("../../../fuzz/seeds/config/chains.toml"),
+        include_str!("../../../fuzz/seeds/config/all_backends.toml"),
+    ] {
+        assert!(model_of(seed).rule_count() >= 2);
+    }
+}
+
+/// The reference for people is read by this test, too.
+#[test]
+fn the_reference_has_a_file_that_is_right_and_names_every_key() {
+    let reference = include_str!("../../CONFIG.md");
+    let example = reference.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next());
+    let config = Config::parse(example.unwrap(), Path::new("CONFIG.md")).unwrap();
+    assert_eq!(config.notes.len(), 1, "as the text says: {:?}", config.notes);
+    assert!(config.notes[0].contains("rules http and http-back overlap"), "{:?}", config.notes);
+    let mut keys: Vec<_> = nflib::control::MatchSpec::FIELDS.to_vec();
+    // What serde would take, it says when it meets what it does not know.
+    for (table, below) in [
+        ("[manager]", "[manager]\nx = 1"),
+        ("[pool]", "[pool]\nx = 1"),
+        ("[[service]]", "[[service]]\nname = \"x\"\nx = 1"),
+        ("[[chain]]", "[[chain]]\nname = \"x\"\nx = 1"),
+        ("[[rule]]", "[[rule]]\nx = 1"),
+        ("then", "[[rule]]\nthen = { x = 1 }"),
+    ] {
+        let error = error_of(below);
+        let known =
+            error.split("expected one of ").nth(1).unwrap_or_else(|| panic!("{table}: {error}"));
+        let names: Vec<_> = known.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+        assert!(names.len() >= 4, "{table}: {error}");
+        keys.extend(names.into_iter().map(|name| &*name.leak()));
+    }
+    for key in keys {
+        let said = [format!("`{key}`"), format!("`{key} = ")].iter().any(|s| reference.contains(s));
+        assert!(said, "{key} is not in CONFIG.md");
+    }
 }
 
 proptest! {

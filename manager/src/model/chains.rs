@@ -11,7 +11,6 @@ use nflib::descriptor::{ChainId, PortId, ServiceId};
 use super::error::{ModelError, check_name, shown, there_are};
 use super::services::Services;
 
-
 /// Most services in a chain: a packet's place is one byte, and the last value means "off its route".
 pub const MAX_CHAIN_LEN: usize = 254;
 /// Most chains; chain ids are below.

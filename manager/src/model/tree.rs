@@ -144,9 +144,9 @@ impl<K: Ord + Clone, V: Clone> SharedMap<K, V> {
                 // Of two subtrees the higher is opened first, so that shared ones meet.
                 (Some(Item::Child(_, x)), Some(Item::Child(_, y))) => {
                     if x >= y {
-                        a.open()
+                        a.open();
                     } else {
-                        b.open()
+                        b.open();
                     }
                 }
                 (Some(Item::Child(..)), _) => a.open(),

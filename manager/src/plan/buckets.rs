@@ -70,7 +70,8 @@ impl Buckets {
                 Err(_) => free.push(bucket),
             }
         }
-        for (quota, (_, buckets)) in quotas(table.owners.len(), &owned).into_iter().zip(&mut owned) {
+        for (quota, (_, buckets)) in quotas(table.owners.len(), &owned).into_iter().zip(&mut owned)
+        {
             // Spread what is given away over the hash space: neighbouring buckets are alike.
             buckets.sort_unstable_by_key(|&bucket| bucket.wrapping_mul(0x85EB_CA6B));
             free.extend(buckets.drain(quota.min(buckets.len())..));

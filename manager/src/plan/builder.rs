@@ -147,10 +147,16 @@ impl Planner {
             ([], _) => Instances::None,
             (nfs, Some(before)) if nfs.len() > 1 || before.log2() > 0 => {
                 let table = before.shared_among(nfs).unwrap_or_else(|| before.clone());
-                if let [one] = nfs { Instances::One(*one) } else { Instances::Many(Arc::new(table)) }
+                if let [one] = nfs {
+                    Instances::One(*one)
+                } else {
+                    Instances::Many(Arc::new(table))
+                }
             }
             ([one], _) => Instances::One(*one),
-            (nfs, None) => Buckets::new(nfs).map_or(Instances::None, |b| Instances::Many(Arc::new(b))),
+            (nfs, None) => {
+                Buckets::new(nfs).map_or(Instances::None, |b| Instances::Many(Arc::new(b)))
+            }
             (nfs, Some(_)) => Instances::One(nfs[0]),
         };
         match self.current.service(id) {
@@ -222,7 +228,9 @@ impl Planner {
                     self.buckets.insert(service.id, Buckets::clone(buckets));
                 }
                 Instances::One(nf) => {
-                    if let Some(alone) = self.buckets.get(&service.id).and_then(|b| b.shared_among(&[*nf])) {
+                    if let Some(alone) =
+                        self.buckets.get(&service.id).and_then(|b| b.shared_among(&[*nf]))
+                    {
                         self.buckets.insert(service.id, alone);
                     } else if let Some(alone) = Buckets::new(&[*nf]) {
                         self.buckets.insert(service.id, alone);
@@ -255,7 +263,10 @@ impl Planner {
         let routes = &self.routes;
         let set_entries = &mut self.set_entries;
         self.sets.retain(|(service, first)| {
-            let used = routes.iter().flatten().any(|w| w.route.hops.iter().any(|h| Arc::ptr_eq(h, service)));
+            let used = routes
+                .iter()
+                .flatten()
+                .any(|w| w.route.hops.iter().any(|h| Arc::ptr_eq(h, service)));
             if !used && let Instances::Many(buckets) = &service.instances {
                 set_entries.give(*first, 1 << buckets.log2());
             }

@@ -7,7 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
-use nflib::control::{self, ControlError, ErrorCode, FrameReader, MAX_REQUEST_BYTES, Reply, Request};
+use nflib::control::{
+    self, ControlError, ErrorCode, FrameReader, MAX_REQUEST_BYTES, Reply, Request,
+};
 use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -82,7 +84,11 @@ impl Connections {
     /// What to poll.
     pub fn watched(&self) -> Vec<(u64, BorrowedFd<'_>, PollFlags)> {
         let flags = |connection: &Connection| {
-            if connection.out.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLIN | PollFlags::POLLOUT }
+            if connection.out.is_empty() {
+                PollFlags::POLLIN
+            } else {
+                PollFlags::POLLIN | PollFlags::POLLOUT
+            }
         };
         self.connections.iter().map(|(&id, c)| (id, c.stream.as_fd(), flags(c))).collect()
     }
@@ -187,7 +193,10 @@ impl Connection {
             Ok(0) => self.closed = true,
             Ok(count) => self.reader.extend(&bytes[..count]),
             Err(error)
-                if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+                ) => {}
             Err(_) => self.closed = true,
         }
     }

@@ -3,9 +3,7 @@
 
 use std::time::Duration;
 
-use nflib::control::{
-    ErrorCode, ExplainedHop, ExplainedTable, Explanation, FlowStatus, Reply,
-};
+use nflib::control::{ErrorCode, ExplainedHop, ExplainedTable, Explanation, FlowStatus, Reply};
 use nflib::descriptor::{ChainId, PortId};
 
 use super::{Server, ServerError, refusal};
@@ -34,7 +32,7 @@ impl Server {
             .into_iter()
             .map(|(flow, idle_ns)| FlowStatus {
                 key: flow.key.to_spec(&port_name),
-                rule: flow.rule.and_then(|place| self.conductor.rule_at(place)),
+                rule: flow.rule,
                 then: outcome_in_words(model, flow.outcome),
                 pkts: flow.pkts,
                 bytes: flow.bytes,
@@ -88,12 +86,15 @@ impl Server {
         Ok(())
     }
 
-    fn explained_tables(&mut self, steps: &[TableStep]) -> Result<Vec<ExplainedTable>, FabricError> {
+    fn explained_tables(
+        &mut self,
+        steps: &[TableStep],
+    ) -> Result<Vec<ExplainedTable>, FabricError> {
         let mut tables = Vec::new();
         for step in steps {
             let others = step.also_matching.iter().take(MAX_ALSO_MATCHING);
-            let places: Vec<_> = step.rule.iter().chain(others).copied().collect();
-            let mut rules = status::rules_at(&mut self.fabric, &self.conductor, &places)?.into_iter();
+            let ids: Vec<_> = step.rule.iter().chain(others).copied().collect();
+            let mut rules = status::rules(&mut self.fabric, &self.conductor, &ids)?.into_iter();
             let rule = if step.rule.is_some() { rules.next() } else { None };
             tables.push(ExplainedTable { table: step.table, rule, also_matching: rules.collect() });
         }
@@ -127,11 +128,14 @@ impl Server {
             let mut before = None;
             for (hop, service) in (0u8..).zip(&route.hops) {
                 let nf = service.instances.pick(flow_hash);
-                let direct = before.zip(nf).is_some_and(|pair| self.conductor.edges().is_open(pair));
+                let direct =
+                    before.zip(nf).is_some_and(|pair| self.conductor.edges().is_open(pair));
                 hops.push(ExplainedHop {
                     chain: name(chain).unwrap_or_default(),
                     hop,
-                    service: model.service(service.id).map_or_else(String::new, |s| s.name().to_owned()),
+                    service: model
+                        .service(service.id)
+                        .map_or_else(String::new, |s| s.name().to_owned()),
                     instance: nf
                         .and_then(|nf| self.conductor.registry().by_number(nf))
                         .map(|record| record.instance),
@@ -168,17 +172,16 @@ impl Server {
         if expired.is_empty() {
             return Ok(());
         }
-        let places: Vec<_> = expired.iter().map(|(_, expired)| expired.id).collect();
-        let counts = self.fabric.count_rules(&places)?;
+        let asked: Vec<_> = expired.iter().map(|(_, expired)| expired.id).collect();
+        let counts = self.fabric.count_rules(&asked)?;
         let mut ids = Vec::new();
         for ((_, expired), count) in expired.iter().zip(counts) {
-            let Some(id) = self.conductor.rule_at(expired.id) else { continue };
+            let id = expired.id;
             let Some(rule) = self.conductor.model().rule(id) else { continue };
-            let idle = Duration::from_nanos(count.idle_ns);
             // Another worker may have seen a packet of it since.
             let over = match expired.why {
                 Timeout::Hard => true,
-                Timeout::Idle => rule.idle_timeout().is_some_and(|limit| idle >= limit),
+                Timeout::Idle => count.idle_ns >= rule.entry.idle_timeout_ns,
             };
             if over && !ids.contains(&id) {
                 ids.push(id);
@@ -208,7 +211,8 @@ fn why(service: &PlannedService, flow_hash: u32) -> String {
 }
 
 fn outcome_in_words(model: &Model, outcome: Outcome) -> String {
-    let chain = |chain| model.chain(chain).map_or_else(String::new, |chain| chain.name().to_owned());
+    let chain =
+        |chain| model.chain(chain).map_or_else(String::new, |chain| chain.name().to_owned());
     match outcome {
         Outcome::Chain(id) => format!("chain={}", chain(id)),
         Outcome::Out(port) => out(model, Some(port)),

@@ -4,9 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use nflib::control::{
-    ErrorCode, MAX_MESSAGE_BYTES, Reply, SendRefusal, Target,
-};
+use nflib::control::{ErrorCode, MAX_MESSAGE_BYTES, Reply, SendRefusal, Target};
 
 use super::{Server, refusal};
 
@@ -32,7 +30,12 @@ pub struct Calls {
 }
 
 impl Calls {
-    fn answered(&mut self, token: u64, instance: u32, result: Result<Vec<u8>, String>) -> Option<(u64, Reply)> {
+    fn answered(
+        &mut self,
+        token: u64,
+        instance: u32,
+        result: Result<Vec<u8>, String>,
+    ) -> Option<(u64, Reply)> {
         let call = self.calls.get_mut(&token)?;
         let at = call.waiting.iter().position(|&waiting| waiting == instance)?;
         call.waiting.swap_remove(at);
@@ -70,9 +73,13 @@ impl Server {
     fn instances_of(&self, target: &Target) -> Vec<u32> {
         let registry = self.conductor.registry();
         match target {
-            Target::Instance(instance) => registry.get(*instance).map(|nf| nf.instance).into_iter().collect(),
+            Target::Instance(instance) => {
+                registry.get(*instance).map(|nf| nf.instance).into_iter().collect()
+            }
             Target::Service(service) => {
-                let Ok(service) = self.conductor.model().find_service(service) else { return Vec::new() };
+                let Ok(service) = self.conductor.model().find_service(service) else {
+                    return Vec::new();
+                };
                 let of_it = registry.nfs().filter(|nf| nf.service == service.id);
                 of_it.map(|nf| nf.instance).collect()
             }
@@ -107,7 +114,10 @@ impl Server {
         let error = if payload.len() > MAX_MESSAGE_BYTES {
             Some(refuse(
                 ErrorCode::BadRequest,
-                format!("a message of {} bytes; at most {MAX_MESSAGE_BYTES} are possible", payload.len()),
+                format!(
+                    "a message of {} bytes; at most {MAX_MESSAGE_BYTES} are possible",
+                    payload.len()
+                ),
             ))
         } else if instances.is_empty() {
             let what = match target {
@@ -116,7 +126,10 @@ impl Server {
             };
             Some(refuse(ErrorCode::NotFound, format!("{what}; see millrace nf list")))
         } else if self.calls.calls.len() >= MAX_CALLS {
-            Some(refuse(ErrorCode::Exhausted, format!("{MAX_CALLS} calls wait for answers already")))
+            Some(refuse(
+                ErrorCode::Exhausted,
+                format!("{MAX_CALLS} calls wait for answers already"),
+            ))
         } else {
             None
         };
@@ -125,10 +138,16 @@ impl Server {
         }
         self.calls.last += 1;
         let token = self.calls.last;
-        let call = Call { connection, waiting: instances.clone(), answers: Vec::new(), since: Instant::now() };
+        let call = Call {
+            connection,
+            waiting: instances.clone(),
+            answers: Vec::new(),
+            since: Instant::now(),
+        };
         self.calls.calls.insert(token, call);
         for instance in instances {
-            let message = Reply::Message { from: None, payload: payload.to_vec(), token: Some(token) };
+            let message =
+                Reply::Message { from: None, payload: payload.to_vec(), token: Some(token) };
             if self.connections.pass_to_nf(instance, &message) {
                 self.conductor.ring(instance);
             } else {

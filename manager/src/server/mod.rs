@@ -134,8 +134,7 @@ impl Server {
         let launcher = std::env::current_exe().map_err(fail("own program"))?;
         let supervisor = Supervisor::new(config.manager.socket.clone(), launcher, cores)
             .map_err(fail("supervisor"))?;
-        let conductor = Conductor::new(config.model.clone())
-            .map_err(fail("memfd"))?;
+        let conductor = Conductor::new(config.model.clone()).map_err(fail("memfd"))?;
         Ok(Self {
             socket,
             drain_limit: Duration::from_millis(config.manager.drain_ms),

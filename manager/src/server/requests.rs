@@ -85,14 +85,16 @@ impl Server {
             Request::Apply { path, text, dry_run } => self.apply(id, &path, &text, dry_run),
             Request::Edit { edits } => {
                 if self.draining {
-                    self.connections.send(id, &refusal(ErrorCode::Stopping, "the manager is stopping"));
+                    self.connections
+                        .send(id, &refusal(ErrorCode::Stopping, "the manager is stopping"));
                 } else {
                     let asked = self.asking.begin(id);
                     self.conductor.ask_edits(asked, edits);
                 }
             }
             Request::StopNf { instance } => {
-                let told = self.drain_nf(instance, Leave::Told("stopped by a command".to_owned()))?;
+                let told =
+                    self.drain_nf(instance, Leave::Told("stopped by a command".to_owned()))?;
                 let reply = if told {
                     Reply::Done
                 } else {
@@ -172,7 +174,9 @@ impl Server {
             return self.connections.send(id, &Reply::Applied(applied));
         }
         if self.draining {
-            return self.connections.send(id, &refusal(ErrorCode::Stopping, "the manager is stopping"));
+            return self
+                .connections
+                .send(id, &refusal(ErrorCode::Stopping, "the manager is stopping"));
         }
         let asked = self.asking.begin(id);
         self.conductor.ask_specs(asked, next.specs);

@@ -7,6 +7,7 @@
 //! the attachment.
 #![forbid(unsafe_code)]
 
+pub mod rates;
 pub mod spec;
 pub mod status;
 

@@ -17,7 +17,7 @@ use super::marks::{HoldMap, Marks};
 
 /// How long an edge may stay full before what waits for it is refused: a neighbour that hangs must
 /// not stop this NF, and with it every chain that this NF is in.
-pub(super) const PATIENCE_NS: u64 = 2_000_000;
+pub(super) const PATIENCE_NS: u64 = 50_000_000;
 
 /// Stands in `edge_of` where no edge is.
 const NO_EDGE: u16 = u16::MAX;

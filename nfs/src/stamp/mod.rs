@@ -21,12 +21,12 @@ pub struct Stamp {
 
 impl NetworkFunction for Stamp {
     fn setup(&mut self, setup: &Setup) -> Result<(), NfError> {
-        self.here = Step { service: setup.service, chain: 0, instance: setup.instance };
+        self.here = Step { service: setup.service, route: 0, instance: setup.instance };
         Ok(())
     }
 
     fn process(&mut self, packet: &mut Packet<'_>, _: &mut Context<'_>) -> Action {
-        let step = Step { chain: packet.route(), ..self.here };
+        let step = Step { route: packet.route(), ..self.here };
         trail::stamp(packet.bytes_mut(), step);
         Action::Next
     }

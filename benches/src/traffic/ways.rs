@@ -1,6 +1,6 @@
 //! Which way each flow came, from phase to phase.
 //!
-//! A *way* is the list of services and instances that a packet's trail names; a *route* is its services
+//! A *way* is the list of services and instances that a packet's trail names; a *course* is its services
 //! alone. Between two phases somebody changed something: flows whose ways at the ends of the two differ
 //! have moved.
 #![forbid(unsafe_code)]
@@ -17,9 +17,9 @@ type Way = Vec<(u16, u32)>;
 /// A number for a way.
 type WayId = u32;
 
-/// Services alone, as reports show them: `1,2`; the empty route is `-`.
+/// Services alone, as reports show them: `1,2`; the empty course is `-`.
 #[must_use]
-pub fn route_name(services: impl IntoIterator<Item = u16>) -> String {
+pub fn course_name(services: impl IntoIterator<Item = u16>) -> String {
     let names: Vec<_> = services.into_iter().map(|service| service.to_string()).collect();
     if names.is_empty() { "-".to_owned() } else { names.join(",") }
 }
@@ -46,13 +46,13 @@ struct FlowPhase {
 pub struct Ways {
     ids: HashMap<Way, WayId>,
     ways: Vec<Way>,
-    /// Packets by route and kind.
-    routes: BTreeMap<(Kind, String), u64>,
-    route_of_way: Vec<String>,
+    /// Packets by course and kind.
+    courses: BTreeMap<(Kind, String), u64>,
+    course_of_way: Vec<String>,
     packets_of_way: Vec<[u64; 2]>,
-    /// Routes that a packet may take; empty: all.
+    /// Courses that a packet may take; empty: all.
     allowed: Vec<String>,
-    /// Packets whose route is none of those allowed, or that changed chains on their way.
+    /// Packets whose course is none of those allowed, or that changed routes on their way.
     pub mixed: u64,
     /// The first few of them.
     pub mixed_examples: Vec<String>,
@@ -62,7 +62,7 @@ pub struct Ways {
 const EXAMPLES: usize = 5;
 
 impl Ways {
-    /// `allowed`: routes as [`route_name`] writes them; none: all.
+    /// `allowed`: courses as [`course_name`] writes them; none: all.
     #[must_use]
     pub fn new(allowed: Vec<String>) -> Self {
         Self { allowed, ..Self::default() }
@@ -92,7 +92,7 @@ impl Ways {
             return id;
         }
         let id = self.ways.len() as WayId;
-        self.route_of_way.push(route_name(way.iter().map(|&(service, _)| service)));
+        self.course_of_way.push(course_name(way.iter().map(|&(service, _)| service)));
         self.packets_of_way.push([0; 2]);
         self.ways.push(way.clone());
         self.ids.insert(way, id);
@@ -101,38 +101,38 @@ impl Ways {
 
     /// A packet takes one chain from its start to its end.
     fn judge(&mut self, id: WayId, trail: &Trail<'_>) {
-        let route = &self.route_of_way[id as usize];
-        let mut chains = trail.steps().map(|step| step.chain);
-        let first = chains.next();
-        let one_chain = chains.all(|chain| Some(chain) == first);
-        let known = self.allowed.is_empty() || self.allowed.contains(route);
-        if one_chain && known && trail.missing() == 0 {
+        let course = &self.course_of_way[id as usize];
+        let mut routes = trail.steps().map(|step| step.route);
+        let first = routes.next();
+        let one_route = routes.all(|route| Some(route) == first);
+        let known = self.allowed.is_empty() || self.allowed.contains(course);
+        if one_route && known && trail.missing() == 0 {
             return;
         }
         self.mixed += 1;
         if self.mixed_examples.len() < EXAMPLES {
-            let show = |Step { service, chain, instance }| {
-                format!("service {service} instance {instance} chain {chain}")
+            let show = |Step { service, route, instance }| {
+                format!("service {service} instance {instance} route {route}")
             };
             let steps: Vec<_> = trail.steps().map(show).collect();
             self.mixed_examples.push(format!("{} (+{})", steps.join(", "), trail.missing()));
         }
     }
 
-    /// Packets by kind and route.
+    /// Packets by kind and course.
     #[must_use]
-    pub fn packets_by_route(&mut self) -> BTreeMap<&'static str, BTreeMap<String, u64>> {
-        self.routes.clear();
-        for (route, pkts) in self.route_of_way.iter().zip(&self.packets_of_way) {
+    pub fn packets_by_course(&mut self) -> BTreeMap<&'static str, BTreeMap<String, u64>> {
+        self.courses.clear();
+        for (course, pkts) in self.course_of_way.iter().zip(&self.packets_of_way) {
             for kind in Kind::ALL {
                 if pkts[kind as usize] > 0 {
-                    *self.routes.entry((kind, route.clone())).or_default() += pkts[kind as usize];
+                    *self.courses.entry((kind, course.clone())).or_default() += pkts[kind as usize];
                 }
             }
         }
         let mut by_kind: BTreeMap<&'static str, BTreeMap<String, u64>> = BTreeMap::new();
-        for ((kind, route), &pkts) in &self.routes {
-            by_kind.entry(kind.name()).or_default().insert(route.clone(), pkts);
+        for ((kind, course), &pkts) in &self.courses {
+            by_kind.entry(kind.name()).or_default().insert(course.clone(), pkts);
         }
         by_kind
     }
@@ -174,7 +174,7 @@ impl Ways {
 
     fn add_flow(&self, report: &mut PhaseReport, id: WayId) {
         report.flows += 1;
-        *report.routes.entry(self.route_of_way[id as usize].clone()).or_default() += 1;
+        *report.courses.entry(self.course_of_way[id as usize].clone()).or_default() += 1;
         for &(service, instance) in &self.ways[id as usize] {
             *report.instances.entry(service).or_default().entry(instance).or_default() += 1;
         }
@@ -190,8 +190,8 @@ pub struct PhaseReport {
     pub kind: &'static str,
     /// Flows that sent in this phase.
     pub flows: u64,
-    /// Flows by route.
-    pub routes: BTreeMap<String, u64>,
+    /// Flows by course.
+    pub courses: BTreeMap<String, u64>,
     /// Flows by service and instance.
     pub instances: BTreeMap<u16, BTreeMap<u32, u64>>,
     /// Flows that sent in this phase and in the one before.
@@ -218,8 +218,8 @@ mod tests {
         let any = std::net::Ipv4Addr::LOCALHOST;
         let builder = FrameBuilder::new().ip(any.into(), any.into()).udp(1, 2);
         let mut frame = builder.payload(&payload).build();
-        for &(service, chain, instance) in steps {
-            trail::stamp(&mut frame, Step { service, chain, instance });
+        for &(service, route, instance) in steps {
+            trail::stamp(&mut frame, Step { service, route, instance });
         }
         let headers = Headers::parse(&frame);
         headers.payload(&frame).to_vec()
@@ -246,9 +246,9 @@ mod tests {
         assert_eq!((phases[0].flows, phases[0].moved_share), (2, None));
         assert_eq!((phases[1].moved_flows, phases[1].moved_share), (1, Some(0.5)));
         assert_eq!(phases[1].instances[&2], BTreeMap::from([(20, 1), (21, 1)]));
-        assert_eq!(phases[1].routes, BTreeMap::from([("1,2".to_owned(), 2)]));
+        assert_eq!(phases[1].courses, BTreeMap::from([("1,2".to_owned(), 2)]));
         assert_eq!(phases[1].most_changes, 1);
-        assert_eq!(ways.packets_by_route()["udp"]["1,2"], 5);
+        assert_eq!(ways.packets_by_course()["udp"]["1,2"], 5);
     }
 
     #[test]
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn routes_that_are_not_allowed_and_trails_of_two_chains_are_mixed() {
+    fn courses_that_are_not_allowed_and_trails_of_two_routes_are_mixed() {
         let mut ways = Ways::new(vec!["1,2".into(), "3".into()]);
         let mut flow = FlowWays::default();
         let good: [&[(u16, u16, u32)]; 2] = [&[(1, 0, 1), (2, 0, 1)], &[(3, 1, 1)]];
