@@ -32,8 +32,9 @@ use crate::shm::{LAYOUT_VERSION, RegionGeometry, recv_with_fds, send_with_fds};
 pub const PROTOCOL_VERSION: u32 = 2;
 /// Where the manager listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/millrace/manager.sock";
-/// Longest frame a manager accepts from a peer, bytes.
-pub const MAX_REQUEST_BYTES: usize = 64 << 10;
+/// Longest frame a manager accepts from a peer, bytes: room for the longest message as a list of
+/// numbers in JSON.
+pub const MAX_REQUEST_BYTES: usize = 256 << 10;
 /// Longest frame a client accepts from the manager, bytes.
 pub const MAX_REPLY_BYTES: usize = 64 << 20;
 
@@ -548,6 +549,13 @@ mod tests {
         let (got, fds) = recv::<Request>(&b, MAX_REQUEST_BYTES).unwrap();
         assert_eq!(got, request);
         assert_eq!(fds.len(), 2);
+    }
+
+    #[test]
+    fn the_longest_message_between_nfs_fits_a_frame() {
+        let (target, payload) = (Target::Instance(u32::MAX), vec![255; MAX_MESSAGE_BYTES]);
+        let request = Request::Send { target, payload, token: u64::MAX };
+        assert!(encode(&request).unwrap().len() <= MAX_REQUEST_BYTES);
     }
 
     #[test]
