@@ -6,11 +6,11 @@
 //! that they are done with it.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 
 use nflib::descriptor::{Delivery, Returned};
-use nflib::shm::{BufferIndex, Channel, EdgeRing};
+use nflib::shm::{BufferIndex, Channel, EdgeRing, still_there};
 
 use crate::plan::{Instances, NfNumber, Plan};
 
@@ -165,34 +165,32 @@ impl Edges {
     /// neighbours push later is found by [`drain_orphans`](Self::drain_orphans).
     #[must_use]
     pub fn remains_of(&self, nf: NfNumber, channel: &Channel) -> Vec<BufferIndex> {
-        let mut taken = Vec::new();
-        let mut own = Vec::new();
-        let mut passed_on = BTreeSet::new();
-        let workers = (0..channel.geometry().workers).filter_map(|w| channel.remains(w));
-        for (towards_nf, from_nf) in workers {
-            if let Some((read, waiting)) = towards_nf.unreleased::<Delivery>() {
-                taken.extend(read.iter().map(|d| d.buffer));
-                own.extend(waiting.iter().map(|d| d.buffer));
-            }
+        let (mut unread, mut kept) = (Vec::new(), channel.held_buffers());
+        let mut passed_on = HashSet::new();
+        let mut note = |(read, waiting): (Vec<Delivery>, Vec<Delivery>)| {
+            kept.extend(read.iter().map(|packet| packet.buffer));
+            unread.extend(waiting.iter().map(|packet| packet.buffer));
+        };
+        // A ring with impossible indices tells nothing: its packets come back when the domain's last
+        // NF has gone.
+        for (towards_nf, from_nf) in
+            (0..channel.geometry().workers).filter_map(|worker| channel.remains(worker))
+        {
+            towards_nf.unreleased().map(&mut note);
             let pushed = from_nf.unsettled::<Returned>().unwrap_or_default();
-            passed_on.extend(pushed.iter().map(|r| r.buffer));
+            passed_on.extend(pushed.iter().map(|packet| packet.buffer));
         }
         for (&(from, to), edge) in &self.edges {
             let remains = edge.ring.remains();
-            if to == nf
-                && let Some((read, waiting)) = remains.drain::<Delivery>()
-            {
-                taken.extend(read.iter().map(|d| d.buffer));
-                own.extend(waiting.iter().map(|d| d.buffer));
+            if to == nf {
+                remains.drain().map(&mut note);
             }
             if from == nf {
                 let pushed = remains.unsettled::<Delivery>().unwrap_or_default();
-                passed_on.extend(pushed.iter().map(|d| d.buffer));
+                passed_on.extend(pushed.iter().map(|packet| packet.buffer));
             }
         }
-        taken.extend(channel.held_buffers());
-        own.extend(taken.into_iter().filter(|buffer| !passed_on.contains(buffer)));
-        own
+        still_there(unread, kept, &passed_on)
     }
 
     /// What neighbours pushed towards NFs that are gone, since the last look.
