@@ -153,7 +153,7 @@ fn descriptors() -> Vec<Delivery> {
             offset_bytes: 256,
             len_bytes: 64,
             flow_hash: buffer ^ 0x5a5a,
-            chain: 1,
+            route: 1,
             port: 1,
             hop: 0,
         })
@@ -285,7 +285,7 @@ fn work_on(d: &Delivery, case: Case) -> u64 {
     if !case.metadata {
         return u64::from(d.buffer);
     }
-    u64::from(d.buffer) + u64::from(d.len_bytes) + u64::from(d.flow_hash) + u64::from(d.chain)
+    u64::from(d.buffer) + u64::from(d.len_bytes) + u64::from(d.flow_hash) + u64::from(d.route)
 }
 
 fn peer_on_two_cores(case: Case) -> Result<Duration, Box<dyn std::error::Error>> {

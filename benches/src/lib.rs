@@ -1,10 +1,12 @@
-//! Benchmarks that print ratios against named peers, all in the same form.
+//! Benchmarks that print ratios against named peers, all in the same form; and the traffic of the labs.
 //!
 //! | module | subject |
 //! |---|---|
 //! | [`report`] | rows, as a table or as JSON lines |
 //! | [`environment`] | the machine a figure was taken on |
-#![forbid(unsafe_code)]
+//! | [`traffic`] | numbered traffic for labs; `unsafe` in its packet sockets only |
+#![deny(unsafe_code)]
 
 pub mod environment;
 pub mod report;
+pub mod traffic;

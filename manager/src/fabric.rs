@@ -11,18 +11,21 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use nflib::descriptor::PortId;
 use nflib::shm::channel::ChannelGeometry;
-use nflib::shm::{Channel, PageKind, Region, RegionError};
+use nflib::shm::{BufferIndex, PageKind, Region, RegionError};
 use thiserror::Error;
 
-use crate::chain::ServiceChain;
+use crate::change::{Change, Outcome};
+use crate::classify::{Classifier, RuleChanges, RuleCount};
 use crate::config::{Config, PortConfig};
-use crate::ownership::Edge;
+use crate::flow::{self, Expired, Flow, FlowKey, TableStep};
+use crate::plan::delta::PathDelta;
+use crate::plan::{NfNumber, Plan};
 use crate::poll_loop::{self, LoopOptions, Order, Report, Snapshot};
 use crate::pool::BufferPool;
 use crate::ports::opener::Opener;
 use crate::ports::{OpenPort, Port, PortError, PortQueue};
-use crate::stats::{NfCounters, QueueCounters, WorkerCounters};
-use crate::worker::{Worker, WorkerPort};
+use crate::stats::{DropCounters, QueueCounters, WorkerCounters};
+use crate::worker::{NewNf, Worker, WorkerPort};
 
 /// How long a worker may take to obey; it looks every millisecond at the latest.
 const ORDER_LIMIT: Duration = Duration::from_secs(5);
@@ -95,6 +98,11 @@ struct WorkerHandle {
     counters: Arc<WorkerCounters>,
     thread: Option<JoinHandle<()>>,
     last_books: Option<Snapshot>,
+    /// Drops at each service, by its slot; the worker has the first `told_services` of them.
+    service_drops: Vec<Arc<DropCounters>>,
+    told_services: usize,
+    /// A change was ordered and its outcome has not come.
+    changing: bool,
 }
 
 /// A worker's counters and place, for the status.
@@ -105,16 +113,26 @@ pub struct WorkerView<'a> {
     pub core: Option<u32>,
     /// Its counters.
     pub counters: &'a WorkerCounters,
+    /// Drops at each service, by its slot.
+    pub service_drops: &'a [Arc<DropCounters>],
 }
 
 /// The running data path.
 pub struct Fabric {
     region: Arc<Region>,
     channel_geometry: ChannelGeometry,
-    chain: ServiceChain,
     ports: Vec<FabricPort>,
     workers: Vec<WorkerHandle>,
-    broken: Vec<Edge>,
+    /// What workers said while something else was waited for.
+    inbox: Inbox,
+}
+
+#[derive(Default)]
+struct Inbox {
+    broken: Vec<NfNumber>,
+    outcomes: Vec<Outcome>,
+    /// Rules that have run out, by the worker that says so.
+    expired: Vec<(u16, Expired)>,
 }
 
 impl Fabric {
@@ -140,11 +158,11 @@ impl Fabric {
             channel_geometry: ChannelGeometry {
                 workers,
                 ring_capacity: config.manager.ring_capacity,
+                buffers: config.pool.buffers,
             },
-            chain: ServiceChain::new(&config.chain.services),
             ports,
             workers: Vec::new(),
-            broken: Vec::new(),
+            inbox: Inbox::default(),
         };
         for (number, (pool, ports)) in (0..workers).zip(pools.into_iter().zip(queues_of)) {
             fabric.start_worker(number, pool, ports, config)?;
@@ -160,14 +178,15 @@ impl Fabric {
         config: &Config,
     ) -> Result<(), FabricError> {
         let core = config.manager.cores.get(usize::from(number)).copied();
-        let counters = Arc::new(WorkerCounters::new(self.chain.services().len()));
-        let worker = Worker::new(pool, ports, self.chain.clone(), Arc::clone(&counters));
+        let counters = Arc::new(WorkerCounters::default());
+        let classifier = Classifier::new(config.manager.flow_cache, config.manager.track_flows);
+        let worker = Worker::new(pool, ports, classifier, Arc::clone(&counters));
         let (orders, their_orders) = crossbeam_channel::unbounded();
         let (their_reports, reports) = crossbeam_channel::unbounded();
         let options = LoopOptions {
             number,
             poll: config.manager.poll,
-            wait_for_nfs: config.chain.wait_for_nfs,
+            wait_for_nfs: config.manager.wait_for_nfs,
         };
         let fail = |what| move |source| FabricError::Thread { worker: number, what, source };
         let (pinned, pin_result) = crossbeam_channel::bounded(1);
@@ -193,6 +212,9 @@ impl Fabric {
             counters,
             thread: Some(thread),
             last_books: None,
+            service_drops: Vec::new(),
+            told_services: 0,
+            changing: false,
         });
         Ok(())
     }
@@ -215,12 +237,6 @@ impl Fabric {
         self.channel_geometry
     }
 
-    /// The default chain.
-    #[must_use]
-    pub fn chain(&self) -> &ServiceChain {
-        &self.chain
-    }
-
     /// The ports, by number.
     #[must_use]
     pub fn ports(&self) -> &[FabricPort] {
@@ -233,23 +249,36 @@ impl Fabric {
             number: worker.number,
             core: worker.core,
             counters: &worker.counters,
+            service_drops: &worker.service_drops,
         })
     }
 
-    /// Lets an NF in at every worker.
+    /// Buffers of each worker's share: buffer `b` is worker `b / share`'s.
+    #[must_use]
+    pub fn worker_buffers(&self) -> u32 {
+        self.region.geometry().buffers / (self.workers.len() as u32).max(1)
+    }
+
+    /// Where drops at a service are counted at a worker; made when first asked for.
+    fn service_drops(worker: &mut WorkerHandle, slot: u16) -> Arc<DropCounters> {
+        let count = worker.service_drops.len().max(usize::from(slot) + 1);
+        worker.service_drops.resize_with(count, Arc::default);
+        Arc::clone(&worker.service_drops[usize::from(slot)])
+    }
+
+    /// Lets an NF in at every worker. `nf` makes what one worker needs, given where its service's
+    /// drops are counted; `slot` is the service's.
     ///
     /// # Errors
     /// [`FabricError::WorkerLost`].
     pub fn add_nf(
         &mut self,
-        edge: Edge,
-        slot: usize,
-        channel: &Arc<Channel>,
-        counters: &[Arc<NfCounters>],
+        slot: u16,
+        nf: impl Fn(usize, Arc<DropCounters>) -> NewNf,
     ) -> Result<(), FabricError> {
-        for (worker, counters) in self.workers.iter_mut().zip(counters) {
-            let (channel, counters) = (Arc::clone(channel), Arc::clone(counters));
-            worker.order(Order::AddNf { edge, slot, channel, counters }, &mut self.broken)?;
+        for (number, worker) in self.workers.iter_mut().enumerate() {
+            let drops = Self::service_drops(worker, slot);
+            worker.order(Order::AddNf(Box::new(nf(number, drops))), &mut self.inbox)?;
         }
         Ok(())
     }
@@ -258,24 +287,102 @@ impl Fabric {
     ///
     /// # Errors
     /// [`FabricError::WorkerLost`].
-    pub fn close_nf(&mut self, edge: Edge) -> Result<(), FabricError> {
+    pub fn close_nf(&mut self, nf: NfNumber) -> Result<(), FabricError> {
         for worker in &mut self.workers {
-            worker.order(Order::CloseNf(edge), &mut self.broken)?;
+            worker.order(Order::CloseNf(nf), &mut self.inbox)?;
         }
         Ok(())
     }
 
-    /// Takes an NF that is gone out of every worker; afterwards it holds no buffer.
+    /// Takes an NF that is gone out of every worker; an isolated one holds no buffer afterwards.
     ///
     /// # Errors
     /// [`FabricError::WorkerLost`].
-    pub fn remove_nf(&mut self, edge: Edge) -> Result<(), FabricError> {
+    pub fn remove_nf(&mut self, nf: NfNumber) -> Result<(), FabricError> {
         for worker in &mut self.workers {
-            worker.order(Order::RemoveNf(edge), &mut self.broken)?;
+            worker.order(Order::RemoveNf(nf), &mut self.inbox)?;
         }
         // What was reported of it before must not hit the next NF with this number.
-        self.broken.retain(|&reported| reported != edge);
+        self.inbox.broken.retain(|&reported| reported != nf);
         Ok(())
+    }
+
+    /// Takes back buffers that a dead NF of the trusted domain had, each at its worker.
+    ///
+    /// # Errors
+    /// [`FabricError::WorkerLost`].
+    pub fn reclaim(&mut self, slot: u16, buffers: &[BufferIndex]) -> Result<(), FabricError> {
+        let share = self.worker_buffers();
+        for (number, worker) in self.workers.iter_mut().enumerate() {
+            let own: Vec<_> =
+                buffers.iter().copied().filter(|b| (b / share) as usize == number).collect();
+            if !own.is_empty() {
+                let drops = Self::service_drops(worker, slot);
+                worker.order(Order::Reclaim(own, drops), &mut self.inbox)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back everything the trusted domain holds: its last NF, of the service in `slot`, is
+    /// gone.
+    ///
+    /// # Errors
+    /// [`FabricError::WorkerLost`].
+    pub fn reclaim_domain(&mut self, slot: u16) -> Result<(), FabricError> {
+        for worker in &mut self.workers {
+            let drops = Self::service_drops(worker, slot);
+            worker.order(Order::ReclaimDomain(drops), &mut self.inbox)?;
+        }
+        Ok(())
+    }
+
+    /// Orders every worker to follow a plan. `services` is the number of service slots it may name.
+    /// Outcomes come by [`take_outcomes`](Self::take_outcomes); until all are there no other change
+    /// may be ordered.
+    pub fn begin_change(
+        &mut self,
+        plan: &Arc<Plan>,
+        delta: &Arc<PathDelta>,
+        services: usize,
+        mut rules: impl FnMut() -> RuleChanges,
+    ) {
+        for worker in &mut self.workers {
+            worker
+                .service_drops
+                .resize_with(services.max(worker.service_drops.len()), Arc::default);
+            let new_services = worker.service_drops[worker.told_services..].to_vec();
+            worker.told_services = worker.service_drops.len();
+            let change = Change {
+                plan: Arc::clone(plan),
+                delta: Arc::clone(delta),
+                rules: rules(),
+                new_services,
+            };
+            // A worker that has stopped follows no plan any more.
+            worker.changing = worker.last_books.is_none()
+                && worker.orders.send(Order::Change(Box::new(change))).is_ok();
+        }
+    }
+
+    /// True while a worker has not completed the last change.
+    #[must_use]
+    pub fn is_changing(&self) -> bool {
+        self.workers.iter().any(|worker| worker.changing && worker.last_books.is_none())
+    }
+
+    /// Outcomes of the change under way that have come since the last call.
+    pub fn take_outcomes(&mut self) -> Vec<Outcome> {
+        self.listen();
+        std::mem::take(&mut self.inbox.outcomes)
+    }
+
+    fn listen(&mut self) {
+        for worker in &mut self.workers {
+            while let Ok(report) = worker.reports.try_recv() {
+                worker.note(report, &mut self.inbox);
+            }
+        }
     }
 
     /// The books of all workers together, each taken between two turns of its loop.
@@ -287,9 +394,9 @@ impl Fabric {
         for worker in &mut self.workers {
             let books = match worker.last_books.clone() {
                 Some(last) => last,
-                None => match worker.order(Order::Snapshot, &mut self.broken)? {
-                    Some(books) => books,
-                    None => worker.last_books.clone().unwrap_or_default(),
+                None => match worker.order(Order::Snapshot, &mut self.inbox)? {
+                    Some(Report::Snapshot(books)) => books,
+                    _ => worker.last_books.clone().unwrap_or_default(),
                 },
             };
             sum += &books;
@@ -298,15 +405,82 @@ impl Fabric {
     }
 
     /// NFs that broke their rings since the last call.
-    pub fn take_broken(&mut self) -> Vec<Edge> {
+    pub fn take_broken(&mut self) -> Vec<NfNumber> {
+        self.listen();
+        self.inbox.broken.sort_unstable();
+        self.inbox.broken.dedup();
+        std::mem::take(&mut self.inbox.broken)
+    }
+
+    /// What rules have seen, all workers together: packets and bytes are sums, the age is that of the
+    /// oldest copy, the idle time that of the one used last.
+    ///
+    /// # Errors
+    /// [`FabricError::WorkerLost`].
+    pub fn count_rules(&mut self, ids: &[u64]) -> Result<Vec<RuleCount>, FabricError> {
+        let ids: Arc<[u64]> = ids.into();
+        let mut sums: Vec<Option<RuleCount>> = vec![None; ids.len()];
         for worker in &mut self.workers {
-            while let Ok(report) = worker.reports.try_recv() {
-                worker.note(report, &mut self.broken);
+            let order = Order::CountRules(Arc::clone(&ids));
+            let Some(Report::RuleCounts(counts)) = worker.order(order, &mut self.inbox)? else {
+                continue;
+            };
+            for (sum, count) in sums.iter_mut().zip(counts) {
+                let Some(count) = count else { continue };
+                *sum = Some(sum.map_or(count, |sum| RuleCount {
+                    pkts: sum.pkts + count.pkts,
+                    bytes: sum.bytes + count.bytes,
+                    age_ns: sum.age_ns.max(count.age_ns),
+                    idle_ns: sum.idle_ns.min(count.idle_ns),
+                }));
             }
         }
-        self.broken.sort_unstable();
-        self.broken.dedup();
-        std::mem::take(&mut self.broken)
+        Ok(sums.into_iter().map(Option::unwrap_or_default).collect())
+    }
+
+    /// The flows with most packets, of all workers, and how many flows are known.
+    ///
+    /// # Errors
+    /// [`FabricError::WorkerLost`].
+    pub fn top_flows(&mut self, limit: usize) -> Result<(Vec<(Flow, u64)>, u64), FabricError> {
+        let (mut all, mut total) = (Vec::new(), 0);
+        for worker in &mut self.workers {
+            let order = Order::TopFlows(limit);
+            if let Some(Report::TopFlows(flows, known)) = worker.order(order, &mut self.inbox)? {
+                all.extend(flows);
+                total += known;
+            }
+        }
+        all.sort_by_key(|(flow, _)| std::cmp::Reverse(flow.pkts));
+        all.truncate(limit);
+        Ok((all, total))
+    }
+
+    /// Which rules a packet would meet, by what the first worker follows now.
+    ///
+    /// # Errors
+    /// [`FabricError::WorkerLost`].
+    pub fn explain(
+        &mut self,
+        key: &FlowKey,
+    ) -> Result<(flow::Outcome, Vec<TableStep>), FabricError> {
+        let Some(worker) = self.workers.first_mut() else { return Ok(Default::default()) };
+        match worker.order(Order::Explain(Box::new(*key)), &mut self.inbox)? {
+            Some(Report::Explained(outcome, steps)) => Ok((outcome, steps)),
+            _ => Ok(Default::default()),
+        }
+    }
+
+    /// Rules that have run out, with the worker that says so.
+    pub fn take_expired(&mut self) -> Vec<(u16, Expired)> {
+        self.listen();
+        std::mem::take(&mut self.inbox.expired)
+    }
+
+    /// How many workers there are.
+    #[must_use]
+    pub fn worker_count(&self) -> usize {
+        self.workers.len()
     }
 
     /// Tells every worker to stop receiving and to end when nothing is inside, or after `limit`.
@@ -318,8 +492,7 @@ impl Fabric {
 
     /// True when every worker has ended.
     pub fn stopped(&mut self) -> bool {
-        let broken = self.take_broken();
-        self.broken = broken;
+        self.listen();
         self.workers.iter().all(|worker| worker.last_books.is_some())
     }
 
@@ -352,23 +525,18 @@ impl Drop for Fabric {
 impl WorkerHandle {
     /// Gives an order and waits until it is carried out. A worker that has stopped obeys nothing
     /// more, which is no error.
-    fn order(
-        &mut self,
-        order: Order,
-        broken: &mut Vec<Edge>,
-    ) -> Result<Option<Snapshot>, FabricError> {
+    fn order(&mut self, order: Order, inbox: &mut Inbox) -> Result<Option<Report>, FabricError> {
         if self.last_books.is_some() || self.orders.send(order).is_err() {
             return Ok(None);
         }
         loop {
             match self.reports.recv_timeout(ORDER_LIMIT) {
-                Ok(Report::Done) => return Ok(None),
-                Ok(Report::Snapshot(books)) => return Ok(Some(books)),
+                Ok(answer) if answer.is_answer() => return Ok(Some(answer)),
                 Ok(stopped @ Report::Stopped(_)) => {
-                    self.note(stopped, broken);
+                    self.note(stopped, inbox);
                     return Ok(None);
                 }
-                Ok(other) => self.note(other, broken),
+                Ok(other) => self.note(other, inbox),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                     return Err(FabricError::WorkerLost { worker: self.number });
                 }
@@ -376,11 +544,19 @@ impl WorkerHandle {
         }
     }
 
-    fn note(&mut self, report: Report, broken: &mut Vec<Edge>) {
+    fn note(&mut self, report: Report, inbox: &mut Inbox) {
         match report {
-            Report::Broken(edges) => broken.extend(edges),
+            Report::Broken(nfs) => inbox.broken.extend(nfs),
+            Report::Changed(outcome) => {
+                self.changing = false;
+                inbox.outcomes.push(outcome);
+            }
             Report::Stopped(books) => self.last_books = Some(books),
-            Report::Done | Report::Snapshot(_) => {}
+            Report::Expired(expired) => {
+                inbox.expired.extend(expired.into_iter().map(|expired| (self.number, expired)));
+            }
+            // Dropped here, where there is time for it; answers come to who asked.
+            _ => {}
         }
     }
 }

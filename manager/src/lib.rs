@@ -2,10 +2,17 @@
 //! and its tests.
 #![deny(unsafe_code)]
 
-pub mod chain;
+pub mod change;
+pub mod classify;
+pub mod conductor;
 pub mod config;
+pub mod edges;
 pub mod fabric;
+pub mod flow;
+pub mod model;
 pub mod ownership;
+pub mod parking;
+pub mod plan;
 pub mod poll_loop;
 pub mod pool;
 pub mod ports;

@@ -1,28 +1,37 @@
 //! Who holds each buffer: the manager's private record, which no NF can see or change.
 //!
 //! Every buffer a worker hands to an NF is written down here with the packet's place in its chain;
-//! every descriptor that comes back is checked against it. A descriptor is accepted only from the
-//! NF that was given the buffer, and only once. After a death, the buffers of the dead are found by
-//! one walk over the table, wherever they were: in a ring, in the NF's hands, or kept by it.
+//! every descriptor that comes back is checked against it. A descriptor is accepted only from a
+//! holder, and only once.
+//!
+//! A holder is one isolated NF, or the trusted domain as a whole: inside it, NFs hand packets to each
+//! other without asking. After the death of an isolated NF its buffers are found by one walk over the
+//! table; of one in the domain, by what it left in its rings (`nflib::shm`, `Remains`).
 #![forbid(unsafe_code)]
 
-use nflib::descriptor::{ChainId, PortId};
+use nflib::descriptor::{PortId, RouteId};
 use nflib::shm::BufferIndex;
 
-/// A worker's number for one attached NF.
-pub type Edge = u16;
+/// Who holds a buffer: the number of an isolated NF, or [`TRUSTED`].
+pub type Holder = u16;
+/// The trusted domain: any NF in it.
+pub const TRUSTED: Holder = u16::MAX - 1;
+/// The hop of a packet that an NF sent to a service which its route does not contain.
+pub const OFF_ROUTE: u8 = u8::MAX;
 
 /// What the manager remembers of a packet while an NF has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Passage {
-    /// The chain it travels.
-    pub chain: ChainId,
-    /// Position in the chain of the NF that has it now.
+    /// The route it travels.
+    pub route: RouteId,
+    /// Position in the route of the NF that the worker gave it to; [`OFF_ROUTE`] for none.
     pub hop: u8,
     /// The port it came in by.
     pub ingress: PortId,
-    /// NFs visited so far, counting this one; bounds loops made by ToService.
+    /// Times the worker gave it to an NF or moved it to another chain; bounds loops that NFs make.
     pub visits: u8,
+    /// The worker's epoch when the packet came in: changes wait for the packets of older ones.
+    pub epoch: u8,
 }
 
 /// Why a descriptor was not accepted.
@@ -34,11 +43,11 @@ pub enum Violation {
     NotHolder,
 }
 
-const NOBODY: Edge = Edge::MAX;
+const NOBODY: Holder = Holder::MAX;
 
 #[derive(Clone, Copy, Debug)]
 struct Slot {
-    holder: Edge,
+    holder: Holder,
     passage: Passage,
 }
 
@@ -52,13 +61,13 @@ pub struct OwnershipTable {
 
 impl OwnershipTable {
     /// Most NFs a worker can tell apart.
-    pub const MAX_EDGES: usize = NOBODY as usize;
+    pub const MAX_NFS: usize = TRUSTED as usize;
 
     /// A table for buffers `first..first + count`, none of them with an NF.
     #[must_use]
     pub fn new(first: BufferIndex, count: u32) -> Self {
-        let free =
-            Slot { holder: NOBODY, passage: Passage { chain: 0, hop: 0, ingress: 0, visits: 0 } };
+        let passage = Passage { route: 0, hop: 0, ingress: 0, visits: 0, epoch: 0 };
+        let free = Slot { holder: NOBODY, passage };
         Self { first, slots: vec![free; count as usize].into(), held_buffers: 0 }
     }
 
@@ -73,26 +82,26 @@ impl OwnershipTable {
         self.slots.get_mut(buffer.wrapping_sub(self.first) as usize)
     }
 
-    /// Writes down that `buffer` goes to the NF behind `edge`.
+    /// Writes down that `buffer` goes to `holder`.
     ///
     /// The buffer is the worker's own at this moment; that is an invariant of the worker.
     #[inline]
-    pub fn give(&mut self, buffer: BufferIndex, edge: Edge, passage: Passage) {
+    pub fn give(&mut self, buffer: BufferIndex, holder: Holder, passage: Passage) {
         if let Some(slot) = self.slot_mut(buffer) {
             debug_assert_eq!(slot.holder, NOBODY, "buffer {buffer} was given twice");
-            *slot = Slot { holder: edge, passage };
+            *slot = Slot { holder, passage };
             self.held_buffers += 1;
         }
     }
 
-    /// Accepts `buffer` back from the NF behind `edge`.
+    /// Accepts `buffer` back from `holder`.
     ///
     /// # Errors
-    /// [`Violation`] when the NF has no right to return it; nothing changes then.
+    /// [`Violation`] when the holder has no right to return it; nothing changes then.
     #[inline]
-    pub fn take_back(&mut self, buffer: BufferIndex, edge: Edge) -> Result<Passage, Violation> {
+    pub fn take_back(&mut self, buffer: BufferIndex, holder: Holder) -> Result<Passage, Violation> {
         let slot = self.slot_mut(buffer).ok_or(Violation::UnknownBuffer)?;
-        if slot.holder != edge {
+        if slot.holder != holder {
             return Err(Violation::NotHolder);
         }
         slot.holder = NOBODY;
@@ -101,14 +110,15 @@ impl OwnershipTable {
         Ok(passage)
     }
 
-    /// Takes back every buffer of `edge`, appended to `out`. For an NF that is gone.
-    pub fn reclaim(&mut self, edge: Edge, out: &mut Vec<BufferIndex>) {
+    /// Takes back every buffer of `holder`, with its packet's passage, appended to `out`. For one
+    /// who is gone.
+    pub fn reclaim(&mut self, holder: Holder, out: &mut Vec<(BufferIndex, Passage)>) {
         let first = self.first;
         for (buffer, slot) in (first..).zip(&mut self.slots) {
-            if slot.holder == edge {
+            if slot.holder == holder {
                 slot.holder = NOBODY;
                 self.held_buffers -= 1;
-                out.push(buffer);
+                out.push((buffer, slot.passage));
             }
         }
     }
@@ -122,7 +132,7 @@ mod tests {
 
     use super::*;
 
-    const HERE: Passage = Passage { chain: 3, hop: 1, ingress: 2, visits: 2 };
+    const HERE: Passage = Passage { route: 3, hop: 1, ingress: 2, visits: 2, epoch: 9 };
 
     #[test]
     fn a_buffer_comes_back_once_and_only_from_its_holder() {
@@ -144,20 +154,19 @@ mod tests {
     #[test]
     fn nobody_s_number_holds_nothing() {
         let mut table = OwnershipTable::new(0, 4);
-        let nobody = u16::try_from(OwnershipTable::MAX_EDGES).unwrap();
         table.give(2, 7, HERE);
         assert_eq!(table.held_buffers(), 1);
         let mut out = Vec::new();
         table.reclaim(7, &mut out);
-        assert_eq!((out, table.held_buffers()), (vec![2], 0));
-        assert!(usize::from(nobody) >= OwnershipTable::MAX_EDGES, "edges stay below it");
+        assert_eq!((out, table.held_buffers()), (vec![(2, HERE)], 0));
+        assert!(usize::from(TRUSTED) >= OwnershipTable::MAX_NFS, "numbers of NFs stay below it");
     }
 
     #[derive(Clone, Debug)]
     enum Step {
-        Give(u32, Edge),
-        TakeBack(u32, Edge),
-        Reclaim(Edge),
+        Give(u32, Holder),
+        TakeBack(u32, Holder),
+        Reclaim(Holder),
     }
 
     proptest! {
@@ -190,8 +199,8 @@ mod tests {
                         let mut got = Vec::new();
                         table.reclaim(edge, &mut got);
                         let mut expected: Vec<_> =
-                            model.iter().filter(|(_, e)| **e == edge).map(|(b, _)| *b).collect();
-                        expected.sort_unstable();
+                            model.iter().filter(|(_, e)| **e == edge).map(|(b, _)| (*b, HERE)).collect();
+                        expected.sort_unstable_by_key(|(buffer, _)| *buffer);
                         prop_assert_eq!(got, expected);
                         model.retain(|_, e| *e != edge);
                     }

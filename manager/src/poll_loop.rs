@@ -14,14 +14,17 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use nflib::descriptor::PortId;
-use nflib::shm::{Channel, register_for_global_barrier};
+use nflib::shm::{BufferIndex, register_for_global_barrier};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::time::TimeSpec;
 
+use crate::change::{Change, Outcome};
+use crate::classify::RuleCount;
 use crate::config::PollMode;
-use crate::ownership::Edge;
-use crate::stats::NfCounters;
-use crate::worker::{NfEdge, Worker};
+use crate::flow::{self, Expired, Flow, FlowKey, FlowScan, RuleTables, TableStep};
+use crate::plan::NfNumber;
+use crate::stats::DropCounters;
+use crate::worker::{NewNf, Worker};
 
 /// Empty turns before the worker starts to give its core away.
 const SPIN_TURNS: u32 = 64;
@@ -33,28 +36,34 @@ const SLEEP_MAX: Duration = Duration::from_millis(1);
 const NAP: Duration = Duration::from_micros(50);
 /// How long ports may take at the end to send what they accepted.
 const SEND_GRACE: Duration = Duration::from_millis(10);
+/// Places of the flow cache looked at in one turn, in eights.
+const SCAN_BUDGET: usize = 64;
 /// Turns between looks at the order channel while packets flow.
 const ORDER_INTERVAL_TURNS: u32 = 32;
 
 /// An order from the control thread.
 pub enum Order {
     /// Let an NF in.
-    AddNf {
-        /// Its number.
-        edge: Edge,
-        /// Its service's slot in the chain.
-        slot: usize,
-        /// Its rings.
-        channel: Arc<Channel>,
-        /// What to count it under.
-        counters: Arc<NfCounters>,
-    },
+    AddNf(Box<NewNf>),
     /// Deliver nothing more to an NF.
-    CloseNf(Edge),
-    /// Take back all an NF has, and forget it.
-    RemoveNf(Edge),
+    CloseNf(NfNumber),
+    /// Take what an NF returned, and forget it.
+    RemoveNf(NfNumber),
+    /// Take back buffers that a dead NF of the trusted domain had.
+    Reclaim(Vec<BufferIndex>, Arc<DropCounters>),
+    /// Take back all buffers of the trusted domain.
+    ReclaimDomain(Arc<DropCounters>),
+    /// Follow another plan. Answered by [`Report::Changed`], when it is complete; until then no other
+    /// change may be ordered.
+    Change(Box<Change>),
     /// Say how the books stand, between turns.
     Snapshot,
+    /// Say what these rules have seen.
+    CountRules(Arc<[u64]>),
+    /// Say which flows have most packets, so many of them.
+    TopFlows(usize),
+    /// Say which rules a packet would meet.
+    Explain(Box<FlowKey>),
     /// Stop receiving; stop for good when nothing is inside any more or time is up.
     Drain(Duration),
 }
@@ -70,12 +79,16 @@ pub struct Snapshot {
     pub dropped_pkts: u64,
     /// Packets inside.
     pub held_pkts: u64,
+    /// Of those, packets that wait for a change of plan.
+    pub parked_pkts: u64,
     /// Buffers that NFs have.
     pub buffers_at_nfs: u64,
     /// Buffers free.
     pub buffers_free: u64,
     /// Ports whose finite source has nothing more.
     pub exhausted: Vec<PortId>,
+    /// Packets and bytes that entered each chain, by chain id.
+    pub chains: Vec<(u64, u64)>,
 }
 
 impl Snapshot {
@@ -92,9 +105,16 @@ impl std::ops::AddAssign<&Snapshot> for Snapshot {
         self.tx_pkts += other.tx_pkts;
         self.dropped_pkts += other.dropped_pkts;
         self.held_pkts += other.held_pkts;
+        self.parked_pkts += other.parked_pkts;
         self.buffers_at_nfs += other.buffers_at_nfs;
         self.buffers_free += other.buffers_free;
         self.exhausted.extend(&other.exhausted);
+        if self.chains.len() < other.chains.len() {
+            self.chains.resize(other.chains.len(), (0, 0));
+        }
+        for (sum, add) in self.chains.iter_mut().zip(&other.chains) {
+            *sum = (sum.0 + add.0, sum.1 + add.1);
+        }
     }
 }
 
@@ -106,9 +126,37 @@ pub enum Report {
     /// Answer to [`Order::Snapshot`].
     Snapshot(Snapshot),
     /// These NFs broke their rings and get nothing more.
-    Broken(Vec<Edge>),
+    Broken(Vec<NfNumber>),
+    /// A change is complete.
+    Changed(Outcome),
+    /// Answer to [`Order::CountRules`], in its order.
+    RuleCounts(Vec<Option<RuleCount>>),
+    /// Answer to [`Order::TopFlows`]: flows with the time since their last packet, ns, and how many
+    /// are known.
+    TopFlows(Vec<(Flow, u64)>, u64),
+    /// Answer to [`Order::Explain`].
+    Explained(flow::Outcome, Vec<TableStep>),
+    /// Rules have run out here.
+    Expired(Vec<Expired>),
+    /// Memory to be given back by somebody with more time.
+    Discarded(Vec<Box<RuleTables>>),
     /// The worker has stopped; its last books, with every buffer free that can be.
     Stopped(Snapshot),
+}
+
+impl Report {
+    /// Whether somebody waits for it, having given an order.
+    #[must_use]
+    pub fn is_answer(&self) -> bool {
+        matches!(
+            self,
+            Self::Done
+                | Self::Snapshot(_)
+                | Self::RuleCounts(_)
+                | Self::TopFlows(..)
+                | Self::Explained(..)
+        )
+    }
 }
 
 /// The loop's settings.
@@ -118,7 +166,7 @@ pub struct LoopOptions {
     pub number: u16,
     /// Idle policy.
     pub poll: PollMode,
-    /// Receive nothing before every service of the chain has an NF.
+    /// Receive nothing before every service that a chain names has an NF.
     pub wait_for_nfs: bool,
 }
 
@@ -132,9 +180,17 @@ pub fn run(
     if !register_for_global_barrier() {
         tracing::debug!("no membarrier(2): NFs sleep for at most 1 ms");
     }
-    let waiting = options.wait_for_nfs && !worker.chain_is_complete();
-    let mut state =
-        Loop { worker: &mut worker, waiting, options, reports, idle_turns: 0, drain_until: None };
+    // Until the first plan is there nobody knows where packets go.
+    let waiting = true;
+    let mut state = Loop {
+        worker: &mut worker,
+        waiting,
+        options,
+        reports,
+        idle_turns: 0,
+        drain_until: None,
+        flow_scan: None,
+    };
     let mut turns_to_orders = 0;
     loop {
         if turns_to_orders == 0 {
@@ -142,9 +198,13 @@ pub fn run(
             while let Ok(order) = orders.try_recv() {
                 state.obey(order);
             }
-            state.report_broken();
+            state.report();
         }
         let moved = state.worker.turn(state.drain_until.is_none() && !state.waiting);
+        state.scan_flows();
+        if let Some(outcome) = state.worker.take_outcome() {
+            let _ = state.reports.send(Report::Changed(outcome));
+        }
         if state.drained() {
             break;
         }
@@ -171,29 +231,55 @@ struct Loop<'a> {
     reports: &'a Sender<Report>,
     idle_turns: u32,
     drain_until: Option<Instant>,
-    /// Some service of the chain never had an NF, and the configuration says to wait for it.
+    /// There is no plan yet, or some service of it never had an NF and the configuration says to
+    /// wait for it.
     waiting: bool,
+    /// Somebody wants to know the largest flows.
+    flow_scan: Option<FlowScan>,
 }
 
 impl Loop<'_> {
     fn obey(&mut self, order: Order) {
         let report = match order {
-            Order::AddNf { edge, slot, channel, counters } => {
-                if let Some(nf) = NfEdge::new(self.options.number, slot, &channel, counters) {
-                    self.worker.add_nf(edge, nf);
-                    self.waiting &= !self.worker.chain_is_complete();
-                }
+            Order::AddNf(new) => {
+                self.worker.add_nf(self.options.number, *new);
                 Report::Done
             }
-            Order::CloseNf(edge) => {
-                self.worker.close_nf(edge);
+            Order::CloseNf(nf) => {
+                self.worker.close_nf(nf);
                 Report::Done
             }
-            Order::RemoveNf(edge) => {
-                self.worker.remove_nf(edge);
+            Order::RemoveNf(nf) => {
+                self.worker.remove_nf(nf);
                 Report::Done
+            }
+            Order::Reclaim(buffers, drops) => {
+                self.worker.reclaim(&buffers, &drops);
+                Report::Done
+            }
+            Order::ReclaimDomain(drops) => {
+                self.worker.reclaim_domain(&drops);
+                Report::Done
+            }
+            Order::Change(change) => {
+                self.worker.begin_change(*change);
+                let wait = self.options.wait_for_nfs;
+                self.waiting &= wait && !self.worker.plan().is_complete();
+                return;
             }
             Order::Snapshot => Report::Snapshot(snapshot(self.worker)),
+            Order::CountRules(ids) => {
+                Report::RuleCounts(self.worker.classifier().rule_counters(&ids))
+            }
+            Order::TopFlows(limit) => {
+                // Over many turns: a million flows take a tenth of a second to look at.
+                self.flow_scan = Some(FlowScan::new(limit));
+                return;
+            }
+            Order::Explain(key) => {
+                let (outcome, steps) = self.worker.classifier().explain(&key);
+                Report::Explained(outcome, steps)
+            }
             Order::Drain(limit) => {
                 self.drain_until = Some(Instant::now() + limit);
                 return;
@@ -203,18 +289,42 @@ impl Loop<'_> {
         let _ = self.reports.send(report);
     }
 
-    fn report_broken(&mut self) {
+    /// Says what nobody asked for.
+    fn report(&mut self) {
         let mut broken = Vec::new();
         self.worker.take_broken(&mut broken);
         if !broken.is_empty() {
             let _ = self.reports.send(Report::Broken(broken));
         }
+        let expired = self.worker.classifier().expire();
+        if !expired.is_empty() {
+            let _ = self.reports.send(Report::Expired(expired));
+        }
+        let discarded = self.worker.classifier().take_discarded();
+        if !discarded.is_empty() {
+            let _ = self.reports.send(Report::Discarded(discarded));
+        }
+    }
+
+    /// Looks at some more flows for who wants to know the largest.
+    fn scan_flows(&mut self) {
+        let Some(mut scan) = self.flow_scan.take() else { return };
+        if self.worker.classifier().scan_flows(&mut scan, SCAN_BUDGET) {
+            let total = scan.flows();
+            let flows = self.worker.classifier().finish_scan(scan);
+            let _ = self.reports.send(Report::TopFlows(flows, total));
+        } else {
+            self.flow_scan = Some(scan);
+        }
     }
 
     /// True when the manager stops and there is nothing left to wait for.
     fn drained(&self) -> bool {
-        self.drain_until
-            .is_some_and(|until| self.worker.held_by_nfs() == 0 || Instant::now() >= until)
+        self.drain_until.is_some_and(|until| self.is_empty() || Instant::now() >= until)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.worker.held_by_nfs() == 0 && self.worker.parked_pkts() == 0
     }
 
     fn idle(&mut self) {
@@ -247,10 +357,12 @@ impl Loop<'_> {
 
 fn snapshot(worker: &Worker) -> Snapshot {
     let mut books = Snapshot {
-        dropped_pkts: worker.counters().dropped_pkts(),
+        dropped_pkts: worker.counters().dropped_pkts.get(),
         held_pkts: worker.held_pkts(),
+        parked_pkts: worker.parked_pkts() as u64,
         buffers_at_nfs: worker.held_by_nfs() as u64,
         buffers_free: worker.pool().free_buffers() as u64,
+        chains: worker.chain_counts().to_vec(),
         ..Snapshot::default()
     };
     for (port, number) in worker.ports().iter().zip(0..) {

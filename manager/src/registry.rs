@@ -1,35 +1,72 @@
 //! Which NFs are attached.
 //!
-//! An NF has an instance id, unique while the manager runs, and an edge number, its place in the
-//! workers' tables, which is used again after it has gone: any number of NFs may come and go.
+//! An NF has an instance id, unique while the manager runs, and an NF number, its place in workers,
+//! route table and doorbells, which is used again after it has gone: any number of NFs may come and
+//! go.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use nflib::control::{
-    AttachRequest, Attached, ErrorCode, ErrorReply, NfStatus, PROTOCOL_VERSION, ServiceRef,
-};
+use nflib::control::{AttachRequest, ErrorCode, ErrorReply, NfStatus, PROTOCOL_VERSION};
 use nflib::descriptor::ServiceId;
 use nflib::shm::channel::NfCounter;
-use nflib::shm::{Channel, LAYOUT_VERSION};
+use nflib::shm::{Channel, Doorbell, Doorbells, LAYOUT_VERSION};
 
-use crate::fabric::{Fabric, FabricError};
-use crate::ownership::{Edge, OwnershipTable};
+use crate::plan::NfNumber;
 use crate::stats::{Counter, NfCounters};
 
+/// Most NFs attached at a time.
+pub const MAX_NFS: usize = 4096;
 /// Longest name an NF may give itself, bytes.
 const MAX_NAME_BYTES: usize = 64;
+
+/// Why an NF leaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// It asked to, and waits for the word that nothing more will come.
+    Asked,
+    /// It is to be told to stop, for this reason.
+    Told(String),
+}
+
+/// Where an NF stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NfState {
+    /// Attached; no plan names it yet.
+    Joining,
+    /// Gets packets.
+    Running,
+    /// To be left out of the next plan, then to leave.
+    Draining(Leave),
+    /// Told that nothing more will come.
+    Leaving,
+}
+
+impl NfState {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Joining => "joining",
+            Self::Running => "running",
+            Self::Draining(_) => "draining",
+            Self::Leaving => "leaving",
+        }
+    }
+}
 
 /// One attached NF.
 pub struct NfRecord {
     /// Its instance id.
     pub instance: u32,
-    /// Its place in the workers' tables.
-    pub edge: Edge,
+    /// Its NF number.
+    pub nf: NfNumber,
     /// The service it provides.
     pub service: ServiceId,
+    /// Its place in the workers' counters of drops.
+    pub slot: u16,
     /// What it calls itself.
     pub name: String,
     /// Its process.
@@ -40,7 +77,22 @@ pub struct NfRecord {
     pub pidfd: Option<OwnedFd>,
     /// The rings.
     pub channel: Arc<Channel>,
-    counters: Vec<Arc<NfCounters>>,
+    /// How to wake it.
+    pub bell: Doorbell,
+    /// The file of its doorbell, or of all of its domain.
+    pub bells: Arc<Doorbells>,
+    /// Each hand-over to and from it goes through the manager.
+    pub isolated: bool,
+    /// The core it was told to run on.
+    pub core: Option<u32>,
+    /// Where it stands.
+    pub state: NfState,
+    /// The last [`Sync`](nflib::control::Reply::Sync) it was sent, and the last it answered.
+    pub sync_sent: u64,
+    /// See `sync_sent`.
+    pub sync_answered: u64,
+    /// By worker.
+    pub counters: Vec<Arc<NfCounters>>,
     since: Instant,
 }
 
@@ -49,24 +101,35 @@ impl NfRecord {
         self.counters.iter().map(|counters| of(counters).get()).sum()
     }
 
-    /// The NF as the status shows it.
+    /// The NF as the status shows it. What it got and gave it counts itself, since neighbours hand it
+    /// packets without the manager; an isolated one is counted by the manager.
     #[must_use]
-    pub fn status(&self) -> NfStatus {
+    pub fn status(&self, service_name: &str) -> NfStatus {
+        let counted = |of: fn(&NfCounters) -> &Counter, own: NfCounter| {
+            if self.isolated { self.sum(of) } else { self.channel.nf_counter(own) }
+        };
+        let rx_pkts = counted(|c| &c.rx_pkts, NfCounter::RxPkts);
+        let tx_pkts = counted(|c| &c.tx_pkts, NfCounter::TxPkts);
         NfStatus {
             instance: self.instance,
             service: self.service,
+            service_name: service_name.to_owned(),
+            state: self.state.name().to_owned(),
+            core: self.core,
+            direct_to: Vec::new(),
+            flow_share: 0.0,
             name: self.name.clone(),
             pid: self.pid,
             uid: self.uid,
-            rx_pkts: self.sum(|c| &c.rx_pkts),
-            tx_pkts: self.sum(|c| &c.tx_pkts),
-            drop_pkts: self.sum(|c| &c.drop_pkts),
+            rx_pkts,
+            tx_pkts,
+            drop_pkts: counted(|c| &c.drop_pkts, NfCounter::DropPkts),
             ring_full_pkts: self.sum(|c| &c.ring_full_pkts),
-            held_pkts: self.sum(|c| &c.held_pkts),
+            // Two counters of another process, read one after the other.
+            held_pkts: rx_pkts.saturating_sub(tx_pkts),
             violations: self.sum(|c| &c.violations),
             progress: self.channel.nf_counter(NfCounter::Progress),
             uptime_s: self.since.elapsed().as_secs_f64(),
-            ..NfStatus::default()
         }
     }
 }
@@ -80,152 +143,173 @@ pub struct Peer {
     pub uid: u32,
 }
 
+/// What a new record is made of.
+pub struct Newcomer {
+    /// What it calls itself.
+    pub name: String,
+    /// The service it provides.
+    pub service: ServiceId,
+    /// The service's place in the workers' counters.
+    pub slot: u16,
+    /// See [`NfRecord::isolated`].
+    pub isolated: bool,
+    /// Who it is.
+    pub peer: Peer,
+    /// Its rings.
+    pub channel: Arc<Channel>,
+    /// The core it is told to run on.
+    pub core: Option<u32>,
+}
+
 /// The NFs attached now.
-#[derive(Default)]
 pub struct Registry {
-    nfs: Vec<NfRecord>,
+    nfs: BTreeMap<u32, NfRecord>,
+    by_number: Vec<Option<u32>>,
+    domain_bells: Arc<Doorbells>,
     last_instance: u32,
+    next_number: usize,
 }
 
 impl Registry {
+    /// No NF.
+    ///
+    /// # Errors
+    /// As [`Doorbells::create`].
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            nfs: BTreeMap::new(),
+            by_number: vec![None; MAX_NFS],
+            domain_bells: Arc::new(Doorbells::create(MAX_NFS as u32)?),
+            last_instance: 0,
+            next_number: 0,
+        })
+    }
+
     /// The NFs, by instance id.
+    pub fn nfs(&self) -> impl Iterator<Item = &NfRecord> {
+        self.nfs.values()
+    }
+
+    /// The NFs, to change.
+    pub fn nfs_mut(&mut self) -> impl Iterator<Item = &mut NfRecord> {
+        self.nfs.values_mut()
+    }
+
+    /// How many there are.
     #[must_use]
-    pub fn nfs(&self) -> &[NfRecord] {
-        &self.nfs
+    pub fn len(&self) -> usize {
+        self.nfs.len()
+    }
+
+    /// True when there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.nfs.is_empty()
     }
 
     /// The NF with an instance id.
     #[must_use]
     pub fn get(&self, instance: u32) -> Option<&NfRecord> {
-        self.nfs.iter().find(|nf| nf.instance == instance)
+        self.nfs.get(&instance)
     }
 
-    /// Lets an NF in, or says why not.
+    /// The NF with an instance id, to change.
+    pub fn get_mut(&mut self, instance: u32) -> Option<&mut NfRecord> {
+        self.nfs.get_mut(&instance)
+    }
+
+    /// The NF with a number.
+    #[must_use]
+    pub fn by_number(&self, nf: NfNumber) -> Option<&NfRecord> {
+        self.nfs.get(&(*self.by_number.get(usize::from(nf))?)?)
+    }
+
+    /// The NF with a number, to change.
+    pub fn by_number_mut(&mut self, nf: NfNumber) -> Option<&mut NfRecord> {
+        let instance = (*self.by_number.get(usize::from(nf))?)?;
+        self.nfs.get_mut(&instance)
+    }
+
+    /// A number that nobody has and nothing leads to. Numbers are given in turn, so that one that was
+    /// just freed rests for long.
+    pub fn free_number(&mut self, is_in_use: impl Fn(NfNumber) -> bool) -> Option<NfNumber> {
+        let at = (0..MAX_NFS)
+            .map(|step| (self.next_number + step) % MAX_NFS)
+            .find(|&at| self.by_number[at].is_none() && !is_in_use(at as NfNumber))?;
+        self.next_number = at + 1;
+        Some(at as NfNumber)
+    }
+
+    /// Writes an NF down.
     ///
     /// # Errors
-    /// The refusal to send to the NF.
-    pub fn attach(
-        &mut self,
-        request: &AttachRequest,
-        peer: Peer,
-        fabric: &mut Fabric,
-    ) -> Result<(Attached, Arc<Channel>), ErrorReply> {
-        let service = service_id(request)?;
-        let slot = self.check(request, service, fabric)?;
-        let exhausted = |message: String| ErrorReply { code: ErrorCode::Exhausted, message };
-        let edge = self.free_edge().ok_or_else(|| {
-            exhausted(format!("{} NFs are attached, no more fit", self.nfs.len()))
-        })?;
-        let geometry = fabric.channel_geometry();
-        let channel = Arc::new(Channel::create(geometry).map_err(|e| exhausted(e.to_string()))?);
-        let counters: Vec<_> = (0..geometry.workers).map(|_| Arc::default()).collect();
-        fabric.add_nf(edge, slot, &channel, &counters).map_err(|e| exhausted(e.to_string()))?;
+    /// Those of memfd_create(2), for an isolated NF's own doorbell.
+    pub fn insert(&mut self, nf: NfNumber, new: Newcomer) -> io::Result<&mut NfRecord> {
+        let bells = if new.isolated {
+            Arc::new(Doorbells::create(u32::from(nf) + 1)?)
+        } else {
+            Arc::clone(&self.domain_bells)
+        };
+        let no_bell = || io::Error::other("there are fewer doorbells than NFs");
+        let bell = bells.bell(nf).ok_or_else(no_bell)?;
         self.last_instance += 1;
-        let instance = self.last_instance;
-        self.nfs.push(NfRecord {
-            instance,
-            edge,
-            service,
-            name: request.name.clone(),
-            pid: peer.pid,
-            uid: peer.uid,
-            pidfd: nflib::shm::pidfd_open(peer.pid).ok(),
-            channel: Arc::clone(&channel),
-            counters,
+        let workers = new.channel.geometry().workers;
+        let record = NfRecord {
+            instance: self.last_instance,
+            nf,
+            service: new.service,
+            slot: new.slot,
+            name: new.name,
+            pid: new.peer.pid,
+            uid: new.peer.uid,
+            pidfd: nflib::shm::pidfd_open(new.peer.pid).ok(),
+            channel: new.channel,
+            bell,
+            bells,
+            isolated: new.isolated,
+            core: new.core,
+            state: NfState::Joining,
+            sync_sent: 0,
+            sync_answered: 0,
+            counters: (0..workers).map(|_| Arc::default()).collect(),
             since: Instant::now(),
-        });
-        let attached = Attached {
-            instance,
-            nf: edge,
-            service,
-            region: *fabric.region().geometry(),
-            channel: geometry,
-            worker_buffers: fabric.region().geometry().buffers / u32::from(geometry.workers),
-            core: None,
-            manager_version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        Ok((attached, channel))
+        self.by_number[usize::from(nf)] = Some(self.last_instance);
+        Ok(self.nfs.entry(self.last_instance).or_insert(record))
     }
 
-    fn check(
-        &self,
-        request: &AttachRequest,
-        service: ServiceId,
-        fabric: &Fabric,
-    ) -> Result<usize, ErrorReply> {
-        let refuse = |code, message| Err(ErrorReply { code, message });
-        if request.protocol != PROTOCOL_VERSION || request.layout != LAYOUT_VERSION {
-            return refuse(
-                ErrorCode::Version,
-                format!(
-                    "the NF speaks protocol {} with layout {}, this manager ({}) protocol \
-                     {PROTOCOL_VERSION} with layout {LAYOUT_VERSION}: rebuild the NF against this \
-                     release",
-                    request.protocol,
-                    request.layout,
-                    env!("CARGO_PKG_VERSION")
-                ),
-            );
-        }
-        if request.name.len() > MAX_NAME_BYTES || request.name.chars().any(char::is_control) {
-            return refuse(
-                ErrorCode::BadRequest,
-                format!("an NF's name is at most {MAX_NAME_BYTES} printable bytes"),
-            );
-        }
-        let Some(slot) = fabric.chain().slot_of(service) else {
-            return refuse(ErrorCode::UnknownService, unknown_service(service, fabric));
-        };
-        if let Some(other) = self.nfs.iter().find(|nf| nf.service == service) {
-            return refuse(
-                ErrorCode::ServiceTaken,
-                format!(
-                    "service {} is provided already by {} (instance {}, pid {}): stop it first, or \
-                     choose another service",
-                    service, other.name, other.instance, other.pid
-                ),
-            );
-        }
-        Ok(slot)
-    }
-
-    fn free_edge(&self) -> Option<Edge> {
-        (0..OwnershipTable::MAX_EDGES as Edge)
-            .find(|edge| self.nfs.iter().all(|nf| nf.edge != *edge))
-    }
-
-    /// Takes an NF that is gone out; every buffer it had is back in the pool afterwards.
-    ///
-    /// # Errors
-    /// [`FabricError::WorkerLost`].
-    pub fn remove(
-        &mut self,
-        instance: u32,
-        fabric: &mut Fabric,
-    ) -> Result<Option<NfRecord>, FabricError> {
-        let Some(at) = self.nfs.iter().position(|nf| nf.instance == instance) else {
-            return Ok(None);
-        };
-        let record = self.nfs.remove(at);
-        fabric.remove_nf(record.edge)?;
-        Ok(Some(record))
+    /// Forgets an NF.
+    pub fn remove(&mut self, instance: u32) -> Option<NfRecord> {
+        let record = self.nfs.remove(&instance)?;
+        self.by_number[usize::from(record.nf)] = None;
+        Some(record)
     }
 }
 
-fn service_id(request: &AttachRequest) -> Result<ServiceId, ErrorReply> {
-    match &request.service {
-        ServiceRef::Id(id) => Ok(*id),
-        ServiceRef::Name(name) => Err(ErrorReply {
-            code: ErrorCode::UnknownService,
-            message: format!("there is no service {name:?}"),
-        }),
+/// Whether an NF's introduction can be accepted at all.
+///
+/// # Errors
+/// The refusal to send to it.
+pub fn check_introduction(request: &AttachRequest) -> Result<(), ErrorReply> {
+    let refuse = |code, message| Err(ErrorReply { code, message });
+    if request.protocol != PROTOCOL_VERSION || request.layout != LAYOUT_VERSION {
+        return refuse(
+            ErrorCode::Version,
+            format!(
+                "the NF speaks protocol {} with layout {}, this manager ({}) protocol \
+                 {PROTOCOL_VERSION} with layout {LAYOUT_VERSION}: rebuild the NF against this \
+                 release",
+                request.protocol,
+                request.layout,
+                env!("CARGO_PKG_VERSION")
+            ),
+        );
     }
-}
-
-fn unknown_service(service: ServiceId, fabric: &Fabric) -> String {
-    let known: Vec<_> = fabric.chain().services().iter().map(ToString::to_string).collect();
-    if known.is_empty() {
-        return format!("no chain uses service {service}: [chain] services is empty");
+    if request.name.len() > MAX_NAME_BYTES || request.name.chars().any(char::is_control) {
+        return refuse(
+            ErrorCode::BadRequest,
+            format!("an NF's name is at most {MAX_NAME_BYTES} printable bytes"),
+        );
     }
-    format!("no chain uses service {service}; [chain] services uses {}", known.join(", "))
+    Ok(())
 }

@@ -6,18 +6,47 @@ use nflib::control::Status;
 
 use crate::config::Config;
 use crate::fabric::Fabric;
+use crate::model::Model;
 
-/// What a checked configuration would start.
+/// What a checked configuration would start, and what to know of it.
 pub fn config_summary(config: &Config) {
     let ports: Vec<_> = config.ports.iter().map(|port| port.name.as_str()).collect();
     println!(
-        "configuration is good: {} worker(s), ports {}, chain {:?}, {} buffers of {} bytes",
+        "configuration is good: {} worker(s), ports {}, {}, {} buffers of {} bytes",
         config.manager.workers,
         ports.join(", "),
-        config.chain.services,
+        model_summary(&config.model),
         config.pool.buffers,
         config.pool.buffer_bytes
     );
+    notes(&config.notes);
+}
+
+/// What a person should know, a line each.
+pub fn notes(notes: &[String]) {
+    for note in notes {
+        println!("note: {note}");
+    }
+}
+
+/// `3 services, 2 chains (default, web), 1 rule`.
+fn model_summary(model: &Model) -> String {
+    const MANY: usize = 8;
+    let count = |count: usize, what: &str| {
+        let plural = if count == 1 { "" } else { "s" };
+        format!("{count} {what}{plural}")
+    };
+    let mut chains: Vec<_> = model.chains().take(MANY).map(|chain| chain.name()).collect();
+    if model.chains().len() > MANY {
+        chains.push("…");
+    }
+    let names = if chains.is_empty() { String::new() } else { format!(" ({})", chains.join(", ")) };
+    format!(
+        "{}, {}{names}, {}",
+        count(model.services().len(), "service"),
+        count(model.chains().len(), "chain"),
+        count(model.rule_count(), "rule")
+    )
 }
 
 /// What was started, and what was got instead of what was asked for.
@@ -51,10 +80,11 @@ pub fn started(config: &Config, fabric: &Fabric) {
         );
     }
     println!(
-        "ready: chain {:?}, control socket {}",
-        config.chain.services,
+        "ready: {}, control socket {}",
+        model_summary(&config.model),
         config.manager.socket.display()
     );
+    notes(&config.notes);
 }
 
 /// Where every packet went.

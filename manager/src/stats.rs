@@ -76,6 +76,12 @@ drop_reasons! {
     FaultLoss = "fault_loss",
     /// An NF said Drop.
     NfDrop = "nf_drop",
+    /// No rule took the packet, and there is no default chain.
+    NoRule = "no_rule",
+    /// A rule said drop.
+    RuleDrop = "rule_drop",
+    /// The packet's chain ends in drop.
+    ChainEnd = "chain_end",
     /// The ring to the next NF was full.
     NfRingFull = "nf_ring_full",
     /// The chain's next service has no NF attached.
@@ -84,13 +90,15 @@ drop_reasons! {
     UnknownService = "unknown_service",
     /// An NF named a port that does not exist.
     UnknownPort = "unknown_port",
+    /// An NF named a branch that the packet's chain does not have.
+    UnknownBranch = "unknown_branch",
     /// An NF returned a packet with an impossible range or an unknown action.
     NfMalformed = "nf_malformed",
-    /// The packet was held by an NF that went away.
+    /// The packet was with an NF that went away.
     NfGone = "nf_gone",
     /// The packet's chain ended and its ingress port has no egress port.
     NoEgress = "no_egress",
-    /// The packet visited more NFs than the hop limit allows.
+    /// NFs sent the packet to and fro more often than the hop limit allows.
     HopLimit = "hop_limit",
     /// The manager stopped while the packet was still inside.
     Shutdown = "shutdown",
@@ -149,7 +157,8 @@ pub struct QueueCounters {
     pub drops: DropCounters,
 }
 
-/// What one worker counts of one NF. The worker is the one writer.
+/// What one worker counts of one NF. The worker is the one writer. What an NF gets from its neighbours
+/// directly only the NF itself can count.
 #[derive(Debug, Default)]
 pub struct NfCounters {
     /// Packets delivered.
@@ -162,12 +171,13 @@ pub struct NfCounters {
     pub ring_full_pkts: Counter,
     /// Descriptors, ranges, actions and ring indices that were not valid.
     pub violations: Counter,
-    /// Packets the NF has now (a gauge).
+    /// Packets the worker gave an isolated NF and has not got back (a gauge).
     pub held_pkts: Counter,
 }
 
-/// What one worker counts between ports. The worker is the one writer.
-#[derive(Debug)]
+/// What one worker counts between ports. The worker is the one writer. Drops at a service are counted
+/// in [`DropCounters`] of their own, one for each service and worker.
+#[derive(Debug, Default)]
 pub struct WorkerCounters {
     /// Turns of the loop.
     pub turns: Counter,
@@ -177,23 +187,13 @@ pub struct WorkerCounters {
     pub held_pkts: Counter,
     /// Drops that belong to no service.
     pub drops: DropCounters,
-    /// Drops at each service of the chain, by the service's slot.
-    services: Vec<DropCounters>,
+    /// All drops between ports, those at services included.
+    pub dropped_pkts: Counter,
+    /// Packets that waited for a change of plan.
+    pub parked_pkts: Counter,
 }
 
 impl WorkerCounters {
-    /// Counters for a chain of `services` distinct services.
-    #[must_use]
-    pub fn new(services: usize) -> Self {
-        Self {
-            turns: Counter::default(),
-            idle_turns: Counter::default(),
-            held_pkts: Counter::default(),
-            drops: DropCounters::default(),
-            services: (0..services).map(|_| DropCounters::default()).collect(),
-        }
-    }
-
     /// Counts a turn that moved `pkts` packets and left `held_pkts` inside.
     #[inline]
     pub fn turn(&self, pkts: usize, held_pkts: u64) {
@@ -202,22 +202,18 @@ impl WorkerCounters {
         self.held_pkts.set(held_pkts);
     }
 
-    /// Counts drops at the service in `slot`; at the worker when there is no such slot.
+    /// Counts drops under a reason at a service's counters.
     #[inline]
-    pub fn drop_at_service(&self, slot: usize, reason: DropReason, pkts: u64) {
-        self.services.get(slot).unwrap_or(&self.drops).add(reason, pkts);
+    pub fn drop_at(&self, service: &DropCounters, reason: DropReason, pkts: u64) {
+        service.add(reason, pkts);
+        self.dropped_pkts.add(pkts);
     }
 
-    /// Drops at the service in `slot`.
-    #[must_use]
-    pub fn service_drops(&self, slot: usize) -> Option<&DropCounters> {
-        self.services.get(slot)
-    }
-
-    /// All drops between ports.
-    #[must_use]
-    pub fn dropped_pkts(&self) -> u64 {
-        self.drops.total() + self.services.iter().map(DropCounters::total).sum::<u64>()
+    /// Counts drops that belong to no service.
+    #[inline]
+    pub fn drop_here(&self, reason: DropReason, pkts: u64) {
+        self.drops.add(reason, pkts);
+        self.dropped_pkts.add(pkts);
     }
 }
 

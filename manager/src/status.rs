@@ -4,16 +4,18 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use nflib::control::spec::DEFAULT_CHAIN_NAME;
 use nflib::control::{
-    Accounting, ChainSpec, ChainStatus, DropStatus, PoolStatus, PortStatus, ServiceRef, Status,
-    WorkerStatus,
+    Accounting, ChainStatus, DropStatus, MAX_RULES_SHOWN, NfStatus, PoolStatus, PortStatus,
+    RuleStatus, ServiceStatus, Status, WorkerStatus,
 };
 use nix::time::{ClockId, clock_gettime};
 
+use crate::conductor::Conductor;
 use crate::fabric::{Fabric, FabricError, FabricPort};
+use crate::plan::Instances;
+use crate::poll_loop::Snapshot;
 use crate::ports::LinkState;
-use crate::registry::Registry;
+use crate::registry::NfState;
 use crate::stats::{Counter, DropCounters, DropReason, QueueCounters};
 
 /// Takes a status.
@@ -22,10 +24,13 @@ use crate::stats::{Counter, DropCounters, DropReason, QueueCounters};
 /// [`FabricError::WorkerLost`].
 pub fn take(
     fabric: &mut Fabric,
-    registry: &Registry,
+    conductor: &Conductor,
     started: Instant,
 ) -> Result<Status, FabricError> {
     let books = fabric.snapshot()?;
+    let model = conductor.model();
+    let ids: Vec<_> = model.rules().take(MAX_RULES_SHOWN).map(|rule| rule.id()).collect();
+    let rules = rules(fabric, conductor, &ids)?;
     let total = u64::from(fabric.region().geometry().buffers);
     let mut ports: Vec<_> =
         fabric.ports().iter().map(|port| port_status(port, fabric.ports())).collect();
@@ -40,21 +45,13 @@ pub fn take(
         uptime_s: started.elapsed().as_secs_f64(),
         at_ns: now_ns(),
         ports,
-        nfs: registry.nfs().iter().map(crate::registry::NfRecord::status).collect(),
-        services: Vec::new(),
-        chains: vec![ChainStatus {
-            spec: ChainSpec {
-                name: DEFAULT_CHAIN_NAME.to_owned(),
-                services: fabric.chain().order().map(ServiceRef::Id).collect(),
-                end: "egress".to_owned(),
-                ..ChainSpec::default()
-            },
-            ..ChainStatus::default()
-        }],
-        rules: Vec::new(),
-        rule_count: 0,
-        plan: nflib::control::PlanStatus::default(),
-        drops: drops(fabric),
+        nfs: nfs(conductor),
+        services: services(fabric, conductor),
+        chains: chains(&books, conductor),
+        rules,
+        rule_count: model.rule_count() as u64,
+        plan: conductor.history(),
+        drops: drops(fabric, conductor),
         accounting: Accounting {
             rx_pkts: books.rx_pkts,
             tx_pkts: books.tx_pkts,
@@ -66,7 +63,9 @@ pub fn take(
             total,
             free: books.buffers_free,
             at_nfs: books.buffers_at_nfs,
-            at_ports: total.saturating_sub(books.buffers_free + books.buffers_at_nfs),
+            parked: books.parked_pkts,
+            at_ports: total
+                .saturating_sub(books.buffers_free + books.buffers_at_nfs + books.parked_pkts),
             buffer_bytes: fabric.region().geometry().stride_bytes,
         },
         workers: fabric
@@ -135,8 +134,107 @@ fn by_reason<'a>(counters: impl Iterator<Item = &'a DropCounters>) -> BTreeMap<S
     sum
 }
 
+fn nfs(conductor: &Conductor) -> Vec<NfStatus> {
+    let registry = conductor.registry();
+    let plan = conductor.planner().current();
+    let status = |record: &crate::registry::NfRecord| {
+        let service = conductor.model().service(record.service);
+        let neighbours = conductor.edges().out_of(record.nf);
+        let planned = plan.service(record.service).map(|service| &service.instances);
+        NfStatus {
+            direct_to: neighbours.filter_map(|nf| Some(registry.by_number(nf)?.instance)).collect(),
+            flow_share: match planned {
+                Some(Instances::One(nf)) if *nf == record.nf => 1.0,
+                Some(Instances::Many(buckets)) => buckets.share_of(record.nf),
+                _ => 0.0,
+            },
+            ..record.status(service.map_or("", |service| service.name()))
+        }
+    };
+    registry.nfs().map(status).collect()
+}
+
+/// Rules with what they have seen, by their numbers.
+///
+/// # Errors
+/// [`FabricError::WorkerLost`].
+pub fn rules(
+    fabric: &mut Fabric,
+    conductor: &Conductor,
+    ids: &[u64],
+) -> Result<Vec<RuleStatus>, FabricError> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let counts = fabric.count_rules(ids)?;
+    let seconds = |ns| std::time::Duration::from_nanos(ns).as_secs_f64();
+    let status = |(&id, count): (&u64, crate::classify::RuleCount)| {
+        let rule = conductor.model().rule(id)?;
+        Some(RuleStatus {
+            id,
+            spec: rule.spec(),
+            pkts: count.pkts,
+            bytes: count.bytes,
+            age_s: seconds(count.age_ns),
+            idle_s: seconds(count.idle_ns),
+        })
+    };
+    Ok(ids.iter().zip(counts).filter_map(status).collect())
+}
+
+fn services(fabric: &Fabric, conductor: &Conductor) -> Vec<ServiceStatus> {
+    let slots = conductor.planner().services_by_slot();
+    let of = |service, draining| {
+        let is_draining =
+            |state: &NfState| matches!(state, NfState::Draining(_) | NfState::Leaving);
+        let nfs = conductor.registry().nfs().filter(move |nf| nf.service == service);
+        nfs.filter(move |nf| is_draining(&nf.state) == draining).map(|nf| nf.instance).collect()
+    };
+    let status = |service: &crate::model::Service| ServiceStatus {
+        id: service.id,
+        name: service.name().to_owned(),
+        wanted: service.wanted_instances(),
+        instances: of(service.id, false),
+        draining: of(service.id, true),
+        restarts: 0,
+        waiting: None,
+        isolated: service.spec.isolated,
+        drops: slots
+            .iter()
+            .position(|&id| id == service.id)
+            .map(|slot| service_drops(fabric, slot))
+            .unwrap_or_default(),
+    };
+    conductor.model().services().map(|service| status(service)).collect()
+}
+
+fn chains(books: &Snapshot, conductor: &Conductor) -> Vec<ChainStatus> {
+    let plan = conductor.planner().current();
+    let missing = |chain: &crate::model::Chain| -> Vec<String> {
+        let absent = |id| plan.service(id).is_none_or(|s| s.instances == Instances::None);
+        let mut names: Vec<_> = chain
+            .services
+            .iter()
+            .filter(|&&id| absent(id))
+            .filter_map(|&id| Some(conductor.model().service(id)?.name().to_owned()))
+            .collect();
+        names.dedup();
+        names
+    };
+    let status = |chain: &crate::model::Chain| {
+        let (pkts, bytes) = books.chains.get(usize::from(chain.id)).copied().unwrap_or_default();
+        ChainStatus { id: chain.id, spec: chain.spec.clone(), pkts, bytes, missing: missing(chain) }
+    };
+    conductor.model().chains().map(|chain| status(chain)).collect()
+}
+
+fn service_drops(fabric: &Fabric, slot: usize) -> BTreeMap<String, u64> {
+    let workers: Vec<_> = fabric.workers().collect();
+    by_reason(workers.iter().filter_map(|worker| Some(worker.service_drops.get(slot)?.as_ref())))
+}
+
 /// The drop ledger: place × reason × count.
-fn drops(fabric: &Fabric) -> Vec<DropStatus> {
+fn drops(fabric: &Fabric, conductor: &Conductor) -> Vec<DropStatus> {
     let mut ledger = Vec::new();
     let mut add = |place: String, drops: BTreeMap<String, u64>| {
         ledger.extend(drops.into_iter().map(|(reason, pkts)| DropStatus {
@@ -149,11 +247,10 @@ fn drops(fabric: &Fabric) -> Vec<DropStatus> {
         let drops = by_reason(port.counters.iter().map(|queue| &queue.drops));
         add(format!("port:{}", port.name), drops);
     }
-    for (slot, service) in fabric.chain().services().iter().enumerate() {
-        let workers: Vec<_> = fabric.workers().collect();
-        let drops =
-            by_reason(workers.iter().filter_map(|worker| worker.counters.service_drops(slot)));
-        add(format!("service:{service}"), drops);
+    for (slot, &service) in conductor.planner().services_by_slot().iter().enumerate() {
+        let name = conductor.model().service(service).map(|service| service.name().to_owned());
+        let drops = service_drops(fabric, slot);
+        add(format!("service:{}", name.unwrap_or_else(|| service.to_string())), drops);
     }
     for worker in fabric.workers() {
         add(

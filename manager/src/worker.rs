@@ -1,32 +1,40 @@
 //! A packet's way through the manager, from top to bottom.
 //!
 //! ```text
-//! receive ─► classify ─► deliver ─► [ring] ─► NF ─► [ring] ─► collect ─► deliver … or send
+//! receive ─► classify ─► enter ─► deliver ─► [ring] ─► NF ─► [ring] ─► collect ─► deliver … or send
+//!                          │ path is about to change          │    ▲
+//!                          └─► parked, until it is free       └► NF ┘  direct edges: not through here
 //! ```
 //! A worker is one thread with one loop. It owns its share of the buffers, its queue of every port
 //! and its pair of rings to every NF, and shares none of them, so nothing here takes a lock. One
 //! turn of the loop moves a burst through each stage; between turns the worker has no packet in its
-//! hands: each is free, at a port, or with an NF, and `rx = tx + drops + held` is exact.
+//! hands: each is free, at a port, with an NF, or parked, and `rx = tx + drops + held` is exact.
 //!
-//! The payload is never copied or even looked at: what moves is a 16-byte descriptor.
+//! The payload is never copied: what moves is a 16-byte descriptor.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use nflib::descriptor::{ActionCode, ChainId, Delivery, PortId, Returned};
-use nflib::shm::{BufferIndex, Channel, Consumer, Producer, RegionGeometry};
+use nflib::descriptor::{ActionCode, ChainId, Delivery, PortId, Returned, ServiceId};
+use nflib::shm::{BufferIndex, Channel, Consumer, Doorbell, Producer, RegionGeometry};
 
-use crate::chain::ServiceChain;
-use crate::ownership::{Edge, OwnershipTable, Passage};
+use crate::change::{Change, Outcome};
+use crate::classify::{Classifier, Verdict};
+use crate::model::End;
+use crate::ownership::{Holder, OFF_ROUTE, OwnershipTable, Passage, TRUSTED};
+use crate::parking::{Parked, Transition};
+use crate::plan::{NfNumber, Plan, PlannedService};
 use crate::pool::BufferPool;
 use crate::ports::{MAX_BURST_PKTS, PortPacket, PortQueue};
-use crate::stats::{DropReason, NfCounters, WorkerCounters};
+use crate::stats::{DropCounters, DropReason, NfCounters, WorkerCounters};
 
-/// The chain every packet takes until rules choose others.
-pub const DEFAULT_CHAIN: ChainId = 0;
 /// Packets an NF may return in one turn before the worker looks at the ports again.
 const COLLECT_BURST_PKTS: usize = MAX_BURST_PKTS;
-/// NFs a packet may visit; ends the loops that ToService can make.
+/// Parked packets let go in one turn: more than come in, so that the queue ends.
+const RELEASE_PKTS: usize = 4 * MAX_BURST_PKTS;
+/// Times a worker gives a packet to an NF or moves it to another chain; ends the loops that
+/// ToService and branches can make.
 const MAX_VISITS: u8 = 255;
 
 /// A port as one worker sees it.
@@ -47,43 +55,41 @@ impl WorkerPort {
     }
 }
 
+/// An NF as the control thread introduces it to a worker.
+#[derive(Clone)]
+pub struct NewNf {
+    /// Its number.
+    pub nf: NfNumber,
+    /// The service it provides.
+    pub service: ServiceId,
+    /// Its rings.
+    pub channel: Arc<Channel>,
+    /// How to wake it.
+    pub bell: Doorbell,
+    /// Whether each hand-over to and from it goes through the manager and is checked.
+    pub isolated: bool,
+    /// What to count it under.
+    pub counters: Arc<NfCounters>,
+    /// What to count its service's drops under.
+    pub drops: Arc<DropCounters>,
+}
+
 /// An NF as one worker sees it: a ring there, a ring back.
-pub struct NfEdge {
-    /// The service it provides, by its slot in the chain.
-    slot: usize,
-    channel: Arc<Channel>,
+struct NfEdge {
+    service: ServiceId,
+    bell: Doorbell,
+    /// Under which name its buffers are written down.
+    holder: Holder,
     to_nf: Producer<Delivery>,
     from_nf: Consumer<Returned>,
     counters: Arc<NfCounters>,
+    drops: Arc<DropCounters>,
     /// Packets to push at the end of this stage.
     staged: Vec<Delivery>,
-    /// Packets pushed and not returned.
-    held_pkts: u64,
     /// The NF is leaving, or broke its ring: nothing more is delivered to it.
     closed: bool,
-}
-
-impl NfEdge {
-    /// The worker's ends of an NF's channel; `None` when the channel has no rings for this worker.
-    #[must_use]
-    pub fn new(
-        worker: u16,
-        slot: usize,
-        channel: &Arc<Channel>,
-        counters: Arc<NfCounters>,
-    ) -> Option<Self> {
-        let (to_nf, from_nf) = channel.manager_ends(worker)?;
-        Some(Self {
-            slot,
-            channel: Arc::clone(channel),
-            to_nf,
-            from_nf,
-            counters,
-            staged: Vec::with_capacity(4 * MAX_BURST_PKTS),
-            held_pkts: 0,
-            closed: false,
-        })
-    }
+    /// It broke its ring, and nobody has been told yet.
+    broken: bool,
 }
 
 /// What the loop of one worker works on.
@@ -92,14 +98,23 @@ pub struct Worker {
     pool: BufferPool,
     owners: OwnershipTable,
     ports: Vec<WorkerPort>,
-    chain: ServiceChain,
-    edges: Vec<Option<NfEdge>>,
-    /// For each service of the chain, the NF that provides it now.
-    providers: Vec<Option<Edge>>,
-    /// Edges and ports with something staged: what to flush, however many there are.
-    dirty_edges: Vec<Edge>,
+    classifier: Classifier,
+    plan: Arc<Plan>,
+    /// For each service, by its slot, where its drops are counted.
+    service_drops: Vec<Arc<DropCounters>>,
+    nfs: Vec<Option<NfEdge>>,
+    /// Counts the changes of plan; packets remember the one they came in under.
+    epoch: u8,
+    /// Packets with NFs that came in under the present epoch.
+    fresh_pkts: usize,
+    /// A change of plan under way.
+    transition: Option<Transition>,
+    /// NFs and ports with something staged: what to flush, however many there are.
+    dirty_nfs: Vec<NfNumber>,
     dirty_ports: Vec<PortId>,
     counters: Arc<WorkerCounters>,
+    /// Packets and bytes that entered each chain.
+    chain_counts: Vec<(u64, u64)>,
     // Scratch space of one turn, kept so that nothing is allocated on the path.
     received: Vec<PortPacket>,
     returned: Vec<Returned>,
@@ -107,12 +122,13 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker with its share of the buffers, its ports and the chain.
+    /// A worker with its share of the buffers and its ports. Until a first [`Change`] comes, packets
+    /// go straight to their egress port.
     #[must_use]
     pub fn new(
         pool: BufferPool,
         ports: Vec<WorkerPort>,
-        chain: ServiceChain,
+        classifier: Classifier,
         counters: Arc<WorkerCounters>,
     ) -> Self {
         Self {
@@ -120,12 +136,17 @@ impl Worker {
             owners: OwnershipTable::new(pool.first(), pool.count()),
             pool,
             ports,
-            providers: vec![None; chain.services().len()],
-            chain,
-            edges: Vec::new(),
-            dirty_edges: Vec::new(),
+            classifier,
+            plan: Arc::default(),
+            service_drops: Vec::new(),
+            nfs: Vec::new(),
+            epoch: 0,
+            fresh_pkts: 0,
+            transition: None,
+            dirty_nfs: Vec::new(),
             dirty_ports: Vec::new(),
             counters,
+            chain_counts: Vec::new(),
             received: Vec::with_capacity(MAX_BURST_PKTS),
             returned: vec![Returned::default(); COLLECT_BURST_PKTS],
             dropped: Vec::with_capacity(4 * MAX_BURST_PKTS),
@@ -135,79 +156,162 @@ impl Worker {
     /// One turn of the loop. `receiving` is false while the manager drains. Returns the number of
     /// packets moved, so that the caller knows when it is idle.
     pub fn turn(&mut self, receiving: bool) -> usize {
-        let mut moved = 0;
-        if receiving {
+        let mut moved = self.continue_change();
+        if receiving && self.transition.as_ref().is_none_or(Transition::has_room) {
             for port in 0..self.ports.len() {
                 for queue in 0..self.ports[port].queues.len() {
                     moved += self.receive(port, queue);
                 }
             }
         }
-        self.flush_edges();
-        for edge in 0..self.edges.len() {
-            moved += self.collect(edge);
+        self.flush_nfs();
+        if self.owners.held_buffers() > 0 {
+            for nf in 0..self.nfs.len() {
+                moved += self.collect(nf);
+            }
         }
-        self.flush_edges();
+        self.flush_nfs();
         self.flush_ports();
         self.free_dropped();
         self.maintain_ports();
+        self.classifier.maintain();
         self.counters.turn(moved, self.held_pkts());
         moved
     }
 
-    /// Stage 1: a burst from one port queue, each packet to the start of its chain.
+    /// Stage 1: a burst from one port queue, each packet to the start of its path.
     fn receive(&mut self, port: usize, queue: usize) -> usize {
         let mut received = std::mem::take(&mut self.received);
         self.ports[port].queues[queue].rx_burst(&mut self.pool, &mut received);
         let count = received.len();
-        for packet in received.drain(..) {
-            let passage = self.classify(port, &packet);
-            self.forward(packet, passage);
+        if count > 0 {
+            // Stage 2: which chain, once per packet. Descriptor and ownership table carry it on.
+            let plan = Arc::clone(&self.plan);
+            let headers = self.transition.as_ref().is_some_and(Transition::reads_headers);
+            let region = self.pool.region();
+            self.classifier.classify(region, &plan, port as PortId, &mut received, headers);
+            for (at, packet) in received.drain(..).enumerate() {
+                let verdict = self.classifier.verdict(at);
+                let parks = self.transition.as_ref().is_some_and(|transition| {
+                    transition.concerns(verdict, packet.flow_hash, self.classifier.key(at))
+                });
+                if parks {
+                    self.park(Parked { packet, ingress: port as PortId, verdict });
+                } else {
+                    self.enter(&plan, packet, port as PortId, verdict);
+                }
+            }
         }
         self.received = received;
         count
     }
 
-    /// Stage 2: which chain, once per packet. The descriptor and the ownership table carry it on.
-    fn classify(&self, port: usize, _packet: &PortPacket) -> Passage {
-        Passage { chain: DEFAULT_CHAIN, hop: 0, ingress: port as PortId, visits: 0 }
-    }
-
-    /// Stage 3: to the NF at `passage.hop` of the chain, or out when the chain is at its end.
+    /// Stage 3: does what the flow table says.
     #[inline]
-    fn forward(&mut self, packet: PortPacket, passage: Passage) {
-        let hop = usize::from(passage.hop);
-        match self.chain.hop(hop) {
-            Some(slot) => self.deliver(packet, passage, slot),
-            None => match self.ports[usize::from(passage.ingress)].egress {
-                Some(egress) => self.stage_for_port(packet, egress),
-                None => self.drop_at_worker(packet.buffer, DropReason::NoEgress),
-            },
+    fn enter(&mut self, plan: &Plan, packet: PortPacket, ingress: PortId, verdict: Verdict) {
+        match verdict {
+            Verdict::Chain(chain) => {
+                self.count_entry(chain, packet.len_bytes);
+                let epoch = self.epoch;
+                let passage = Passage { route: 0, hop: 0, ingress, visits: 0, epoch };
+                self.enter_chain(plan, packet, passage, chain);
+            }
+            Verdict::Egress => self.send_to_egress(packet, ingress),
+            Verdict::Out(port) => self.stage_for_port(packet, port),
+            Verdict::Drop(reason) => self.drop_here(packet.buffer, reason),
         }
     }
 
-    /// Stages a packet for the NF that provides the service in `slot` of the chain's services.
     #[inline]
-    fn deliver(&mut self, packet: PortPacket, mut passage: Passage, slot: usize) {
-        let provider = self.providers[slot];
-        let edge = provider.and_then(|e| Some((e, self.edges[usize::from(e)].as_mut()?)));
-        let Some((number, edge)) = edge else {
-            return self.drop_at_service(packet.buffer, slot, DropReason::NoInstance);
+    fn count_entry(&mut self, chain: ChainId, len_bytes: u16) {
+        let at = usize::from(chain);
+        if self.chain_counts.len() <= at {
+            self.chain_counts.resize(at + 1, (0, 0));
+        }
+        let (pkts, bytes) = &mut self.chain_counts[at];
+        *pkts += 1;
+        *bytes += u64::from(len_bytes);
+    }
+
+    /// To the first hop of a chain, by the route that is in force.
+    fn enter_chain(&mut self, plan: &Plan, packet: PortPacket, passage: Passage, chain: ChainId) {
+        let (mut chain, mut visits) = (chain, passage.visits);
+        loop {
+            let Some(route) = plan.route_of(chain) else {
+                return self.drop_here(packet.buffer, DropReason::NoRule);
+            };
+            let passage = Passage { route: route.id, hop: 0, visits, ..passage };
+            match (route.hops.first(), route.end) {
+                (Some(service), _) => return self.deliver(packet, passage, service),
+                // A chain without services that ends in another: on, without recursion.
+                (None, End::Chain(next)) if visits < MAX_VISITS => chain = next,
+                (None, end) => return self.end(plan, packet, passage, end),
+            }
+            visits += 1;
+        }
+    }
+
+    /// To the NF at `passage.hop` of its route, or to the route's end.
+    #[inline]
+    fn forward(&mut self, plan: &Plan, packet: PortPacket, passage: Passage) {
+        let Some(route) = plan.route(passage.route) else {
+            return self.drop_here(packet.buffer, DropReason::NoRule);
+        };
+        match route.hops.get(usize::from(passage.hop)) {
+            Some(service) => self.deliver(packet, passage, service),
+            None => self.end(plan, packet, passage, route.end),
+        }
+    }
+
+    /// What becomes of a packet at the end of its chain.
+    #[inline]
+    fn end(&mut self, plan: &Plan, packet: PortPacket, passage: Passage, end: End) {
+        match end {
+            End::Egress => self.send_to_egress(packet, passage.ingress),
+            End::Ingress => self.stage_for_port(packet, passage.ingress),
+            End::Out(port) => self.stage_for_port(packet, port),
+            End::Drop => self.drop_here(packet.buffer, DropReason::ChainEnd),
+            End::Chain(_) if passage.visits == MAX_VISITS => {
+                self.drop_here(packet.buffer, DropReason::HopLimit);
+            }
+            End::Chain(chain) => {
+                let passage = Passage { visits: passage.visits + 1, ..passage };
+                self.enter_chain(plan, packet, passage, chain);
+            }
+        }
+    }
+
+    #[inline]
+    fn send_to_egress(&mut self, packet: PortPacket, ingress: PortId) {
+        match self.ports[usize::from(ingress)].egress {
+            Some(egress) => self.stage_for_port(packet, egress),
+            None => self.drop_here(packet.buffer, DropReason::NoEgress),
+        }
+    }
+
+    /// Stages a packet for the instance of a service that its flow belongs to.
+    #[inline]
+    fn deliver(&mut self, packet: PortPacket, mut passage: Passage, service: &PlannedService) {
+        let nf = service.instances.pick(packet.flow_hash);
+        let edge = nf.and_then(|nf| Some((nf, self.nfs.get_mut(usize::from(nf))?.as_mut()?)));
+        let Some((nf, edge)) = edge.filter(|(_, edge)| !edge.closed) else {
+            return self.drop_at(packet.buffer, service.slot, DropReason::NoInstance);
         };
         if passage.visits == MAX_VISITS {
-            return self.drop_at_service(packet.buffer, slot, DropReason::HopLimit);
+            return self.drop_at(packet.buffer, service.slot, DropReason::HopLimit);
         }
         passage.visits += 1;
-        self.owners.give(packet.buffer, number, passage);
+        self.owners.give(packet.buffer, edge.holder, passage);
+        self.fresh_pkts += usize::from(passage.epoch == self.epoch);
         if edge.staged.is_empty() {
-            self.dirty_edges.push(number);
+            self.dirty_nfs.push(nf);
         }
         edge.staged.push(Delivery {
             buffer: packet.buffer,
             offset_bytes: packet.offset_bytes,
             len_bytes: packet.len_bytes,
             flow_hash: packet.flow_hash,
-            chain: passage.chain,
+            route: passage.route,
             port: passage.ingress,
             hop: passage.hop,
         });
@@ -216,7 +320,7 @@ impl Worker {
     #[inline]
     fn stage_for_port(&mut self, packet: PortPacket, port: PortId) {
         let Some(target) = self.ports.get_mut(usize::from(port)) else {
-            return self.drop_at_worker(packet.buffer, DropReason::UnknownPort);
+            return self.drop_here(packet.buffer, DropReason::UnknownPort);
         };
         if target.staged.is_empty() {
             self.dirty_ports.push(port);
@@ -225,30 +329,30 @@ impl Worker {
     }
 
     /// Stage 4: pushes what is staged, only where something is.
-    fn flush_edges(&mut self) {
-        while let Some(number) = self.dirty_edges.pop() {
-            let Some(edge) = self.edges[usize::from(number)].as_mut() else { continue };
+    fn flush_nfs(&mut self) {
+        while let Some(number) = self.dirty_nfs.pop() {
+            let Some(edge) = self.nfs[usize::from(number)].as_mut() else { continue };
             let pushed = edge.to_nf.push_burst(&edge.staged).unwrap_or_else(|_| {
                 // The NF wrote an index that cannot be. It gets nothing more; what it has comes
                 // back when it is gone.
-                edge.closed = true;
-                edge.counters.violations.add(1);
+                edge.break_off();
                 0
             });
-            edge.channel.wake_nf();
-            edge.held_pkts += pushed as u64;
+            edge.bell.ring();
             edge.counters.rx_pkts.add(pushed as u64);
-            let refused = edge.staged.len() - pushed;
-            if refused > 0 {
-                edge.counters.ring_full_pkts.add(refused as u64);
-                for delivery in &edge.staged[pushed..] {
+            let refused = &edge.staged[pushed..];
+            if !refused.is_empty() {
+                edge.counters.ring_full_pkts.add(refused.len() as u64);
+                for delivery in refused {
                     // It was written down as given when it was staged.
-                    let _ = self.owners.take_back(delivery.buffer, number);
-                    self.dropped.push(delivery.buffer);
+                    if let Ok(passage) = self.owners.take_back(delivery.buffer, edge.holder) {
+                        self.fresh_pkts -= usize::from(passage.epoch == self.epoch);
+                        self.dropped.push(delivery.buffer);
+                    }
                 }
-                self.counters.drop_at_service(edge.slot, DropReason::NfRingFull, refused as u64);
+                let refused_pkts = refused.len() as u64;
+                self.counters.drop_at(&edge.drops, DropReason::NfRingFull, refused_pkts);
             }
-            edge.counters.held_pkts.set(edge.held_pkts);
             edge.staged.clear();
         }
     }
@@ -256,23 +360,21 @@ impl Worker {
     /// Stage 5: a burst back from one NF. Every descriptor is another process's word: each is
     /// checked against the ownership table before anything is done with it.
     fn collect(&mut self, number: usize) -> usize {
-        let Some(edge) = self.edges[number].as_mut() else { return 0 };
-        if edge.held_pkts == 0 {
-            return 0;
-        }
+        let Some(edge) = self.nfs[number].as_mut() else { return 0 };
         let mut returned = std::mem::take(&mut self.returned);
         let count = edge.from_nf.read_burst(&mut returned[..]).unwrap_or_else(|_| {
-            edge.closed = true;
-            edge.counters.violations.add(1);
+            edge.break_off();
             0
         });
-        for descriptor in &returned[..count] {
-            self.accept(number as Edge, descriptor);
-        }
-        if let Some(edge) = self.edges[number].as_mut() {
-            // Only now: a slot is the NF's again when its packet has been passed on.
-            edge.from_nf.release();
-            edge.counters.held_pkts.set(edge.held_pkts);
+        if count > 0 {
+            let plan = Arc::clone(&self.plan);
+            for descriptor in &returned[..count] {
+                self.accept(&plan, number, descriptor);
+            }
+            if let Some(edge) = self.nfs[number].as_mut() {
+                // Only now: a slot is the NF's again when its packet has been passed on.
+                edge.from_nf.release();
+            }
         }
         self.returned = returned;
         count
@@ -280,18 +382,19 @@ impl Worker {
 
     /// Checks one returned descriptor and does what it says.
     #[inline]
-    fn accept(&mut self, number: Edge, returned: &Returned) {
-        let Some(edge) = self.edges[usize::from(number)].as_mut() else { return };
-        let Ok(passage) = self.owners.take_back(returned.buffer, number) else {
+    fn accept(&mut self, plan: &Plan, number: usize, returned: &Returned) {
+        let Some(edge) = self.nfs[number].as_ref() else { return };
+        let Ok(mut passage) = self.owners.take_back(returned.buffer, edge.holder) else {
             edge.counters.violations.add(1);
             return;
         };
-        edge.held_pkts -= 1;
+        self.fresh_pkts -= usize::from(passage.epoch == self.epoch);
         edge.counters.tx_pkts.add(1);
-        let slot = edge.slot;
         let in_buffer =
             self.geometry.contains(returned.buffer, returned.offset_bytes, returned.len_bytes);
-        let action = ActionCode::from_code(returned.action).filter(|_| in_buffer);
+        let at_hop = edge.may_be_at(plan, &passage, returned.hop);
+        passage.hop = returned.hop;
+        let action = ActionCode::from_code(returned.action).filter(|_| in_buffer && at_hop);
         let packet = PortPacket {
             buffer: returned.buffer,
             offset_bytes: returned.offset_bytes,
@@ -300,30 +403,58 @@ impl Worker {
         };
         match action {
             Some(ActionCode::Next) => {
-                self.forward(packet, Passage { hop: passage.hop.saturating_add(1), ..passage });
+                let hop = passage.hop.saturating_add(1);
+                self.forward(plan, packet, Passage { hop, ..passage });
             }
             Some(ActionCode::Drop) => {
                 edge.counters.drop_pkts.add(1);
+                self.counters.drop_at(&edge.drops, DropReason::NfDrop, 1);
                 self.dropped.push(packet.buffer);
-                self.counters.drop_at_service(slot, DropReason::NfDrop, 1);
             }
             Some(ActionCode::Out) => match PortId::try_from(returned.target) {
                 Ok(port) => self.stage_for_port(packet, port),
-                Err(_) => self.drop_at_worker(packet.buffer, DropReason::UnknownPort),
+                Err(_) => self.drop_here(packet.buffer, DropReason::UnknownPort),
             },
-            Some(ActionCode::ToService) => match self.chain.slot_of(returned.target) {
-                // The packet leaves its place in the chain and goes on behind the service's.
-                Some(to) => {
-                    let hop = self.chain.first_hop_of(to);
-                    self.deliver(packet, Passage { hop, ..passage }, to);
-                }
-                None => self.drop_at_worker(packet.buffer, DropReason::UnknownService),
-            },
+            Some(ActionCode::ToService) => self.jump(plan, packet, passage, returned.target),
+            Some(ActionCode::Branch) => self.branch(plan, packet, passage, returned.target),
+            Some(ActionCode::Refused) => self.refused(packet.buffer, returned.target),
             None => {
                 edge.counters.violations.add(1);
+                self.counters.drop_at(&edge.drops, DropReason::NfMalformed, 1);
                 self.dropped.push(packet.buffer);
-                self.counters.drop_at_service(slot, DropReason::NfMalformed, 1);
             }
+        }
+    }
+
+    /// An NF sends a packet to a service. If the packet's route contains it, the packet goes on from
+    /// there; if not, it comes back to the end of its route.
+    fn jump(&mut self, plan: &Plan, packet: PortPacket, passage: Passage, service: ServiceId) {
+        let Some(to) = plan.service(service) else {
+            return self.drop_here(packet.buffer, DropReason::UnknownService);
+        };
+        let hops = plan.route(passage.route).map(|route| route.hops.iter());
+        let hop = hops.and_then(|mut hops| hops.position(|hop| hop.id == service));
+        let hop = hop.and_then(|hop| u8::try_from(hop).ok()).unwrap_or(OFF_ROUTE);
+        self.deliver(packet, Passage { hop, ..passage }, to);
+    }
+
+    /// An NF sends a packet to a named branch of its chain.
+    fn branch(&mut self, plan: &Plan, packet: PortPacket, passage: Passage, branch: u16) {
+        match plan.route(passage.route).and_then(|route| route.branch(branch)) {
+            None => self.drop_here(packet.buffer, DropReason::UnknownBranch),
+            Some(chain) => self.end(plan, packet, passage, End::Chain(chain)),
+        }
+    }
+
+    /// An NF could not push to a neighbour whose ring stayed full.
+    fn refused(&mut self, buffer: BufferIndex, neighbour: NfNumber) {
+        self.dropped.push(buffer);
+        match self.nfs.get(usize::from(neighbour)).and_then(Option::as_ref) {
+            Some(edge) => {
+                edge.counters.ring_full_pkts.add(1);
+                self.counters.drop_at(&edge.drops, DropReason::NfRingFull, 1);
+            }
+            None => self.counters.drop_here(DropReason::NfRingFull, 1),
         }
     }
 
@@ -363,89 +494,227 @@ impl Worker {
         }
     }
 
-    fn drop_at_worker(&mut self, buffer: BufferIndex, reason: DropReason) {
-        self.counters.drops.add(reason, 1);
+    fn drop_here(&mut self, buffer: BufferIndex, reason: DropReason) {
+        self.counters.drop_here(reason, 1);
         self.dropped.push(buffer);
     }
 
-    fn drop_at_service(&mut self, buffer: BufferIndex, slot: usize, reason: DropReason) {
-        self.counters.drop_at_service(slot, reason, 1);
+    fn drop_at(&mut self, buffer: BufferIndex, slot: u16, reason: DropReason) {
+        let service = self
+            .service_drops
+            .get(usize::from(slot))
+            .unwrap_or_else(|| unreachable!("a plan names a service whose counters came with it"));
+        self.counters.drop_at(service, reason, 1);
         self.dropped.push(buffer);
+    }
+}
+
+impl NfEdge {
+    #[cold]
+    fn break_off(&mut self) {
+        self.broken |= !self.closed;
+        self.closed = true;
+        self.counters.violations.add(1);
+    }
+
+    /// Whether a packet that the worker gave away at `passage.hop` can be at `hop` with this NF.
+    #[inline]
+    fn may_be_at(&self, plan: &Plan, passage: &Passage, hop: u8) -> bool {
+        if hop == passage.hop {
+            return true;
+        }
+        // Neighbours passed it on, inside the domain and along the route.
+        let service = || plan.route(passage.route)?.hops.get(usize::from(hop));
+        self.holder == TRUSTED
+            && hop > passage.hop
+            && service().is_some_and(|service| service.id == self.service)
+    }
+}
+
+/// A change of plan: packets whose path changes wait until those that came before them are out.
+impl Worker {
+    /// Begins a change. Only one at a time; see [`is_changing`](Self::is_changing).
+    pub fn begin_change(&mut self, change: Change) {
+        debug_assert!(self.transition.is_none(), "a change began during another");
+        self.service_drops.extend(change.new_services);
+        self.plan = Arc::clone(&change.plan);
+        let rules = self.classifier.apply(change.rules);
+        self.epoch = self.epoch.wrapping_add(1);
+        self.fresh_pkts = 0;
+        let limit_pkts = self.pool.count() as usize / 4;
+        self.transition = Some(Transition::new(&change.plan, change.delta, rules, limit_pkts));
+    }
+
+    /// True while packets of an older plan are inside or parked ones wait.
+    #[must_use]
+    pub fn is_changing(&self) -> bool {
+        self.transition.is_some()
+    }
+
+    /// How the last change went, once it is complete.
+    pub fn take_outcome(&mut self) -> Option<Outcome> {
+        let done = self.transition.as_ref()?.outcome()?;
+        self.transition = None;
+        Some(done)
+    }
+
+    fn park(&mut self, parked: Parked) {
+        self.counters.parked_pkts.add(1);
+        if let Some(transition) = self.transition.as_mut() {
+            transition.park(parked);
+        }
+    }
+
+    /// Lets parked packets go when their path is free, as many as the rings take.
+    fn continue_change(&mut self) -> usize {
+        let old_pkts = self.owners.held_buffers() - self.fresh_pkts;
+        let Some(transition) = self.transition.as_mut() else { return 0 };
+        if !transition.may_release(old_pkts, Instant::now) {
+            return 0;
+        }
+        let plan = Arc::clone(&self.plan);
+        let mut released = 0;
+        while released < RELEASE_PKTS
+            && let Some(parked) = self.transition.as_ref().and_then(Transition::first)
+        {
+            if !self.has_room_for(&plan, parked) {
+                break;
+            }
+            let Some(parked) = self.transition.as_mut().and_then(Transition::release) else {
+                break;
+            };
+            self.enter(&plan, parked.packet, parked.ingress, parked.verdict);
+            released += 1;
+        }
+        released
+    }
+
+    /// Whether the ring of a parked packet's first NF is at most half full: a crowd that waited must
+    /// not be lost in the rush.
+    fn has_room_for(&mut self, plan: &Plan, parked: Parked) -> bool {
+        let Verdict::Chain(chain) = parked.verdict else { return true };
+        let hop = plan.route_of(chain).and_then(|route| route.hops.first());
+        let nf = hop.and_then(|hop| hop.instances.pick(parked.packet.flow_hash));
+        let edge = nf.and_then(|nf| self.nfs.get_mut(usize::from(nf))?.as_mut());
+        let overdue = self.transition.as_ref().is_none_or(|t| t.is_overdue(Instant::now));
+        overdue
+            || edge.is_none_or(|edge| {
+                let waiting = edge.to_nf.in_flight().unwrap_or(0) as usize + edge.staged.len();
+                waiting <= edge.to_nf.capacity() as usize / 2
+            })
     }
 }
 
 /// What happens between turns, on the control thread's order.
 impl Worker {
-    /// Lets an NF in behind `number`, and gives it its service's packets.
-    pub fn add_nf(&mut self, number: Edge, edge: NfEdge) {
-        let at = usize::from(number);
-        if self.edges.len() <= at {
-            self.edges.resize_with(at + 1, || None);
+    /// Lets an NF in. It gets packets when a plan names it.
+    pub fn add_nf(&mut self, worker: u16, new: NewNf) {
+        // The channel was made with rings for every worker.
+        let Some((to_nf, from_nf)) = new.channel.manager_ends(worker) else { return };
+        let at = usize::from(new.nf);
+        if self.nfs.len() <= at {
+            self.nfs.resize_with(at + 1, || None);
         }
-        if let Some(provider) = self.providers.get_mut(edge.slot) {
-            *provider = Some(number);
-        }
-        self.edges[at] = Some(edge);
+        self.nfs[at] = Some(NfEdge {
+            service: new.service,
+            bell: new.bell,
+            holder: if new.isolated { new.nf } else { TRUSTED },
+            to_nf,
+            from_nf,
+            counters: new.counters,
+            drops: new.drops,
+            staged: Vec::with_capacity(4 * MAX_BURST_PKTS),
+            closed: false,
+            broken: false,
+        });
     }
 
-    /// True when every service of the chain has an NF now.
+    /// The plan that packets follow.
     #[must_use]
-    pub fn chain_is_complete(&self) -> bool {
-        self.providers.iter().all(Option::is_some)
+    pub fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// Delivers nothing more to an NF; what it has may still come back.
-    pub fn close_nf(&mut self, number: Edge) {
-        for provider in &mut self.providers {
-            if *provider == Some(number) {
-                *provider = None;
-            }
+    pub fn close_nf(&mut self, number: NfNumber) {
+        if let Some(Some(edge)) = self.nfs.get_mut(usize::from(number)) {
+            edge.closed = true;
         }
     }
 
-    /// Takes an NF that is gone out: passes on what it had returned, and takes back every buffer it
-    /// still held.
-    pub fn remove_nf(&mut self, number: Edge) {
+    /// Takes an NF that is gone out: passes on what it had returned, and takes back every buffer that
+    /// an isolated one still held. What one of the trusted domain held the control thread finds in its
+    /// rings, see [`reclaim`](Self::reclaim).
+    pub fn remove_nf(&mut self, number: NfNumber) {
         self.close_nf(number);
         let at = usize::from(number);
         // At most what its ring can hold: an NF that is told to go may be alive and still writing.
         let capacity =
-            self.edges.get(at).and_then(Option::as_ref).map_or(0, |e| e.from_nf.capacity());
+            self.nfs.get(at).and_then(Option::as_ref).map_or(0, |e| e.from_nf.capacity());
         for _ in 0..(capacity as usize).div_ceil(COLLECT_BURST_PKTS) {
             if self.collect(at) == 0 {
                 break;
             }
-            self.flush_edges();
+            self.flush_nfs();
             self.flush_ports();
         }
-        let Some(edge) = self.edges.get_mut(at).and_then(Option::take) else { return };
-        let already_dropped = self.dropped.len();
-        self.owners.reclaim(number, &mut self.dropped);
-        let reclaimed = (self.dropped.len() - already_dropped) as u64;
-        edge.counters.held_pkts.set(0);
-        self.counters.drop_at_service(edge.slot, DropReason::NfGone, reclaimed);
+        let Some(edge) = self.nfs.get_mut(at).and_then(Option::take) else { return };
+        if edge.holder != TRUSTED {
+            self.reclaim_all(edge.holder, &edge.drops);
+        }
         self.free_dropped();
     }
 
-    /// Edges whose rings were broken by their NF since the last call; they are to be removed.
-    pub fn take_broken(&mut self, out: &mut Vec<Edge>) {
-        for (number, edge) in self.edges.iter_mut().enumerate() {
-            if let Some(edge) = edge
-                && std::mem::take(&mut edge.closed)
-            {
-                out.push(number as Edge);
+    /// Takes back buffers that were with an NF of the trusted domain when it died.
+    pub fn reclaim(&mut self, buffers: &[BufferIndex], drops: &DropCounters) {
+        for &buffer in buffers {
+            if let Ok(passage) = self.owners.take_back(buffer, TRUSTED) {
+                self.fresh_pkts -= usize::from(passage.epoch == self.epoch);
+                self.counters.drop_at(drops, DropReason::NfGone, 1);
+                self.dropped.push(buffer);
             }
         }
-        for &number in out.iter() {
-            self.close_nf(number);
+        self.free_dropped();
+    }
+
+    /// Takes back everything that the trusted domain holds: its last NF is gone.
+    pub fn reclaim_domain(&mut self, drops: &DropCounters) {
+        self.reclaim_all(TRUSTED, drops);
+        self.free_dropped();
+    }
+
+    fn reclaim_all(&mut self, holder: Holder, drops: &DropCounters) {
+        let mut found = Vec::new();
+        self.owners.reclaim(holder, &mut found);
+        for (buffer, passage) in &found {
+            self.fresh_pkts -= usize::from(passage.epoch == self.epoch);
+            self.dropped.push(*buffer);
+        }
+        self.counters.drop_at(drops, DropReason::NfGone, found.len() as u64);
+    }
+
+    /// NFs that broke their rings since the last call; they are to be removed.
+    pub fn take_broken(&mut self, out: &mut Vec<NfNumber>) {
+        for (number, edge) in self.nfs.iter_mut().enumerate() {
+            if let Some(edge) = edge
+                && std::mem::take(&mut edge.broken)
+            {
+                out.push(number as NfNumber);
+            }
         }
     }
 
-    /// Packets inside: with NFs, or delayed in a port.
+    /// Packets inside: with NFs, parked, or delayed in a port.
     #[must_use]
     pub fn held_pkts(&self) -> u64 {
         let in_ports: u64 = self.ports.iter().flat_map(|p| &p.queues).map(|q| q.held_pkts()).sum();
-        self.owners.held_buffers() as u64 + in_ports
+        (self.owners.held_buffers() + self.parked_pkts()) as u64 + in_ports
+    }
+
+    /// Packets that wait for a change of plan.
+    #[must_use]
+    pub fn parked_pkts(&self) -> usize {
+        self.transition.as_ref().map_or(0, Transition::parked_pkts)
     }
 
     /// Packets with NFs.
@@ -454,10 +723,21 @@ impl Worker {
         self.owners.held_buffers()
     }
 
+    /// Packets and bytes that entered each chain, by chain id.
+    #[must_use]
+    pub fn chain_counts(&self) -> &[(u64, u64)] {
+        &self.chain_counts
+    }
+
     /// What this worker counts between ports.
     #[must_use]
     pub fn counters(&self) -> &WorkerCounters {
         &self.counters
+    }
+
+    /// This worker's flow table.
+    pub fn classifier(&mut self) -> &mut Classifier {
+        &mut self.classifier
     }
 
     /// This worker's ports.
@@ -472,11 +752,19 @@ impl Worker {
         &self.pool
     }
 
-    /// Stops every queue. Afterwards all buffers that NFs do not hold are free.
+    /// Stops every queue. Afterwards all buffers are free that are not at a device.
     pub fn close(&mut self) {
-        for number in 0..self.edges.len() {
-            self.remove_nf(number as Edge);
+        for number in 0..self.nfs.len() {
+            self.remove_nf(number as NfNumber);
         }
+        let mut found = Vec::new();
+        self.owners.reclaim(TRUSTED, &mut found);
+        let parked = self.transition.take().map(Transition::into_parked).unwrap_or_default();
+        let buffers = found.into_iter().map(|(buffer, _)| buffer);
+        for buffer in buffers.chain(parked.into_iter().map(|parked| parked.packet.buffer)) {
+            self.drop_here(buffer, DropReason::Shutdown);
+        }
+        self.free_dropped();
         for port in &mut self.ports {
             for queue in &mut port.queues {
                 queue.close(&mut self.pool);

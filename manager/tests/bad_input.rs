@@ -351,3 +351,47 @@ impl Drop for Veth {
         let _ = Command::new("ip").args(["link", "del", &self.name]).status();
     }
 }
+
+#[test]
+fn a_wanted_state_that_is_impossible_is_one_line_with_its_place() {
+    let place = Place::new();
+    let chain = |name: &str, rest: &str| format!("{SINK}\n[[chain]]\nname = \"{name}\"\n{rest}");
+    for (tables, words) in [
+        (
+            format!("{}\n[[service]]\nname = \"nat\"", chain("default", "services = [\"fw\"]")),
+            ["m.toml:10:", "no service \"fw\"", "there are nat"],
+        ),
+        (chain("a", "end = \"chain:a\""), ["m.toml:10:", "a → a", "another end"]),
+        (
+            chain("a", "[[chain]]\nname = \"a\""),
+            ["m.toml:12:", "two chains are named \"a\"", "differ"],
+        ),
+        (
+            chain("a", "[[rule]]\nname = \"r\"\nthen = { out = \"wan\" }"),
+            ["m.toml:12:", "rule \"r\"", "no port \"wan\"; there are s"],
+        ),
+        (
+            format!("{SINK}\n[chain]\nservices = [1]"),
+            ["m.toml:10:", "[[chain]]", "name = \"default\""],
+        ),
+    ] {
+        let config = place.config(SMALL, &tables);
+        assert_one_line(&manager(&config), &words);
+    }
+}
+
+#[test]
+fn a_check_prints_what_to_know_and_starts_nothing() {
+    let place = Place::new();
+    let rules = "[[rule]]\nmatch = { in_port = \"s\" }\nthen = { drop = true }\n\
+                 [[rule]]\nname = \"tcp\"\nmatch = { ip_proto = \"tcp\" }\nthen = { drop = true }";
+    let config = place.config(SMALL, &format!("{SINK}\n{rules}"));
+    let output = run(Command::new(MANAGER).arg("--config").arg(&config).arg("--check"));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && !place.path("m.sock").exists());
+    let lines: Vec<_> = said.lines().collect();
+    assert!(lines[0].contains("0 services, 0 chains, 2 rules"), "{said}");
+    assert!(lines[1].starts_with("note: ") && lines[1].contains("(no_rule)"), "{said}");
+    assert!(lines[2].contains("rules 0/0 in_port=s and tcp overlap"), "{said}");
+    assert_eq!(lines.len(), 3, "{said}");
+}

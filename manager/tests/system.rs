@@ -72,12 +72,22 @@ struct Manager {
 
 impl Manager {
     fn start(workers: u16, ports: &str, chain: &str) -> Self {
+        Self::start_with(false, workers, ports, chain)
+    }
+
+    /// A manager that receives nothing before all its NFs are there.
+    fn start_waiting(workers: u16, ports: &str, chain: &str) -> Self {
+        Self::start_with(true, workers, ports, chain)
+    }
+
+    fn start_with(wait: bool, workers: u16, ports: &str, chain: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let buffers = 4096;
         let config = directory.path().join("m.toml");
         let text = format!(
             "[manager]\nsocket = \"{}\"\nworkers = {workers}\nring_capacity = 1024\n\
-             [pool]\nbuffers = {buffers}\nhugepages = \"off\"\n{ports}\n[chain]\nservices = {chain}\n",
+             wait_for_nfs = {wait}\n[pool]\nbuffers = {buffers}\nhugepages = \"off\"\n{ports}\n\
+             [[chain]]\nname = \"default\"\nservices = {chain}\n",
             directory.path().join("m.sock").display()
         );
         std::fs::write(&config, text).unwrap();
@@ -190,8 +200,7 @@ fn packets_cross_two_nf_processes_whole_and_in_order() {
 #[test]
 fn a_chain_that_waits_for_its_nfs_loses_none_of_the_first_packets() {
     let Some(program) = nf_program() else { return };
-    let chain = "[1, 2]\nwait_for_nfs = true";
-    let manager = Manager::start(1, &generator(50_000, 100_000), chain);
+    let manager = Manager::start_waiting(1, &generator(50_000, 100_000), "[1, 2]");
     let first = manager.nf(&program, 1);
     assert_eq!(manager.status().ports[0].rx_pkts, 0, "half a chain is waited for");
     let _nfs = [first, manager.nf(&program, 2)];
@@ -213,7 +222,7 @@ fn two_workers_share_the_queues_and_every_packet_is_accounted_for() {
 
 #[test]
 fn a_manager_that_waits_for_nfs_does_not_wait_when_its_chain_has_none() {
-    let manager = Manager::start(1, &generator(1000, 0), "[]\nwait_for_nfs = true");
+    let manager = Manager::start_waiting(1, &generator(1000, 0), "[]");
     until("every packet has crossed", || (manager.status().ports[1].tx_pkts == 1000).then_some(()));
     manager.assert_all_back();
     manager.stop();
@@ -310,7 +319,11 @@ fn an_nf_of_another_version_is_refused_with_both_versions() {
     let manager = Manager::start(1, &generator(0, 1000), "[1]");
     for (protocol, layout) in [(99, nflib::shm::LAYOUT_VERSION), (control::PROTOCOL_VERSION, 99)] {
         let socket = manager.connect();
-        let request = AttachRequest { protocol, layout, ..AttachRequest::new("old", 1) };
+        let request = AttachRequest {
+            protocol,
+            layout,
+            ..AttachRequest::new("old", control::ServiceRef::Id(1))
+        };
         control::send(&socket, &Request::Attach(request), &[]).unwrap();
         let (reply, fds) = control::recv::<Reply>(&socket, MAX_REPLY_BYTES).unwrap();
         let Reply::Error(error) = reply else { panic!("{reply:?}") };

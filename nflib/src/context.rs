@@ -25,7 +25,6 @@ pub(crate) struct Departure {
 
 /// The packets an NF holds: a bounded table, found by buffer number.
 ///
-/// No memory is allocated after construction.
 #[derive(Debug)]
 pub(crate) struct HoldTable {
     /// For each buffer of the region: position in `held` plus 1, or 0. Private pages of zeroes cost
@@ -33,6 +32,8 @@ pub(crate) struct HoldTable {
     position: Vec<u32>,
     held: Vec<Slot>,
     limit_pkts: usize,
+    /// Buffers of packets held since this was last emptied; some may be released again.
+    newly_held: Vec<BufferIndex>,
 }
 
 impl HoldTable {
@@ -42,6 +43,7 @@ impl HoldTable {
             position: vec![0; buffers as usize],
             held: Vec::with_capacity(limit_pkts),
             limit_pkts,
+            newly_held: Vec::new(),
         }
     }
 
@@ -72,10 +74,11 @@ impl HoldTable {
         if self.room() == 0 {
             return Err(slot);
         }
-        let buffer = slot.lease.buffer() as usize;
+        let buffer = slot.lease.buffer();
         self.held.push(slot);
         // `held.len() ≤ buffers ≤ u32::MAX`.
-        self.position[buffer] = self.held.len() as u32;
+        self.position[buffer as usize] = self.held.len() as u32;
+        self.newly_held.push(buffer);
         Ok(())
     }
 
@@ -87,6 +90,14 @@ impl HoldTable {
             self.position[moved.lease.buffer() as usize] = at as u32 + 1;
         }
         Ok(slot)
+    }
+
+    /// The buffers of the packets that were held since the last call and still are.
+    #[inline]
+    pub(crate) fn take_newly_held(&mut self) -> impl Iterator<Item = BufferIndex> {
+        let Self { position, newly_held, .. } = self;
+        let position = &*position;
+        newly_held.drain(..).filter(|&buffer| position[buffer as usize] != 0)
     }
 
     /// Takes every held packet out, in the order of arrival.

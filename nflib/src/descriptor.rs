@@ -3,15 +3,16 @@
 //! ```text
 //!              63            48 47            32 31                             0
 //! both     w0 │ len_bytes      │ offset_bytes   │ buffer                         │
-//! Delivery w1 │ hop    │ port  │ chain          │ flow_hash                      │
-//! Returned w1 │ action │ 0     │ target         │ flow_hash                      │
+//! Delivery w1 │ hop    │ port  │ route          │ flow_hash                      │
+//! Returned w1 │ action │ hop   │ target         │ flow_hash                      │
 //! ```
 //! Little endian. The types below have this very layout, so that a burst is one copy.
 //! A descriptor carries all that the next process needs to begin, so that reading a ring does not
 //! lead to a second cache miss on some header of the buffer.
 //!
-//! What comes back from an NF names a buffer, a range and an action, and nothing else: the chain and
-//! the place in it are kept in the manager's private table, where an NF cannot change them.
+//! What comes back from an NF names a buffer, a range, an action, and the hop at which the NF had it;
+//! the route and the ingress port are kept in the manager's private table, where an NF cannot change
+//! them, and the hop must be one at which the route visits the NF's service.
 #![forbid(unsafe_code)]
 
 use crate::shm::BufferIndex;
@@ -22,6 +23,8 @@ pub type ServiceId = u16;
 pub type PortId = u8;
 /// A service chain's number.
 pub type ChainId = u16;
+/// A route's number: one version of a chain, resolved to instances.
+pub type RouteId = u16;
 
 /// A packet handed to an NF.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,11 +38,11 @@ pub struct Delivery {
     pub len_bytes: u16,
     /// Flow hash of the NIC or of the manager; 0 when none was computed.
     pub flow_hash: u32,
-    /// The chain it travels.
-    pub chain: ChainId,
+    /// The route it travels.
+    pub route: RouteId,
     /// The port it came in by.
     pub port: PortId,
-    /// How many NFs of the chain it has passed.
+    /// The receiver's position in the route.
     pub hop: u8,
 }
 
@@ -56,6 +59,10 @@ pub enum ActionCode {
     ToService = 2,
     /// Out by the port named by `target`.
     Out = 3,
+    /// The ring to the next NF was full; free the packet. `target` is that NF's number.
+    Refused = 4,
+    /// To the start of the chain that the branch with id `target` of this chain names.
+    Branch = 5,
 }
 
 impl ActionCode {
@@ -68,6 +75,8 @@ impl ActionCode {
             1 => Some(Self::Next),
             2 => Some(Self::ToService),
             3 => Some(Self::Out),
+            4 => Some(Self::Refused),
+            5 => Some(Self::Branch),
             _ => None,
         }
     }
@@ -86,10 +95,10 @@ pub struct Returned {
     pub len_bytes: u16,
     /// Flow hash, as delivered or as the NF changed it.
     pub flow_hash: u32,
-    /// Service or port that the action names, else 0.
+    /// Service, port, NF or branch that the action names, else 0.
     pub target: u16,
-    /// Always 0.
-    pub reserved: u8,
+    /// The sender's position in the route.
+    pub hop: u8,
     /// An [`ActionCode`], unchecked.
     pub action: u8,
 }
@@ -110,33 +119,42 @@ mod tests {
     proptest! {
         #[test]
         fn a_delivery_lies_in_its_slot_as_documented(
-            buffer: u32, offset_bytes: u16, len_bytes: u16, flow_hash: u32, chain: u16, port: u8, hop: u8,
+            buffer: u32, offset_bytes: u16, len_bytes: u16, flow_hash: u32, route: u16, port: u8, hop: u8,
         ) {
-            let d = Delivery { buffer, offset_bytes, len_bytes, flow_hash, chain, port, hop };
+            let d = Delivery { buffer, offset_bytes, len_bytes, flow_hash, route, port, hop };
             let range = u64::from(buffer) | u64::from(offset_bytes) << 32 | u64::from(len_bytes) << 48;
             let rest = u64::from(flow_hash)
-                | u64::from(chain) << 32 | u64::from(port) << 48 | u64::from(hop) << 56;
+                | u64::from(route) << 32 | u64::from(port) << 48 | u64::from(hop) << 56;
             prop_assert_eq!(words(d), [range, rest]);
         }
 
         #[test]
         fn a_returned_packet_lies_in_its_slot_as_documented(
-            buffer: u32, offset_bytes: u16, len_bytes: u16, flow_hash: u32, target: u16, action: u8,
+            buffer: u32, offset_bytes: u16, len_bytes: u16, flow_hash: u32, target: u16, hop: u8, action: u8,
         ) {
             let r = Returned {
-                buffer, offset_bytes, len_bytes, flow_hash, target, reserved: 0, action,
+                buffer, offset_bytes, len_bytes, flow_hash, target, hop, action,
             };
             let range = u64::from(buffer) | u64::from(offset_bytes) << 32 | u64::from(len_bytes) << 48;
-            let rest = u64::from(flow_hash) | u64::from(target) << 32 | u64::from(action) << 56;
+            let rest = u64::from(flow_hash)
+                | u64::from(target) << 32 | u64::from(hop) << 48 | u64::from(action) << 56;
             prop_assert_eq!(words(r), [range, rest]);
         }
     }
 
     #[test]
-    fn only_the_four_codes_are_actions() {
+    fn only_the_six_codes_are_actions() {
         let known = (0..=u8::MAX).filter(|&c| ActionCode::from_code(c).is_some()).count();
-        assert_eq!(known, 4);
-        for action in [ActionCode::Drop, ActionCode::Next, ActionCode::ToService, ActionCode::Out] {
+        assert_eq!(known, 6);
+        let all = [
+            ActionCode::Drop,
+            ActionCode::Next,
+            ActionCode::ToService,
+            ActionCode::Out,
+            ActionCode::Refused,
+            ActionCode::Branch,
+        ];
+        for action in all {
             assert_eq!(ActionCode::from_code(action as u8), Some(action));
         }
     }

@@ -10,7 +10,7 @@ use crate::context::{Context, Departure, HoldTable};
 use crate::descriptor::Delivery;
 use crate::nf::{Action, NetworkFunction, NfError, Setup};
 use crate::packet::Slot;
-use crate::shm::{PacketMemory, Region};
+use crate::shm::{BufferIndex, PacketMemory, Region};
 
 pub(crate) struct Engine<N> {
     nf: N,
@@ -81,9 +81,9 @@ impl<N: NetworkFunction> Engine<N> {
 
     /// Gives a burst to the NF; what it decides is in `out`.
     #[inline]
-    pub(crate) fn run_burst(&mut self, arrivals: &[Delivery], lane: u16, now_ns: u64) {
+    pub(crate) fn run_burst(&mut self, arrivals: &[Delivery], now_ns: u64) {
         for &arrival in arrivals {
-            self.admit(arrival, lane);
+            self.admit(arrival);
         }
         let Self { nf, slots, memory, setup, hold, out, hold_overflow_pkts, stop, .. } = self;
         let mut ctx = Context { memory, setup, now_ns, hold, out, hold_overflow_pkts, stop };
@@ -96,16 +96,16 @@ impl<N: NetworkFunction> Engine<N> {
     /// Takes the hold of an arrival's buffer. A descriptor that is nonsense costs nobody anything
     /// but itself: its buffer, if it names one, goes back as dropped and empty.
     #[inline]
-    fn admit(&mut self, arrival: Delivery, lane: u16) {
-        let Delivery { buffer, offset_bytes, len_bytes, port, chain, flow_hash, .. } = arrival;
+    fn admit(&mut self, arrival: Delivery) {
+        let Delivery { buffer, offset_bytes, len_bytes, flow_hash, route, port, hop } = arrival;
         let slot = |lease, offset, len, arrival| Slot {
             lease,
             offset,
             len,
             port,
-            chain,
+            route,
+            hop,
             flow_hash,
-            lane,
             arrival,
         };
         if self.hold.holds(buffer) {
@@ -140,6 +140,12 @@ impl<N: NetworkFunction> Engine<N> {
             let interval_ns = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX).max(1_000);
             now_ns.saturating_add(interval_ns)
         });
+    }
+
+    /// The buffers of the packets that the NF began to hold since the last call, and still holds.
+    #[inline]
+    pub(crate) fn take_newly_held(&mut self) -> impl Iterator<Item = BufferIndex> {
+        self.hold.take_newly_held()
     }
 
     /// Takes every held packet from the NF; they are in `out`, dropped.
@@ -188,7 +194,7 @@ mod tests {
     #[test]
     fn a_descriptor_outside_its_buffer_gives_the_buffer_back_as_an_empty_drop() {
         let mut engine = engine();
-        engine.run_burst(&[arrival(3, 2000, 100)], 0, 0);
+        engine.run_burst(&[arrival(3, 2000, 100)], 0);
         let departure = engine.out.pop().unwrap();
         assert_eq!(departure.action, Action::Drop);
         assert_eq!((departure.slot.lease.buffer(), departure.slot.len), (3, 0));
@@ -198,7 +204,7 @@ mod tests {
     #[test]
     fn a_descriptor_of_no_buffer_is_refused() {
         let mut engine = engine();
-        engine.run_burst(&[arrival(8, 256, 60), arrival(u32::MAX, 256, 60)], 0, 0);
+        engine.run_burst(&[arrival(8, 256, 60), arrival(u32::MAX, 256, 60)], 0);
         assert!(engine.out.is_empty());
         assert_eq!((engine.refused_pkts, engine.held_pkts()), (2, 0));
     }
@@ -206,8 +212,8 @@ mod tests {
     #[test]
     fn a_descriptor_of_a_buffer_that_is_held_here_is_refused() {
         let mut engine = engine();
-        engine.run_burst(&[arrival(5, 256, 60)], 0, 0);
-        engine.run_burst(&[arrival(5, 256, 70)], 0, 0);
+        engine.run_burst(&[arrival(5, 256, 60)], 0);
+        engine.run_burst(&[arrival(5, 256, 70)], 0);
         assert!(engine.out.is_empty());
         assert_eq!((engine.refused_pkts, engine.held_pkts()), (1, 1));
     }
@@ -215,12 +221,12 @@ mod tests {
     #[test]
     fn the_id_of_a_released_packet_does_not_name_the_next_one_in_its_buffer() {
         let mut engine = engine();
-        engine.run_burst(&[arrival(5, 256, 60)], 0, 0);
+        engine.run_burst(&[arrival(5, 256, 60)], 0);
         let first = PacketId { arrival: 1, buffer: 5 };
         let mut table = std::mem::replace(&mut engine.hold, HoldTable::new(8, 8));
         assert!(table.remove(first).is_ok());
         engine.hold = table;
-        engine.run_burst(&[arrival(5, 256, 60)], 0, 0);
+        engine.run_burst(&[arrival(5, 256, 60)], 0);
         assert!(engine.hold.remove(first).is_err());
         assert!(engine.hold.remove(PacketId { arrival: 2, buffer: 5 }).is_ok());
     }

@@ -25,16 +25,18 @@
 //! | module | subject |
 //! |---|---|
 //! | [`shm`] | the shared-memory core: packet region, rings, channels. The only `unsafe` of this crate |
-//! | [`descriptor`] | what travels on a ring |
+//! | [`descriptor`], [`branch`] | what travels on a ring |
 //! | [`control`] | messages of the manager's Unix socket |
 //! | [`packet`], [`burst`], [`context`] | packets as an NF sees them, and what it can do with them |
 //! | [`headers`] | where a frame's headers are, and changing them with their checksums |
 //! | [`nf`] | the [`NetworkFunction`] trait |
 //! | [`args`], [`runtime`] | the command line of an NF, and its loop |
+//! | [`trail`] | the NFs that a packet met, written into the packet; for labs |
 //! | [`testing`] | a bench to test an NF without a manager |
 #![deny(unsafe_code)]
 
 pub mod args;
+pub mod branch;
 pub mod burst;
 pub mod context;
 pub mod control;
@@ -47,8 +49,10 @@ pub mod packet;
 pub mod runtime;
 pub mod shm;
 pub mod testing;
+pub mod trail;
 
 pub use args::NfArgs;
+pub use branch::BranchId;
 pub use burst::Burst;
 pub use context::{Context, HoldError};
 pub use nf::{Action, NetworkFunction, NfError, PortId, ServiceId, Setup};

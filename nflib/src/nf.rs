@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::branch::BranchId;
 use crate::burst::Burst;
 use crate::context::Context;
 pub use crate::descriptor::{PortId, ServiceId};
@@ -25,6 +26,9 @@ pub enum Action {
     ToService(ServiceId),
     /// Send it out by a port.
     Out(PortId),
+    /// Send it to the start of the chain that this branch of its chain names. A chain without such a
+    /// branch drops it, with a reason of its own.
+    Branch(BranchId),
     /// Keep it until [`Context::release`] is called with its [`Packet::id`].
     ///
     /// A held packet is never sent by itself. When [`Context::hold_room`] is 0 it cannot be kept:

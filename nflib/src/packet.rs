@@ -13,7 +13,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-use crate::descriptor::{ChainId, PortId};
+use crate::descriptor::{PortId, RouteId};
 use crate::shm::{Lease, PacketMemory};
 
 /// Names one packet during its stay at one NF. Not used again for another packet.
@@ -67,10 +67,10 @@ pub(crate) struct Slot {
     pub(crate) offset: u16,
     pub(crate) len: u16,
     pub(crate) port: PortId,
-    pub(crate) chain: ChainId,
+    /// The route it travels, and this NF's position in it.
+    pub(crate) route: RouteId,
+    pub(crate) hop: u8,
     pub(crate) flow_hash: u32,
-    /// Where it came from, and must go back to: the ring pair of one worker.
-    pub(crate) lane: u16,
     pub(crate) arrival: u64,
 }
 
@@ -86,7 +86,8 @@ impl Slot {
             offset: &mut self.offset,
             len: &mut self.len,
             port: self.port,
-            chain: self.chain,
+            route: self.route,
+            hop: self.hop,
             flow_hash: &mut self.flow_hash,
             id,
         }
@@ -107,7 +108,8 @@ pub struct Packet<'a> {
     len: &'a mut u16,
     flow_hash: &'a mut u32,
     port: PortId,
-    chain: ChainId,
+    route: RouteId,
+    hop: u8,
     id: PacketId,
 }
 
@@ -231,11 +233,21 @@ impl Packet<'_> {
         *self.flow_hash = flow_hash;
     }
 
-    /// The service chain the packet travels, as the number in the manager's chain table.
+    /// The route the packet travels: one version of a service chain. Packets of one route go
+    /// through the same services; a chain that is changed gets a route of another number, and
+    /// numbers are used again. To tell packets apart while they are here, not to be stored.
     #[must_use]
     #[inline]
-    pub fn chain(&self) -> ChainId {
-        self.chain
+    pub fn route(&self) -> RouteId {
+        self.route
+    }
+
+    /// This NF's position in the packet's route, from 0: an NF whose service stands in a chain
+    /// twice sees by it which visit this is.
+    #[must_use]
+    #[inline]
+    pub fn hop(&self) -> u8 {
+        self.hop
     }
 
     /// The packet's name, by which it can be found again after [`Action::Hold`](crate::Action).
@@ -276,7 +288,7 @@ mod tests {
 
     fn slot(memory: &PacketMemory, offset: u16, len: u16) -> Slot {
         let lease = memory.lease(1, offset, len).unwrap();
-        Slot { lease, offset, len, port: 4, chain: 2, flow_hash: 9, lane: 0, arrival: 1 }
+        Slot { lease, offset, len, port: 4, route: 2, hop: 0, flow_hash: 9, arrival: 1 }
     }
 
     #[test]

@@ -105,7 +105,7 @@ impl<N: NetworkFunction> TestBench<N> {
     pub fn feed<F: AsRef<[u8]>>(&mut self, frames: &[F]) -> Vec<Output> {
         for burst in frames.chunks(MAX_BURST_PKTS) {
             let arrivals: Vec<_> = burst.iter().map(|frame| self.arrival(frame.as_ref())).collect();
-            self.engine.run_burst(&arrivals, 0, self.now_ns);
+            self.engine.run_burst(&arrivals, self.now_ns);
             self.collect();
         }
         self.take_outputs()
@@ -118,7 +118,7 @@ impl<N: NetworkFunction> TestBench<N> {
     /// As [`feed`](Self::feed).
     pub fn feed_one(&mut self, frame: &[u8]) -> Option<Output> {
         let arrival = self.arrival(frame);
-        self.engine.run_burst(&[arrival], 0, self.now_ns);
+        self.engine.run_burst(&[arrival], self.now_ns);
         let newest = self.engine.newest_arrival();
         self.collect();
         let at = self.outputs.iter().position(|output| output.id.arrival == newest)?;
@@ -200,6 +200,8 @@ impl<N: NetworkFunction> TestBench<N> {
     }
 
     fn collect(&mut self) {
+        // Nobody has to be told here what is held.
+        drop(self.engine.take_newly_held());
         let departures = std::mem::take(&mut self.engine.out);
         for departure in &departures {
             let slot = &departure.slot;

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod forward;
+mod stamp;
 
 use std::process::ExitCode;
 
@@ -23,6 +24,8 @@ struct Cli {
 enum Nf {
     /// Passes packets on, unchanged or with exchanged Ethernet addresses
     Forward(forward::Options),
+    /// Writes into each packet's trail that it was here; for labs
+    Stamp(stamp::Options),
 }
 
 fn main() -> ExitCode {
@@ -34,5 +37,6 @@ fn main() -> ExitCode {
         Nf::Forward(options) => {
             nflib::run_as("forward", forward::Forward::new(&options), &options.nf)
         }
+        Nf::Stamp(options) => nflib::run_as("stamp", stamp::Stamp::default(), &options.nf),
     }
 }

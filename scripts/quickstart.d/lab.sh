@@ -14,54 +14,6 @@ ADDRESS_B=10.78.0.2
 # (The kill test asks for more, so that pages are reserved on every machine.)
 HUGEPAGES_NEEDED=${MILLRACE_QUICKSTART_HUGEPAGES:-32}
 
-# --- binaries ---------------------------------------------------------------------------------
-
-BINARIES=(millrace-manager millrace-nf millrace)
-
-# set_up_machine: packages and toolchain, where we may install them.
-set_up_machine() {
-    find_cargo
-    if ((EUID == 0)); then
-        if [[ -z $CARGO ]] && have_binaries; then
-            note "no cargo here: using the binaries already built in $BIN_DIR"
-            return
-        fi
-        run_child - "$REPO/scripts/setup" || die "setting up this machine failed (see above)"
-        find_cargo
-    fi
-}
-
-have_binaries() {
-    local name
-    for name in "${BINARIES[@]}"; do [[ -x $BIN_DIR/$name ]] || return 1; done
-}
-
-# build: cargo's own progress is shown. Without cargo the binaries that are there are taken.
-build() {
-    BIN_DIR=$(target_dir)/release
-    set_up_machine
-    if [[ -z $CARGO ]]; then
-        have_binaries || die "no cargo here and no binaries in $BIN_DIR: run \`sudo ./scripts/setup\` first"
-        return
-    fi
-    if [[ ! -w $REPO || (-e $(target_dir) && ! -w $(target_dir)) ]] && have_binaries; then
-        note "$(target_dir) is not ours to write: using the binaries already built there"
-        return
-    fi
-    local -a features=()
-    if ! pkg-config --exists libdpdk 2>/dev/null; then
-        [[ $BACKEND != dpdk ]] || die "libdpdk-dev is not installed: run sudo ./scripts/setup"
-        note "libdpdk-dev is not installed: building without the dpdk back end"
-        features=(--no-default-features)
-    fi
-    step "building (cargo build --release; some minutes the first time)"
-    local started=$SECONDS
-    run_child - "${CARGO_AS[@]}" env "PATH=$CARGO_PATH" "$CARGO" build --release \
-        --manifest-path "$REPO/Cargo.toml" -p millrace -p millrace-nfs "${features[@]}" ||
-        die "the build failed (see above)"
-    note "built in $((SECONDS - started)) s"
-}
-
 # --- hugepages --------------------------------------------------------------------------------
 
 # reserve_hugepages: makes sure enough are free; the old number comes back at the end.
@@ -93,34 +45,6 @@ reserve_hugepages() {
 
 # --- namespaces -------------------------------------------------------------------------------
 
-# mac SIDE: a local hardware address made from the seed.
-mac() { printf '02:6d:%02x:%02x:00:%02x' $((SEED >> 8 & 255)) $((SEED & 255)) "$1"; }
-
-# make_side NAME ADDRESS NUMBER: one namespace and the veth pair that leads to the manager.
-make_side() {
-    local name=$1 inner=${1}0
-    [[ ! -e /run/netns/$name ]] || die "a namespace $name exists that is not ours: \`ip netns del $name\` removes it"
-    [[ ! -e /sys/class/net/$name ]] || die "an interface $name exists that is not ours: \`ip link del $name\` removes it"
-    own netns "$name"
-    ip netns add "$name"
-    own link "$name"
-    ip link add "$name" numrxqueues 1 numtxqueues 1 type veth \
-        peer name "$inner" netns "$name" numrxqueues 1 numtxqueues 1 address "$(mac "$3")"
-    # The kernel on this side stays out: no IPv6 address means no neighbour discovery of its own.
-    ip link set "$name" addrgenmode none
-    ip -n "$name" link set "$inner" addrgenmode none
-    ip -n "$name" addr add "$2/24" dev "$inner"
-    ip -n "$name" link set lo up
-    if [[ $BACKEND == dpdk ]]; then
-        # A packet socket gives frames as the sender left them: with checksums and segments still
-        # to be done by a NIC that is not there. So the sender does them.
-        ip netns exec "$name" ethtool -K "$inner" tx off tso off gso off gro off >/dev/null
-        ethtool -K "$name" tx off tso off gso off gro off >/dev/null
-    fi
-    ip link set "$name" up
-    ip -n "$name" link set "$inner" up
-}
-
 make_namespaces() {
     step "making namespaces mrq-a and mrq-b, joined by nothing but the manager"
     make_side mrq-a "$ADDRESS_A" 1
@@ -147,9 +71,10 @@ write_config() {
         if ((EUID == 0)); then printf 'socket_group = "nogroup"\n'; fi
         # A ring that holds every buffer is never full: then the generator waits, and none is lost.
         if [[ $BACKEND == generator ]]; then printf 'ring_capacity = 16384\n'; fi
-        printf '\n[pool]\nbuffers = 16384\nhugepages = "%s"\n' "$HUGEPAGES"
         # Every packet counts, the first one too.
-        printf '\n[chain]\nservices = [%s, %s]\nwait_for_nfs = true\n' "${NF_SERVICES[@]}"
+        printf 'wait_for_nfs = true\n'
+        printf '\n[pool]\nbuffers = 16384\nhugepages = "%s"\n' "$HUGEPAGES"
+        printf '\n[[chain]]\nname = "default"\nservices = [%s, %s]\n' "${NF_SERVICES[@]}"
         if [[ $BACKEND == generator ]]; then
             printf '\n[[port]]\nname = "source"\negress = "sink"\nbackend = "generator"\n'
             printf 'frame_bytes = %s\nrate_pps = %s\n' "$GENERATOR_FRAME_BYTES" "$GENERATOR_RATE_PPS"
@@ -162,46 +87,10 @@ write_config() {
     } >"$STATE/manager.toml"
 }
 
-manager_ready() { "$BIN_DIR/millrace" --socket "$SOCKET" status --json >/dev/null 2>&1; }
-
-# read_status: the manager's counters into the array S. Fails when the manager does not answer.
-declare -A S=()
-read_status() {
-    local document
-    document=$("$BIN_DIR/millrace" --socket "$SOCKET" status --json 2>/dev/null) || return 1
-    json_load S <<<"$document"
-}
-
-# count KEY: sets COUNT to S's KEY when that is a whole number, else to 0. Nothing from outside is
-# given to the shell's arithmetic without this: it would be evaluated.
-count() {
-    COUNT=${S[$1]-}
-    [[ $COUNT =~ ^[0-9]{1,18}$ ]] || COUNT=0
-}
-
-# index_of LIST KEY VALUE: sets INDEX to the position in S's LIST whose KEY is VALUE.
-index_of() {
-    for ((INDEX = 0; ; INDEX++)); do
-        [[ -n ${S[$1.$INDEX.$2]-} ]] || return 1
-        [[ ${S[$1.$INDEX.$2]} != "$3" ]] || return 0
-    done
-}
-
 chain_ready() {
     local service
     read_status || return 1
     for service in "${NF_SERVICES[@]}"; do index_of nfs service "$service" || return 1; done
-}
-
-# The NFs' user may not be allowed into the clone (under /root, say): it gets a copy of its program.
-install_nf_binary() {
-    NF_BINARY=$BIN_DIR/millrace-nf
-    ((EUID == 0)) || return 0
-    local directory=/var/tmp/millrace-quickstart.$$
-    own directory "$directory"
-    mkdir -m 0755 -- "$directory"
-    install -m 0755 -- "$NF_BINARY" "$directory/millrace-nf"
-    NF_BINARY=$directory/millrace-nf
 }
 
 start_nfs() {

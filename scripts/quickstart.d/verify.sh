@@ -5,24 +5,6 @@
 PING_PKTS=100
 TCP_SECONDS=5
 
-# Findings: rows of the table, members of the JSON line, and whether all held.
-ROWS=()
-MEMBERS=()
-FAILURES=()
-
-# check WHAT SHOWN CONDITION: one row; CONDITION is an arithmetic expression that must be true.
-check() {
-    local mark="${GREEN}ok${PLAIN}"
-    if ! (($3)); then
-        mark="${RED}FAILED${PLAIN}"
-        FAILURES+=("$1: $2")
-    fi
-    ROWS+=("$(printf '%-26s %-52s %s' "$1" "$2" "$mark")")
-}
-
-# member NAME VALUE: one member of the JSON line, VALUE already JSON.
-member() { MEMBERS+=("$(json_string "$1"): $2"); }
-
 # --- ping and TCP -----------------------------------------------------------------------------
 
 neighbours_reach_each_other() { ip netns exec mrq-a ping -c 1 -W 1 "$ADDRESS_B" >/dev/null 2>&1; }
@@ -215,31 +197,4 @@ verify_generator() {
     member reordered_pkts "$reordered"
     check_accounting
     check_clean_exit
-}
-
-# --- the end --------------------------------------------------------------------------------------
-
-print_summary() {
-    ((${#ROWS[@]})) || return 0
-    step "summary ($BACKEND)"
-    local row
-    for row in "${ROWS[@]}"; do note "$row"; done
-}
-
-# json_line CODE: the last line of `--once`.
-json_line() {
-    local ok=false error=''
-    if (($1 == 0 && ${#FAILURES[@]} == 0)); then ok=true; fi
-    if [[ -n $INTERRUPTED ]]; then
-        error="interrupted by SIG$INTERRUPTED"
-    elif ((${#FAILURES[@]})); then
-        error=${FAILURES[0]}
-    elif [[ $ok == false ]]; then
-        error=${LAST_ERROR:-"ended with exit code $1"}
-    fi
-    printf '{"ok": %s, "backend": "%s", "seed": %s' "$ok" "$BACKEND" "$SEED"
-    [[ -z $error ]] || printf ', "error": %s' "$(json_string "$error")"
-    local one
-    for one in "${MEMBERS[@]}"; do printf ', %s' "$one"; done
-    printf '}\n'
 }

@@ -59,7 +59,7 @@ function sumOf(rates) {
 }
 
 function dropLines(rates, place) {
-  const here = rates.drops.filter((drop) => drop.place === place);
+  const here = rates.drops.filter((drop) => drop.place === place && drop.pps > 0);
   return here.map((drop) => ({
     text: `▼ ${rate(drop.pps, "pps")} ${drop.reason}`,
     class: "quiet bad",

@@ -6,11 +6,11 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nflib::control::rates::Rates;
 use nflib::control::{ControlError, Status, request_status};
 use thiserror::Error;
 use tokio::sync::watch;
 
-use crate::rates::Rates;
 use crate::reading::Reading;
 
 /// How long the manager may take to answer; it takes microseconds.

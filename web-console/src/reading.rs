@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use nflib::control::Status;
+use nflib::control::rates::Rates;
 use serde::Serialize;
-
-use crate::rates::Rates;
 
 /// The manager's latest answer, or why there is none. Cheap to clone.
 #[derive(Clone, Debug)]

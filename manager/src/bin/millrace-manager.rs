@@ -3,7 +3,6 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser;
@@ -11,6 +10,7 @@ use millrace::config::Config;
 use millrace::fabric::Fabric;
 use millrace::report;
 use millrace::server::{ControlSocket, Server, block_signals};
+use millrace::supervisor::{CoreMap, exec};
 
 /// Owns the ports and moves packets between them and the network functions.
 #[derive(Parser)]
@@ -31,6 +31,9 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = exec::run_if_asked() {
+        return code;
+    }
     if let Some(failure) = millrace::supervisor::exec::run_if_asked() {
         return failure;
     }
@@ -54,13 +57,13 @@ fn run(args: &Args) -> anyhow::Result<()> {
         report::config_summary(&config);
         return Ok(());
     }
+    let cores = CoreMap::of_this_thread();
     let signals = block_signals()?;
     // The socket first: a second manager must not touch the first one's ports.
     let socket = ControlSocket::bind(&config.manager)?;
     let fabric = Fabric::start(&config, args.force)?;
     report::started(&config, &fabric);
-    let drain_limit = Duration::from_millis(config.manager.drain_ms);
-    let last = Server::new(socket, fabric, signals, drain_limit).run()?;
+    let last = Server::new(socket, config, fabric, signals, cores)?.run()?;
     report::final_summary(&last);
     anyhow::ensure!(last.accounting.balanced, "the books do not balance: {:?}", last.accounting);
     Ok(())

@@ -7,6 +7,7 @@
 //! the attachment.
 #![forbid(unsafe_code)]
 
+pub mod rates;
 pub mod spec;
 pub mod status;
 
@@ -254,6 +255,10 @@ pub struct Applied {
     pub generation: u64,
     /// Share of flows (hash space) that changed their path, 0 to 1.
     pub moved_share: f64,
+    /// The same for each step of a change that takes several, such as a scaling by more than one
+    /// instance.
+    #[serde(default)]
+    pub moves: Vec<f64>,
     /// From the change to the moment when it was in force for every packet, microseconds.
     pub took_us: u64,
     /// Numbers of rules that were added, in the order of the request.
@@ -490,6 +495,12 @@ impl FrameReader {
     /// Adds bytes as they came.
     pub fn extend(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
+    }
+
+    /// True when no byte of a message not yet taken is here.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
     }
 
     /// Takes the next whole message, if there is one.

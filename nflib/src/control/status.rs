@@ -249,6 +249,9 @@ pub struct PoolStatus {
     pub free: u64,
     /// With NFs.
     pub at_nfs: u64,
+    /// With packets that wait for a change of plan.
+    #[serde(default)]
+    pub parked: u64,
     /// With ports: posted for receive, or being sent.
     pub at_ports: u64,
     /// Size of one.

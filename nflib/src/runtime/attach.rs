@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::RunError;
 use crate::args::NfArgs;
 use crate::control::{self, AttachRequest, Attached, ErrorCode, MAX_REPLY_BYTES, Reply, Request};
-use crate::shm::{Channel, Region};
+use crate::shm::{Channel, Doorbell, Doorbells, Region, RouteTable, register_for_global_barrier};
 
 /// How often a manager that is not there is looked for.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
@@ -28,6 +28,9 @@ pub(super) struct Attachment {
     pub(super) socket: UnixStream,
     pub(super) region: Arc<Region>,
     pub(super) channel: Channel,
+    pub(super) routes: RouteTable,
+    pub(super) bells: Arc<Doorbells>,
+    pub(super) own_bell: Doorbell,
     pub(super) terms: Attached,
 }
 
@@ -80,12 +83,32 @@ fn try_attach(name: &str, args: &NfArgs) -> Result<Attachment, RunError> {
         Reply::Error(error) => return Err(RunError::Refused(error)),
         _ => return Err(control::ControlError::Unexpected("attach").into()),
     };
-    let [region, channel] =
-        <[OwnedFd; 2]>::try_from(fds).map_err(|fds| RunError::Descriptors { found: fds.len() })?;
+    map_all(socket, fds, terms)
+}
+
+/// Maps what came along with the terms.
+fn map_all(socket: UnixStream, fds: Vec<OwnedFd>, terms: Attached) -> Result<Attachment, RunError> {
+    let [region, channel, routes, bells] =
+        <[OwnedFd; 4]>::try_from(fds).map_err(|fds| RunError::Descriptors { found: fds.len() })?;
+    if terms.channel.buffers != terms.region.buffers {
+        return Err(RunError::Terms(format!(
+            "a hold map for {} buffers with a region of {}",
+            terms.channel.buffers, terms.region.buffers
+        )));
+    }
     let region = Arc::new(Region::from_fd(region, terms.region)?);
     let channel = Channel::from_fd(channel, terms.channel)?;
+    let routes = RouteTable::from_fd(&routes).map_err(RunError::Routes)?;
+    let bells = Arc::new(Doorbells::from_fd(bells).map_err(RunError::Doorbells)?);
+    let own_bell = bells.bell(terms.nf).ok_or_else(|| {
+        RunError::Terms(format!("number {} with {} doorbells", terms.nf, bells.len()))
+    })?;
+    // Before the first edge comes, and with it somebody to wake.
+    if !register_for_global_barrier() {
+        tracing::debug!("no membarrier(2); sleeps are bounded by 1 ms instead");
+    }
     socket.set_nonblocking(true).map_err(RunError::Socket)?;
-    Ok(Attachment { socket, region, channel, terms })
+    Ok(Attachment { socket, region, channel, routes, bells, own_bell, terms })
 }
 
 fn connect(path: &Path) -> Result<UnixStream, RunError> {

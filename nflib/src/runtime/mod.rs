@@ -7,7 +7,13 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod affinity;
 mod attach;
+mod inputs;
+mod mailbox;
+mod marks;
+mod outputs;
+mod passage;
 mod turns;
 
 use std::ffi::OsStr;
@@ -52,8 +58,11 @@ pub enum RunError {
     /// The manager said no, and why.
     #[error("{0}")]
     Refused(ErrorReply),
-    /// Region and channel did not come along.
-    #[error("the manager sent {found} descriptors, expected 2 (region, channel); use one release")]
+    /// What is to be mapped did not come along.
+    #[error(
+        "the manager sent {found} descriptors, expected 4 (region, channel, routes, doorbells); use one \
+         release"
+    )]
     Descriptors {
         /// How many came.
         found: usize,
@@ -64,6 +73,33 @@ pub enum RunError {
     /// The channel cannot be mapped.
     #[error(transparent)]
     Channel(#[from] ChannelError),
+    /// The manager's terms contradict themselves.
+    #[error("the manager offers {0}; use one release")]
+    Terms(String),
+    /// The route table cannot be mapped.
+    #[error("route table: {0}")]
+    Routes(io::Error),
+    /// The doorbells cannot be mapped.
+    #[error("doorbells: {0}")]
+    Doorbells(io::Error),
+    /// The manager announced a ring to or from another NF that is none.
+    #[error("edge between this NF and NF {nf}: {why}")]
+    Edge {
+        /// The other NF's number.
+        nf: u16,
+        /// What was wrong.
+        why: String,
+    },
+    /// The core cannot be had.
+    #[error("core {core} cannot be used: {source}; this process may use {usable}")]
+    Core {
+        /// Which.
+        core: u32,
+        /// The error of `sched_setaffinity(2)`.
+        source: io::Error,
+        /// The cores that can be had.
+        usable: String,
+    },
     /// The manager wrote nonsense into a ring.
     #[error("the manager broke a ring: {0}")]
     Ring(#[from] RingError),
@@ -168,6 +204,10 @@ fn run_attached(
             attachment.terms.service,
             attachment.terms.manager_version,
         );
+        if let Some(core) = attachment.terms.core {
+            affinity::run_on(core)?;
+            tracing::info!("running on core {core}");
+        }
         let mut turns = Turns::new(nf, attachment, next_arrival)?;
         *was_set_up = true;
         match turns.run(stop)? {

@@ -1,5 +1,6 @@
 //! NFs run against a manager of a few lines, in this process.
 
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,13 +15,19 @@ use crate::control::{
 use crate::descriptor::{ActionCode, Delivery, Returned};
 use crate::shm::channel::ChannelGeometry;
 use crate::shm::{
-    Channel, Consumer, HugePages, LAYOUT_VERSION, NfCounter, Producer, Region, RegionGeometry,
+    Channel, Consumer, Doorbell, Doorbells, HugePages, LAYOUT_VERSION, NfCounter, Producer, Region,
+    RegionGeometry, RouteTableWriter, register_for_global_barrier,
 };
 use crate::{Action, Context, Packet};
 
+mod edges;
+
 const REGION: RegionGeometry =
     RegionGeometry { buffers: 256, stride_bytes: 2048, headroom_bytes: 256 };
-const CHANNEL: ChannelGeometry = ChannelGeometry { workers: 2, ring_capacity: 64 };
+/// The first of two workers has more buffers than two rings and a burst hold.
+const WORKER_BUFFERS: u32 = 200;
+const CHANNEL: ChannelGeometry =
+    ChannelGeometry { workers: 2, ring_capacity: 64, buffers: REGION.buffers };
 
 /// A directory with a socket path in it, and what an NF needs to find it.
 struct Place {
@@ -37,11 +44,30 @@ fn place(no_wait: bool) -> Place {
     }
 }
 
-/// A manager with one NF attached.
-struct FakeManager {
-    socket: UnixStream,
+/// What all NFs of a manager share.
+struct World {
     region: Region,
+    routes: RouteTableWriter,
+    bells: Arc<Doorbells>,
+}
+
+impl World {
+    fn new() -> Arc<Self> {
+        assert!(register_for_global_barrier());
+        Arc::new(Self {
+            region: Region::create(REGION, HugePages::Off).unwrap(),
+            routes: RouteTableWriter::create().unwrap(),
+            bells: Arc::new(Doorbells::create(8).unwrap()),
+        })
+    }
+}
+
+/// A manager, as one of its NFs sees it.
+struct FakeManager {
+    world: Arc<World>,
+    socket: UnixStream,
     channel: Channel,
+    bell: Doorbell,
     lanes: Vec<(Producer<Delivery>, Consumer<Returned>)>,
 }
 
@@ -56,36 +82,49 @@ fn receive_attach(listener: &UnixListener) -> UnixStream {
         panic!("not an attach")
     };
     assert_eq!((request.protocol, request.layout), (PROTOCOL_VERSION, LAYOUT_VERSION));
-    assert_eq!((request.name.as_str(), request.service), ("test-nf", 3));
+    assert_eq!((request.name.as_str(), request.service), ("test-nf", ServiceRef::Id(3)));
     socket
 }
 
-fn accept(listener: &UnixListener) -> FakeManager {
-    let socket = receive_attach(listener);
-    let region = Region::create(REGION, HugePages::Off).unwrap();
-    let channel = Channel::create(CHANNEL).unwrap();
-    let terms = Attached {
+fn terms(nf: u16) -> Attached {
+    Attached {
         instance: 9,
-        service: ServiceRef::Id(3),
+        nf,
+        service: 3,
         region: REGION,
         channel: CHANNEL,
+        worker_buffers: WORKER_BUFFERS,
         manager_version: "test".into(),
-    };
-    control::send(&socket, &Reply::Attached(terms), &[region.fd(), channel.fd()]).unwrap();
+        core: None,
+    }
+}
+
+fn accept(listener: &UnixListener) -> FakeManager {
+    accept_into(listener, &World::new(), 0)
+}
+
+/// As number `nf` of a world.
+fn accept_into(listener: &UnixListener, world: &Arc<World>, nf: u16) -> FakeManager {
+    let socket = receive_attach(listener);
+    let channel = Channel::create(CHANNEL).unwrap();
+    let routes = world.routes.read_only_fd().unwrap();
+    let fds = [world.region.fd(), channel.fd(), routes.as_fd(), world.bells.fd()];
+    control::send(&socket, &Reply::Attached(terms(nf)), &fds).unwrap();
     let lanes = (0..CHANNEL.workers).map(|w| channel.manager_ends(w).unwrap()).collect();
-    FakeManager { socket, region, channel, lanes }
+    let bell = world.bells.bell(nf).unwrap();
+    FakeManager { world: Arc::clone(world), socket, channel, bell, lanes }
 }
 
 impl FakeManager {
     fn deliver(&mut self, lane: usize, buffers: std::ops::Range<u32>) -> usize {
         let burst: Vec<_> = buffers
             .map(|buffer| {
-                assert!(self.region.write(buffer, 256, &[buffer as u8; 60]));
-                Delivery { buffer, offset_bytes: 256, len_bytes: 60, ..Delivery::default() }
+                assert!(self.world.region.write(buffer, 256, &[buffer as u8; 60]));
+                Delivery { buffer, offset_bytes: 256, len_bytes: 60, hop: 3, ..Delivery::default() }
             })
             .collect();
         let pushed = self.lanes[lane].0.push_burst(&burst).unwrap();
-        self.channel.wake_nf();
+        self.bell.ring();
         pushed
     }
 
@@ -103,19 +142,28 @@ impl FakeManager {
         all
     }
 
+    fn say(&self, message: &Reply, fds: &[BorrowedFd<'_>]) {
+        control::send(&self.socket, message, fds).unwrap();
+    }
+
     fn stop(&self) {
-        control::send(&self.socket, &Reply::Stop { reason: "test over".into() }, &[]).unwrap();
+        self.say(&Reply::Stop { reason: "test over".into() }, &[]);
     }
 }
 
-/// Sends odd buffers out by port 5 with a changed byte, others on; holds those above 200.
+/// Implements nothing, so passes everything on.
+struct Pass;
+
+impl NetworkFunction for Pass {}
+
+/// Sends odd buffers out by port 5 with a changed byte, others on; holds those from 250 on.
 struct Sorter;
 
 impl NetworkFunction for Sorter {
     fn process(&mut self, packet: &mut Packet<'_>, _: &mut Context<'_>) -> Action {
         let number = packet.bytes()[0];
         match number {
-            200.. => Action::Hold,
+            250.. => Action::Hold,
             _ if number % 2 == 1 => {
                 packet.bytes_mut()[1] = 0xee;
                 packet.push_front(2).unwrap().copy_from_slice(&[0xaa, 0xbb]);
@@ -135,23 +183,24 @@ fn start(nf: impl NetworkFunction + 'static, args: &NfArgs) -> Running {
 }
 
 #[test]
-fn packets_come_back_by_the_lane_they_came_from_with_what_was_decided() {
+fn packets_come_back_to_the_worker_that_owns_the_buffer_with_what_was_decided() {
     let place = place(false);
     let listener = listen(&place.args.socket);
     let (nf, _) = start(Sorter, &place.args);
     let mut manager = accept(&listener);
     assert_eq!(manager.deliver(0, 0..10), 10);
-    assert_eq!(manager.deliver(1, 50..60), 10);
-    for (lane, first) in [(0, 0), (1, 50)] {
+    // Delivered by another worker's lane, too.
+    assert_eq!(manager.deliver(0, 210..215) + manager.deliver(1, 215..220), 10);
+    for (lane, first) in [(0, 0), (1, 210)] {
         for (returned, buffer) in manager.take(lane, 10).into_iter().zip(first..) {
             let odd = buffer % 2 == 1;
             let action = if odd { ActionCode::Out } else { ActionCode::Next };
-            assert_eq!(returned.buffer, buffer);
+            assert_eq!((returned.buffer, returned.hop), (buffer, 3));
             assert_eq!((returned.action, returned.target), (action as u8, if odd { 5 } else { 0 }));
             let (offset, len) = if odd { (254, 62) } else { (256, 60) };
             assert_eq!((returned.offset_bytes, returned.len_bytes), (offset, len));
             let mut bytes = [0; 4];
-            assert!(manager.region.read(buffer, 254, &mut bytes));
+            assert!(manager.world.region.read(buffer, 254, &mut bytes));
             let own = buffer as u8;
             assert_eq!(bytes, if odd { [0xaa, 0xbb, own, 0xee] } else { [0, 0, own, own] });
         }
@@ -167,26 +216,28 @@ fn packets_come_back_by_the_lane_they_came_from_with_what_was_decided() {
 fn nothing_is_lost_or_reordered_when_the_manager_is_slow_to_take_packets_back() {
     let place = place(false);
     let listener = listen(&place.args.socket);
-    let (nf, _) = start(Sorter, &place.args);
+    let (nf, _) = start(Pass, &place.args);
     let mut manager = accept(&listener);
     let mut expected = Vec::new();
     let mut seen = Vec::new();
-    for round in 0..20u32 {
-        let first = round % 2 * 100;
-        let mut next = first;
-        while next < first + 100 {
-            next += manager.deliver(0, next..first + 100) as u32;
-            if next < first + 100 {
+    let mut was_full = false;
+    for _ in 0..20 {
+        let mut next = 0;
+        while next < WORKER_BUFFERS {
+            next += manager.deliver(0, next..WORKER_BUFFERS) as u32;
+            if next < WORKER_BUFFERS {
+                was_full = true;
                 // Both rings are full: only now is something taken back.
                 std::thread::sleep(Duration::from_millis(1));
                 seen.extend(manager.take(0, 1).iter().map(|r| r.buffer));
             }
         }
-        expected.extend(first..first + 100);
+        expected.extend(0..WORKER_BUFFERS);
         let missing = expected.len() - seen.len();
         seen.extend(manager.take(0, missing).iter().map(|r| r.buffer));
     }
     assert_eq!(seen, expected);
+    assert!(was_full);
     manager.stop();
     nf.join().unwrap().unwrap();
 }
@@ -197,7 +248,7 @@ fn a_stop_signal_makes_the_nf_detach_and_return_what_it_held_as_dropped() {
     let listener = listen(&place.args.socket);
     let (nf, stop) = start(Sorter, &place.args);
     let mut manager = accept(&listener);
-    manager.deliver(1, 198..204);
+    manager.deliver(1, 248..254);
     assert_eq!(manager.take(1, 2).len(), 2);
     stop.store(true, Ordering::Relaxed);
     let request = control::recv::<Request>(&manager.socket, MAX_REQUEST_BYTES).unwrap().0;
@@ -206,7 +257,7 @@ fn a_stop_signal_makes_the_nf_detach_and_return_what_it_held_as_dropped() {
     control::send(&manager.socket, &Reply::Detached, &[]).unwrap();
     let last: Vec<_> = manager.take(1, 4).iter().map(|r| (r.buffer, r.action)).collect();
     let drop = ActionCode::Drop as u8;
-    assert_eq!(last, [(200, drop), (201, drop), (202, drop), (203, drop)]);
+    assert_eq!(last, [(250, drop), (251, drop), (252, drop), (253, drop)]);
     assert_eq!(manager.take(0, 1)[0].buffer, 10, "what was delivered before is processed");
     nf.join().unwrap().unwrap();
     assert!(matches!(
@@ -227,7 +278,7 @@ fn when_the_manager_vanishes_the_nf_waits_for_a_new_one_and_works_there() {
     std::thread::sleep(Duration::from_millis(150));
     let listener = listen(&place.args.socket);
     let mut second = accept(&listener);
-    second.deliver(1, 0..4);
+    second.deliver(1, 200..204);
     assert_eq!(second.take(1, 4).len(), 4);
     second.stop();
     nf.join().unwrap().unwrap();

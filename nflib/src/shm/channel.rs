@@ -3,8 +3,9 @@
 //!
 //! ```text
 //! byte 0       header     magic, layout version, workers, ring capacity, size; the manager writes it once
-//! byte 4096    NF page    sleeping word (futex), progress and counters; the NF writes it
-//! byte 8192    for each worker: ring worker → NF (Delivery), ring NF → worker (Returned)
+//! byte 4096    NF page    progress and counters; the NF writes it
+//! byte 8192    hold map   one bit a buffer: the NF keeps it, outside of any ring; the NF writes it
+//! then         for each worker: ring worker → NF (Delivery), ring NF → worker (Returned)
 //! ```
 //! All integers are little endian. The manager never reads the header back: it keeps what it knows
 //! in private memory.
@@ -12,24 +13,24 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::sync::{AtomicU32, AtomicU64, Ordering};
-use super::{Consumer, Mapping, Producer, SharedRing};
+use super::sync::{AtomicU64, Ordering};
+use super::{BufferIndex, Consumer, Mapping, Producer, Remains, SharedRing};
 use crate::descriptor::{Delivery, Returned};
 
 /// Says that a file is a channel: "MILLRACE" in ASCII, little endian.
 pub const CHANNEL_MAGIC: u64 = u64::from_le_bytes(*b"MILLRACE");
 /// Version of the layout of channel, rings and descriptors. Both sides must have the same.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 const NF_PAGE_OFFSET_BYTES: usize = 4096;
-const RINGS_OFFSET_BYTES: usize = 8192;
+const HOLD_MAP_OFFSET_BYTES: usize = 8192;
+const PAGE_BYTES: usize = 4096;
 
 /// How a channel is laid out. Sent to an NF when it attaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +39,8 @@ pub struct ChannelGeometry {
     pub workers: u16,
     /// Slots in each ring, a power of two.
     pub ring_capacity: u32,
+    /// Buffers of the packet region: bits of the hold map.
+    pub buffers: u32,
 }
 
 impl ChannelGeometry {
@@ -48,10 +51,18 @@ impl ChannelGeometry {
         SharedRing::size_bytes(self.ring_capacity).next_multiple_of(128)
     }
 
+    fn hold_map_words(self) -> usize {
+        (self.buffers as usize).div_ceil(64)
+    }
+
+    fn rings_offset_bytes(self) -> usize {
+        HOLD_MAP_OFFSET_BYTES + (self.hold_map_words() * 8).next_multiple_of(PAGE_BYTES)
+    }
+
     /// Size of the channel's file.
     #[must_use]
     pub fn len_bytes(self) -> usize {
-        RINGS_OFFSET_BYTES + 2 * usize::from(self.workers) * self.ring_bytes()
+        self.rings_offset_bytes() + 2 * usize::from(self.workers) * self.ring_bytes()
     }
 
     fn validate(self) -> Result<(), ChannelError> {
@@ -106,9 +117,10 @@ enum HeaderWord {
     Workers = 2,
     RingCapacity = 3,
     LenBytes = 4,
+    Buffers = 5,
 }
 
-/// Counters that the NF writes on its page, by number of 64-bit word behind the sleeping word.
+/// Counters that the NF writes on its page, by number of 64-bit word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum NfCounter {
@@ -176,6 +188,7 @@ impl Channel {
                     HeaderWord::Workers => "the number of workers",
                     HeaderWord::RingCapacity => "the ring capacity",
                     HeaderWord::LenBytes => "the length",
+                    HeaderWord::Buffers => "the number of buffers",
                 };
                 return Err(ChannelError::Layout { what, found, expected });
             }
@@ -189,13 +202,14 @@ impl Channel {
         Ok(Self { fd, mapping: Arc::new(mapping), geometry })
     }
 
-    fn expected_header(&self) -> [(HeaderWord, u64); 5] {
+    fn expected_header(&self) -> [(HeaderWord, u64); 6] {
         [
             (HeaderWord::Magic, CHANNEL_MAGIC),
             (HeaderWord::LayoutVersion, u64::from(LAYOUT_VERSION)),
             (HeaderWord::Workers, u64::from(self.geometry.workers)),
             (HeaderWord::RingCapacity, u64::from(self.geometry.ring_capacity)),
             (HeaderWord::LenBytes, self.geometry.len_bytes() as u64),
+            (HeaderWord::Buffers, u64::from(self.geometry.buffers)),
         ]
     }
 
@@ -212,20 +226,15 @@ impl Channel {
     }
 
     fn word(&self, offset_bytes: usize) -> &AtomicU64 {
-        assert!(offset_bytes.is_multiple_of(8) && offset_bytes < RINGS_OFFSET_BYTES);
-        // SAFETY: header and NF page lie in every mapping (`len_bytes` ≥ RINGS_OFFSET_BYTES), the
-        // offset is aligned and inside them, and a peer's concurrent writes are what an atomic is for.
+        assert!(
+            offset_bytes.is_multiple_of(8) && offset_bytes < self.geometry.rings_offset_bytes()
+        );
+        // SAFETY: header, NF page and hold map lie in every mapping (`len_bytes` is at least
+        // `rings_offset_bytes`), the offset is aligned and inside them, and a peer's concurrent
+        // writes are what an atomic is for.
         #[allow(clippy::cast_ptr_alignment)]
         unsafe {
             self.mapping.base().add(offset_bytes).cast::<AtomicU64>().as_ref()
-        }
-    }
-
-    fn sleeping_word(&self) -> &AtomicU32 {
-        // SAFETY: the first word of the NF page; as in `word`.
-        #[allow(clippy::cast_ptr_alignment)]
-        unsafe {
-            self.mapping.base().add(NF_PAGE_OFFSET_BYTES).cast::<AtomicU32>().as_ref()
         }
     }
 
@@ -246,7 +255,7 @@ impl Channel {
             return None;
         }
         let number = 2 * usize::from(worker) + usize::from(!towards_nf);
-        let offset = RINGS_OFFSET_BYTES + number * self.geometry.ring_bytes();
+        let offset = self.geometry.rings_offset_bytes() + number * self.geometry.ring_bytes();
         SharedRing::at(&self.mapping, offset, self.geometry.ring_capacity)
     }
 
@@ -262,80 +271,61 @@ impl Channel {
         Some((Consumer::new(self.ring(worker, true)?), Producer::new(self.ring(worker, false)?)))
     }
 
-    /// Wakes the NF if it sleeps. The manager calls this after it pushed a burst; while the NF is
-    /// awake it costs one load of a line that nobody writes.
+    /// A look at the rings of one worker (towards the NF, from the NF) after a death.
+    #[must_use]
+    pub fn remains(&self, worker: u16) -> Option<(Remains, Remains)> {
+        Some((Remains::of(self.ring(worker, true)?), Remains::of(self.ring(worker, false)?)))
+    }
+
+    /// Writes down that the NF keeps a buffer, or keeps it no more. Only the NF does this: before it
+    /// releases the ring slot the packet came by, and after it pushed the packet on.
     #[inline]
-    pub fn wake_nf(&self) {
-        if self.sleeping_word().load(Ordering::Relaxed) != 0 {
-            self.wake_sleeper();
+    pub fn set_held(&self, buffer: BufferIndex, held: bool) {
+        if buffer >= self.geometry.buffers {
+            return;
         }
+        let word = self.word(HOLD_MAP_OFFSET_BYTES + buffer as usize / 64 * 8);
+        let bit = 1u64 << (buffer % 64);
+        let old = word.load(Ordering::Relaxed);
+        let new = if held { old | bit } else { old & !bit };
+        // Release: in the order of the pushes and releases around it.
+        word.store(new, Ordering::Release);
     }
 
-    #[cold]
-    fn wake_sleeper(&self) {
-        let word = self.sleeping_word();
-        word.store(0, Ordering::Relaxed);
-        // SAFETY: FUTEX_WAKE only looks the address up; the word is mapped.
-        unsafe {
-            libc::syscall(libc::SYS_futex, std::ptr::from_ref(word), libc::FUTEX_WAKE, i32::MAX);
-        }
+    /// True when the NF says that it keeps this buffer.
+    #[must_use]
+    #[inline]
+    pub fn is_held(&self, buffer: BufferIndex) -> bool {
+        buffer < self.geometry.buffers
+            && self.word(HOLD_MAP_OFFSET_BYTES + buffer as usize / 64 * 8).load(Ordering::Acquire)
+                & (1 << (buffer % 64))
+                != 0
     }
 
-    /// Puts the NF to sleep until the manager pushes, `timeout` passes or a signal comes. `is_idle`
-    /// looks at the rings once more; when it finds work, there is no sleep.
-    ///
-    /// The order that makes it safe without a fence in the manager's hot path: the sleeper sets the
-    /// word, then `membarrier(2)` makes every running thread of the (registered) manager pass a full
-    /// barrier, then it looks at the rings. Either the manager's later load sees the word, or this
-    /// look sees the manager's push. Where membarrier is missing, the bound on the sleep is the
-    /// bound on the delay: it is cut to 1 ms.
-    pub fn sleep_nf(&self, timeout: Duration, is_idle: impl Fn() -> bool) {
-        let word = self.sleeping_word();
-        word.store(1, Ordering::SeqCst);
-        let timeout =
-            if global_barrier() { timeout } else { timeout.min(Duration::from_millis(1)) };
-        if is_idle() {
-            let limit = libc::timespec {
-                tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
-                tv_nsec: libc::c_long::from(timeout.subsec_nanos()),
-            };
-            // SAFETY: the word and the timespec are valid for the call. A spurious return is fine.
-            unsafe {
-                libc::syscall(
-                    libc::SYS_futex,
-                    std::ptr::from_ref(word),
-                    libc::FUTEX_WAIT,
-                    1,
-                    std::ptr::from_ref(&limit),
-                );
+    /// The buffers that the NF says it keeps.
+    #[must_use]
+    pub fn held_buffers(&self) -> Vec<BufferIndex> {
+        let mut held = Vec::new();
+        for number in 0..self.geometry.hold_map_words() {
+            let mut word = self.word(HOLD_MAP_OFFSET_BYTES + number * 8).load(Ordering::Acquire);
+            while word != 0 {
+                let buffer = number as u32 * 64 + word.trailing_zeros();
+                if buffer < self.geometry.buffers {
+                    held.push(buffer);
+                }
+                word &= word - 1;
             }
         }
-        word.store(0, Ordering::Relaxed);
+        held
     }
-}
-
-// linux/membarrier.h
-const MEMBARRIER_CMD_GLOBAL_EXPEDITED: libc::c_int = 1 << 1;
-const MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED: libc::c_int = 1 << 2;
-
-/// Lets sleeping NFs force a barrier on this process (see [`Channel::sleep_nf`]). The manager calls
-/// it once at start. Returns false on a kernel that has no such command (before 4.16).
-#[must_use]
-pub fn register_for_global_barrier() -> bool {
-    // SAFETY: membarrier takes two integers and touches no memory of ours.
-    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED, 0) == 0 }
-}
-
-fn global_barrier() -> bool {
-    // SAFETY: as above.
-    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0) == 0 }
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
-    const GEOMETRY: ChannelGeometry = ChannelGeometry { workers: 2, ring_capacity: 64 };
+    const GEOMETRY: ChannelGeometry =
+        ChannelGeometry { workers: 2, ring_capacity: 64, buffers: 100 };
 
     fn pair() -> (Channel, Channel) {
         let ours = Channel::create(GEOMETRY).unwrap();
@@ -377,28 +367,14 @@ mod tests {
     }
 
     #[test]
-    fn a_sleeping_nf_is_woken_by_a_push() {
-        assert!(register_for_global_barrier());
+    fn the_hold_map_says_what_was_written_and_no_buffer_outside() {
         let (ours, theirs) = pair();
-        let (mut push, _) = ours.manager_ends(0).unwrap();
-        let (pop, _) = theirs.nf_ends(0).unwrap();
-        let sleeper = std::thread::spawn(move || {
-            while pop.is_empty() {
-                theirs.sleep_nf(Duration::from_secs(60), || pop.is_empty());
-            }
-        });
-        while ours.sleeping_word().load(Ordering::Relaxed) == 0 {
-            std::thread::yield_now();
+        for buffer in [0, 63, 64, 99, 100, u32::MAX] {
+            theirs.set_held(buffer, true);
         }
-        assert_eq!(push.push_burst(&[Delivery::default()]), Ok(1));
-        ours.wake_nf();
-        sleeper.join().unwrap();
-    }
-
-    #[test]
-    fn an_nf_with_work_does_not_fall_asleep() {
-        let (ours, _theirs) = pair();
-        ours.sleep_nf(Duration::from_secs(3600), || false);
-        assert_eq!(ours.sleeping_word().load(Ordering::Relaxed), 0);
+        assert_eq!(ours.held_buffers(), [0, 63, 64, 99]);
+        theirs.set_held(63, false);
+        assert_eq!(ours.held_buffers(), [0, 64, 99]);
+        assert!(ours.is_held(64) && !ours.is_held(63) && !ours.is_held(100));
     }
 }

@@ -13,7 +13,7 @@ pub enum PageKind {
     Ordinary,
 }
 
-/// A shared, readable and writable mapping of a file descriptor.
+/// A shared mapping of a file descriptor; writable unless made by [`Mapping::read_only`].
 #[derive(Debug)]
 pub struct Mapping {
     base: NonNull<u8>,
@@ -35,6 +35,24 @@ impl Mapping {
     /// # Errors
     /// The error of `mmap(2)`: ENOMEM when hugepages or memory are short, EPERM for a sealed file.
     pub fn new(fd: impl AsFd, len_bytes: usize, populate: bool) -> io::Result<Self> {
+        Self::with_protection(fd, len_bytes, populate, libc::PROT_READ | libc::PROT_WRITE)
+    }
+
+    /// Maps `len_bytes` of `fd` from its start, shared and for reading only: a write through it
+    /// ends the process, so users offer none.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn read_only(fd: impl AsFd, len_bytes: usize) -> io::Result<Self> {
+        Self::with_protection(fd, len_bytes, false, libc::PROT_READ)
+    }
+
+    fn with_protection(
+        fd: impl AsFd,
+        len_bytes: usize,
+        populate: bool,
+        protection: libc::c_int,
+    ) -> io::Result<Self> {
         let populate_flag = if populate { libc::MAP_POPULATE } else { 0 };
         // SAFETY: a fresh mapping at an address of the kernel's choice; the arguments are plain
         // values and the result is checked before use.
@@ -42,7 +60,7 @@ impl Mapping {
             libc::mmap(
                 std::ptr::null_mut(),
                 len_bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
+                protection,
                 libc::MAP_SHARED | populate_flag,
                 fd.as_fd().as_raw_fd(),
                 0,

@@ -8,23 +8,34 @@
 
 mod bytes;
 pub mod channel;
+mod doorbells;
+mod edge_ring;
 mod fds;
+mod hints;
 mod mapping;
 mod process;
 mod region;
+mod remains;
 mod ring;
+mod routes;
 mod signals;
 pub(crate) mod sync;
 
 pub(crate) use bytes::{Lease, PacketMemory};
-pub use channel::register_for_global_barrier;
 pub use channel::{Channel, ChannelError, ChannelGeometry, LAYOUT_VERSION, NfCounter};
+pub use doorbells::{Doorbell, Doorbells, register_for_global_barrier};
+pub use edge_ring::EdgeRing;
 pub use fds::{MAX_FDS, recv_with_fds, send_with_fds};
+pub use hints::{advise_huge_pages, prefetch};
 pub use mapping::{Mapping, PageKind};
 pub use process::{clear_ambient_capabilities, pidfd_open};
 pub use region::{HugePages, Region, RegionError, RegionGeometry};
+pub use remains::remaining_buffers;
 pub use ring::{
-    Consumer, HeapRing, Producer, RingError, RingMemory, SLOT_BYTES, SharedRing, SlotValue,
+    Consumer, HeapRing, Producer, Remains, RingError, RingMemory, SLOT_BYTES, SharedRing, SlotValue,
+};
+pub use routes::{
+    HopEntry, MAX_HOPS, MAX_ROUTES, MAX_SET_ENTRIES, NO_NF, RouteTable, RouteTableWriter, bucket_of,
 };
 pub use signals::catch_stop_signals;
 

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! byte 0      tail: where the producer writes next   (written by the producer alone)
+//! byte 64     settled: see below                     (written by the producer alone)
 //! byte 128    head: the oldest slot still in use     (written by the consumer alone)
+//! byte 192    taken: see below                       (written by the consumer alone)
 //! byte 256    slot 0, slot 1, …  16 bytes each, a power of two of them
 //! ```
 //! Both indices run freely and wrap at 2³²; the slot is the index modulo the capacity, so a ring of
@@ -17,6 +19,13 @@
 //!
 //! A burst is copied as a whole (in two runs where it goes round the end). Slots of two relaxed
 //! atomic words each made 0.7 of its rate: the compiler may not join them into wide moves.
+//!
+//! `settled` and `taken` are for the time after a death ([`Remains`]) and nobody reads them before.
+//! A process that passes packets from ring to ring dies at any instant; which of them did it pass
+//! on? It reads a burst (`taken` moves), pushes it elsewhere (`tail` moves), releases it (`head`
+//! moves) and then settles the rings it pushed to (`settled` moves). So what lies in its input ring
+//! from `head` on is its own, except the part before `taken` that also stands in one of its output
+//! rings from `settled` on: that was passed on in the very burst in which it died.
 //!
 //! The lines of the two sides are 128 bytes apart because x86 fetches cache lines in pairs.
 
@@ -34,7 +43,9 @@ use crate::descriptor::{Delivery, Returned};
 /// Two 64-bit words: what one slot holds.
 pub const SLOT_BYTES: usize = 16;
 const LINE_BYTES: usize = 64;
+const SETTLED_OFFSET_BYTES: usize = 64;
 const HEAD_OFFSET_BYTES: usize = 128;
+const TAKEN_OFFSET_BYTES: usize = 192;
 const SLOTS_OFFSET_BYTES: usize = 256;
 
 /// A value that travels in one slot, in the layout it has in memory.
@@ -70,6 +81,10 @@ pub trait RingMemory {
     fn tail(&self) -> &AtomicU32;
     /// The consumer's index.
     fn head(&self) -> &AtomicU32;
+    /// The producer's index when it last settled.
+    fn settled(&self) -> &AtomicU32;
+    /// The consumer's index up to which it has read.
+    fn taken(&self) -> &AtomicU32;
     /// Number of slots, a power of two.
     fn capacity(&self) -> u32;
     /// Says that `count` slots from free-running index `at` on will be written soon, so that their
@@ -157,6 +172,16 @@ impl RingMemory for SharedRing {
     #[inline]
     fn head(&self) -> &AtomicU32 {
         self.index_word(HEAD_OFFSET_BYTES)
+    }
+
+    #[inline]
+    fn settled(&self) -> &AtomicU32 {
+        self.index_word(SETTLED_OFFSET_BYTES)
+    }
+
+    #[inline]
+    fn taken(&self) -> &AtomicU32 {
+        self.index_word(TAKEN_OFFSET_BYTES)
     }
 
     #[inline]
@@ -279,6 +304,14 @@ impl<T: SlotValue, M: RingMemory> Producer<T, M> {
         Ok(count)
     }
 
+    /// Says that whatever was pushed is no longer the pusher's by any other evidence: it has been
+    /// released where it came from. To be called once a burst, after the releases.
+    #[inline]
+    pub fn settle(&self) {
+        // Release: a reader that sees this sees the releases before it.
+        self.memory.settled().store(self.tail, Ordering::Release);
+    }
+
     /// Descriptors pushed and not yet released by the consumer, as far as known now.
     ///
     /// # Errors
@@ -348,6 +381,8 @@ impl<T: SlotValue, M: RingMemory> Consumer<T, M> {
         if count > 0 {
             self.memory.read(self.next, &mut out[..count]);
             self.next = self.next.wrapping_add(count as u32);
+            // Release: whoever sees a later push of ours sees that this burst was taken.
+            self.memory.taken().store(self.next, Ordering::Release);
         }
         Ok(count)
     }
@@ -380,6 +415,66 @@ impl<T: SlotValue, M: RingMemory> Consumer<T, M> {
     }
 }
 
+/// What stands in a ring, for one who is neither of its ends and looks when an end has died.
+#[derive(Debug)]
+pub struct Remains<M = SharedRing> {
+    memory: M,
+}
+
+impl<M: RingMemory> Remains<M> {
+    /// Looks at a ring.
+    #[must_use]
+    pub fn of(memory: M) -> Self {
+        Self { memory }
+    }
+
+    /// The values in slots `from..to`; `None` when that is more than a ring can hold, which only a
+    /// process that breaks the rules can bring about.
+    fn between<T: SlotValue + Default>(&self, from: u32, to: u32) -> Option<Vec<T>> {
+        let count = to.wrapping_sub(from);
+        if count > self.memory.capacity() {
+            return None;
+        }
+        let mut values = vec![T::default(); count as usize];
+        self.memory.read(from, &mut values);
+        Some(values)
+    }
+
+    /// What the (dead) consumer had not released, in two parts: read already, and not yet read.
+    /// Only what the producer has pushed before this call.
+    #[must_use]
+    pub fn unreleased<T: SlotValue + Default>(&self) -> Option<(Vec<T>, Vec<T>)> {
+        self.unreleased_up_to(self.memory.tail().load(Ordering::Acquire))
+    }
+
+    fn unreleased_up_to<T: SlotValue + Default>(&self, tail: u32) -> Option<(Vec<T>, Vec<T>)> {
+        let head = self.memory.head().load(Ordering::Acquire);
+        let taken = self.memory.taken().load(Ordering::Acquire);
+        // Taken stands behind head for an instant in every burst that is read and released at once.
+        let taken = if tail.wrapping_sub(taken) > tail.wrapping_sub(head) { head } else { taken };
+        Some((self.between(head, taken)?, self.between(taken, tail)?))
+    }
+
+    /// As [`unreleased`](Self::unreleased), and takes it: stands in for the dead consumer, so that a
+    /// producer that still pushes finds room, and what it pushes is found by the next call.
+    #[must_use]
+    pub fn drain<T: SlotValue + Default>(&self) -> Option<(Vec<T>, Vec<T>)> {
+        let tail = self.memory.tail().load(Ordering::Acquire);
+        let found = self.unreleased_up_to(tail)?;
+        self.memory.taken().store(tail, Ordering::Relaxed);
+        self.memory.head().store(tail, Ordering::Release);
+        Some(found)
+    }
+
+    /// What the (dead) producer had pushed since it settled, consumed meanwhile or not.
+    #[must_use]
+    pub fn unsettled<T: SlotValue + Default>(&self) -> Option<Vec<T>> {
+        let tail = self.memory.tail().load(Ordering::Acquire);
+        let settled = self.memory.settled().load(Ordering::Acquire);
+        self.between(settled, tail)
+    }
+}
+
 /// A ring in private memory, for models, tests and benchmarks.
 #[derive(Clone, Debug)]
 pub struct HeapRing(Arc<HeapRingWords>);
@@ -388,6 +483,8 @@ pub struct HeapRing(Arc<HeapRingWords>);
 struct HeapRingWords {
     tail: AtomicU32,
     head: AtomicU32,
+    settled: AtomicU32,
+    taken: AtomicU32,
     slots: Box<[[AtomicU64; 2]]>,
 }
 
@@ -403,6 +500,8 @@ impl HeapRing {
         Self(Arc::new(HeapRingWords {
             tail: AtomicU32::new(start),
             head: AtomicU32::new(start),
+            settled: AtomicU32::new(start),
+            taken: AtomicU32::new(start),
             slots,
         }))
     }
@@ -442,6 +541,14 @@ impl RingMemory for HeapRing {
 
     fn head(&self) -> &AtomicU32 {
         &self.0.head
+    }
+
+    fn settled(&self) -> &AtomicU32 {
+        &self.0.settled
+    }
+
+    fn taken(&self) -> &AtomicU32 {
+        &self.0.taken
     }
 
     fn capacity(&self) -> u32 {

@@ -1,67 +1,114 @@
 //! The `millrace` command: nouns and verbs over the manager's control socket.
+//!
+//! Each noun is a module of the same shape: its verbs for clap, and `run`, which gets them with the
+//! [`Globals`]. A new noun is a file, a line in [`Noun`] and a line in [`run`].
 #![forbid(unsafe_code)]
-#![allow(clippy::print_stdout)] // This is the program's output.
 
-mod show;
+mod applied;
+mod chain;
+mod client;
+mod drops;
+mod explain;
+mod file;
+mod flow;
+mod frame;
+mod generate;
+mod nf;
+mod port;
+mod print;
+mod rule;
+mod service;
+mod stats;
+mod status;
+mod table;
+mod top;
+mod words;
 
-use std::io::Write as _;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use clap::{Parser, Subcommand};
-use nflib::control::{DEFAULT_SOCKET, request_status};
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+use nflib::args::{SOCKET_VARIABLE, one_line};
+use nflib::control::DEFAULT_SOCKET;
 
-/// Looks at a running Millrace manager.
+/// Looks at a running Millrace manager, and changes what it does
+///
+/// Exit codes: 0 done, 1 refused or failed, 2 the command line makes no sense.
 #[derive(Parser)]
-#[command(name = "millrace", version)]
-struct Args {
-    /// The manager's control socket.
-    #[arg(long, global = true, default_value = DEFAULT_SOCKET, env = "MILLRACE_SOCKET")]
-    socket: PathBuf,
-    /// Print JSON instead of a table.
-    #[arg(long, global = true)]
-    json: bool,
+#[command(name = "millrace", version, arg_required_else_help = false, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    globals: Globals,
     #[command(subcommand)]
     noun: Noun,
 }
 
-#[derive(Subcommand)]
-enum Noun {
-    /// Everything at a glance.
-    Status,
-    /// Ports.
-    Port {
-        #[command(subcommand)]
-        verb: ListVerb,
-    },
-    /// Network functions.
-    Nf {
-        #[command(subcommand)]
-        verb: ListVerb,
-    },
-    /// Rates of ports and NFs, measured over an interval, and every drop.
-    Stats {
-        /// Seconds to measure over.
-        #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
-        interval: f64,
-        /// Measure again and again, until interrupted or so many times.
-        #[arg(long, value_name = "TIMES", num_args = 0..=1, default_missing_value = "0")]
-        watch: Option<u64>,
-    },
+/// What every command takes.
+#[derive(Args, Clone, Debug)]
+struct Globals {
+    /// The manager's control socket
+    #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    #[arg(env = SOCKET_VARIABLE)]
+    socket: PathBuf,
+    /// Print JSON, one value a line, instead of text for people
+    #[arg(long, global = true)]
+    json: bool,
 }
 
-#[derive(Clone, Copy, Subcommand)]
-enum ListVerb {
-    /// One line each.
-    List,
+impl Globals {
+    fn connect(&self) -> Result<client::Client, client::ClientError> {
+        client::Client::connect(&self.socket)
+    }
+}
+
+#[derive(Subcommand)]
+enum Noun {
+    /// Everything at a glance
+    Status,
+    /// Ports
+    #[command(subcommand, arg_required_else_help = false)]
+    Port(port::Verb),
+    /// Network functions: the processes
+    #[command(subcommand, arg_required_else_help = false)]
+    Nf(nf::Verb),
+    /// Services: kinds of NF, and how many instances run
+    #[command(subcommand, arg_required_else_help = false)]
+    Service(service::Verb),
+    /// Service chains: which services packets pass, in which order
+    #[command(subcommand, arg_required_else_help = false)]
+    Chain(chain::Verb),
+    /// Rules: which packets take which chain
+    #[command(subcommand, arg_required_else_help = false)]
+    Rule(rule::Verb),
+    /// Flows: what is known of them, and why a packet goes where it goes
+    #[command(subcommand, arg_required_else_help = false)]
+    Flow(flow::Verb),
+    /// Every dropped packet: place, reason, count
+    Drops(drops::Options),
+    /// Rates of ports and NFs, measured over an interval, and every drop
+    Stats(stats::Options),
+    /// A live view of ports, NFs, chains, drops and cores
+    Top(top::Options),
+    /// Check a configuration file; needs no manager
+    Check(file::CheckOptions),
+    /// What a configuration file would change
+    Diff(file::DiffOptions),
+    /// Make what runs be what a configuration file says: all of it, or nothing
+    Apply(file::ApplyOptions),
+    /// Print the completions of a shell
+    Completions(generate::CompletionsOptions),
+    /// Print the manual page, or write one per command
+    Man(generate::ManOptions),
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return explain(&error),
+    };
+    match run(cli) {
+        Ok(code) => code,
         Err(error) => {
             // `millrace status | head` is no fault.
             let broken_pipe = error
@@ -71,79 +118,59 @@ fn main() -> ExitCode {
                 return ExitCode::SUCCESS;
             }
             eprintln!("millrace: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<print::Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }
 
-fn run(args: &Args) -> anyhow::Result<()> {
-    let socket = connect(&args.socket)?;
-    match &args.noun {
-        Noun::Stats { interval, watch } => stats(&socket, *interval, *watch, args.json),
-        noun => {
-            let status = request_status(&socket)?;
-            let text = match noun {
-                Noun::Port { verb: ListVerb::List } if args.json => json(&status.ports)?,
-                Noun::Port { verb: ListVerb::List } => show::ports(&status),
-                Noun::Nf { verb: ListVerb::List } if args.json => json(&status.nfs)?,
-                Noun::Nf { verb: ListVerb::List } => show::nfs(&status),
-                _ if args.json => json(&status)?,
-                _ => show::status(&status),
-            };
-            print(&text)
-        }
+/// What clap says: help and version as they are, everything else in one line.
+fn explain(error: &clap::Error) -> ExitCode {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        // A closed pipe is no fault.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
     }
+    eprintln!("millrace: {}", one_line(error));
+    ExitCode::from(2)
 }
 
-fn connect(path: &Path) -> anyhow::Result<UnixStream> {
-    let socket = UnixStream::connect(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => anyhow::anyhow!(
-            "no manager at {}: start millrace-manager, or name its socket with --socket",
-            path.display()
-        ),
-        std::io::ErrorKind::PermissionDenied => anyhow::anyhow!(
-            "{}: permission denied: join the socket's group (manager.socket_group), or use root",
-            path.display()
-        ),
-        _ => anyhow::Error::new(error).context(path.display().to_string()),
-    })?;
-    socket.set_read_timeout(Some(Duration::from_secs(10)))?;
-    Ok(socket)
-}
-
-fn stats(
-    socket: &UnixStream,
-    interval_s: f64,
-    watch: Option<u64>,
-    as_json: bool,
-) -> anyhow::Result<()> {
-    if !(0.01..=3600.0).contains(&interval_s) {
-        bail!("--interval {interval_s}: expected 0.01 to 3600 seconds");
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let globals = &cli.globals;
+    match cli.noun {
+        Noun::Status => status::run(globals)?,
+        Noun::Port(verb) => port::run(globals, &verb)?,
+        Noun::Nf(verb) => nf::run(globals, verb)?,
+        Noun::Service(verb) => service::run(globals, verb)?,
+        Noun::Chain(verb) => chain::run(globals, verb)?,
+        Noun::Rule(verb) => rule::run(globals, verb)?,
+        Noun::Flow(verb) => flow::run(globals, verb)?,
+        Noun::Drops(options) => drops::run(globals, &options)?,
+        Noun::Stats(options) => stats::run(globals, &options)?,
+        Noun::Top(options) => return top::run(globals, &options),
+        Noun::Check(options) => file::check(globals, &options)?,
+        Noun::Diff(options) => file::diff(globals, &options)?,
+        Noun::Apply(options) => file::apply(globals, &options)?,
+        Noun::Completions(options) => generate::completions(&options)?,
+        Noun::Man(options) => generate::man(&options)?,
     }
-    let mut times_left = watch.unwrap_or(1);
-    let mut before = request_status(socket)?;
-    loop {
-        std::thread::sleep(Duration::from_secs_f64(interval_s));
-        let after = request_status(socket)?;
-        let rates = show::Rates::between(&before, &after);
-        print(&if as_json { json(&rates)? } else { show::rates(&rates) })?;
-        before = after;
-        if watch != Some(0) {
-            times_left = times_left.saturating_sub(1);
-            if times_left == 0 {
-                return Ok(());
-            }
-        }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_has_no_contradictions() {
+        Cli::command().debug_assert();
     }
-}
 
-fn json(value: &impl serde::Serialize) -> anyhow::Result<String> {
-    Ok(serde_json::to_string(value).context("cannot write JSON")? + "\n")
-}
-
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()?;
-    Ok(())
+    #[test]
+    fn a_noun_without_a_verb_is_told_its_verbs_in_one_line() {
+        let error = Cli::try_parse_from(["millrace", "chain"]).err().unwrap();
+        let line = one_line(&error);
+        assert_eq!(line.lines().count(), 1);
+        assert!(line.contains("list, show, add, set, remove"), "{line}");
+    }
 }

@@ -1,13 +1,17 @@
 //! What moves between two statuses: counters' differences over the time between them.
-//!
-//! The names are those of `millrace stats --json`.
 #![forbid(unsafe_code)]
 
-use nflib::control::{DropStatus, NfStatus, PortStatus, Status};
-use serde::Serialize;
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::status::{
+    ChainStatus, DropStatus, NfStatus, PortStatus, RuleStatus, Status, WorkerStatus,
+};
+use crate::descriptor::ServiceId;
 
 /// Rates over the time between two statuses of one manager.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rates {
     /// That time, seconds.
     pub interval_s: f64,
@@ -15,15 +19,23 @@ pub struct Rates {
     pub ports: Vec<PortRate>,
     /// NFs that were there both times.
     pub nfs: Vec<NfRate>,
-    /// Places and reasons at which packets were dropped meanwhile.
+    /// Chains that were there both times.
+    pub chains: Vec<ChainRate>,
+    /// Rules that were listed both times and matched packets meanwhile.
+    pub rules: Vec<RuleRate>,
+    /// Workers.
+    pub workers: Vec<WorkerRate>,
+    /// Every line of the drop ledger, also those that did not move.
     pub drops: Vec<DropRate>,
 }
 
 /// One port's.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PortRate {
     /// The port.
     pub name: String,
+    /// As [`PortStatus::link`], at the end.
+    pub link: String,
     /// Packets received per second.
     pub rx_pps: f64,
     /// Bits received per second: bytes of frames without check sequence, preamble and gap.
@@ -37,10 +49,16 @@ pub struct PortRate {
 }
 
 /// One NF's.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NfRate {
     /// The NF.
     pub instance: u32,
+    /// The service it provides.
+    pub service: ServiceId,
+    /// That service's name.
+    pub service_name: String,
+    /// Its name for itself.
+    pub name: String,
     /// Packets delivered to it per second.
     pub rx_pps: f64,
     /// Packets it returned per second.
@@ -49,15 +67,52 @@ pub struct NfRate {
     pub drop_pps: f64,
     /// Packets per second that found its ring full.
     pub ring_full_pps: f64,
+    /// Packets it had at the end.
+    pub held_pkts: u64,
+}
+
+/// One chain's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChainRate {
+    /// The chain.
+    pub name: String,
+    /// Packets sent into it per second.
+    pub pps: f64,
+    /// Bits sent into it per second.
+    pub bps: f64,
+}
+
+/// One rule's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RuleRate {
+    /// As [`RuleStatus::id`].
+    pub id: u64,
+    /// Packets per second that it matched.
+    pub pps: f64,
+    /// Bits per second.
+    pub bps: f64,
+}
+
+/// One worker's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerRate {
+    /// Its number.
+    pub worker: u16,
+    /// Turns of its loop per second.
+    pub turns_per_s: f64,
+    /// Share of its turns that moved packets, 0 to 1; `None` when it made no turn.
+    pub busy_share: Option<f64>,
 }
 
 /// One line of the drop ledger's.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DropRate {
     /// As [`DropStatus::place`].
     pub place: String,
     /// As [`DropStatus::reason`].
     pub reason: String,
+    /// Packets so far.
+    pub pkts: u64,
     /// Packets per second.
     pub pps: f64,
 }
@@ -79,10 +134,24 @@ impl Rates {
         let nfs = after.nfs.iter().filter_map(|now| {
             over.nf(before.nfs.iter().find(|then| then.instance == now.instance)?, now)
         });
+        let chains = after.chains.iter().filter_map(|now| {
+            let same = |then: &&ChainStatus| then.spec.name == now.spec.name;
+            over.chain(before.chains.iter().find(same)?, now)
+        });
+        let rules_then: HashMap<u64, &RuleStatus> =
+            before.rules.iter().map(|rule| (rule.id, rule)).collect();
+        let rules =
+            after.rules.iter().filter_map(|now| over.rule(rules_then.get(&now.id).copied()?, now));
+        let workers = after.workers.iter().filter_map(|now| {
+            over.worker(before.workers.iter().find(|then| then.worker == now.worker)?, now)
+        });
         Some(Self {
             interval_s: over.interval_s,
             ports: ports.collect(),
             nfs: nfs.collect(),
+            chains: chains.collect(),
+            rules: rules.collect(),
+            workers: workers.collect(),
             drops: after.drops.iter().filter_map(|now| over.drops(&before.drops, now)).collect(),
         })
     }
@@ -104,6 +173,7 @@ impl Over {
             |port: &PortStatus| port.drops.values().fold(0, |sum: u64, &n| sum.saturating_add(n));
         Some(PortRate {
             name: now.name.clone(),
+            link: now.link.clone(),
             rx_pps: self.rate(then.rx_pkts, now.rx_pkts)?,
             rx_bps: 8.0 * self.rate(then.rx_bytes, now.rx_bytes)?,
             tx_pps: self.rate(then.tx_pkts, now.tx_pkts)?,
@@ -115,10 +185,37 @@ impl Over {
     fn nf(&self, then: &NfStatus, now: &NfStatus) -> Option<NfRate> {
         Some(NfRate {
             instance: now.instance,
+            service: now.service,
+            service_name: now.service_name.clone(),
+            name: now.name.clone(),
             rx_pps: self.rate(then.rx_pkts, now.rx_pkts)?,
             tx_pps: self.rate(then.tx_pkts, now.tx_pkts)?,
             drop_pps: self.rate(then.drop_pkts, now.drop_pkts)?,
             ring_full_pps: self.rate(then.ring_full_pkts, now.ring_full_pkts)?,
+            held_pkts: now.held_pkts,
+        })
+    }
+
+    fn chain(&self, then: &ChainStatus, now: &ChainStatus) -> Option<ChainRate> {
+        Some(ChainRate {
+            name: now.spec.name.clone(),
+            pps: self.rate(then.pkts, now.pkts)?,
+            bps: 8.0 * self.rate(then.bytes, now.bytes)?,
+        })
+    }
+
+    fn rule(&self, then: &RuleStatus, now: &RuleStatus) -> Option<RuleRate> {
+        let pps = self.rate(then.pkts, now.pkts).filter(|&pps| pps > 0.0)?;
+        Some(RuleRate { id: now.id, pps, bps: 8.0 * self.rate(then.bytes, now.bytes)? })
+    }
+
+    fn worker(&self, then: &WorkerStatus, now: &WorkerStatus) -> Option<WorkerRate> {
+        let turns = now.turns.checked_sub(then.turns)?;
+        let idle = now.idle_turns.checked_sub(then.idle_turns)?;
+        Some(WorkerRate {
+            worker: now.worker,
+            turns_per_s: self.rate(then.turns, now.turns)?,
+            busy_share: (turns > 0).then(|| turns.saturating_sub(idle) as f64 / turns as f64),
         })
     }
 
@@ -126,8 +223,12 @@ impl Over {
     fn drops(&self, then: &[DropStatus], now: &DropStatus) -> Option<DropRate> {
         let same = |line: &&DropStatus| line.place == now.place && line.reason == now.reason;
         let then_pkts = then.iter().find(same).map_or(0, |line| line.pkts);
-        let pps = self.rate(then_pkts, now.pkts).filter(|&pps| pps > 0.0)?;
-        Some(DropRate { place: now.place.clone(), reason: now.reason.clone(), pps })
+        Some(DropRate {
+            place: now.place.clone(),
+            reason: now.reason.clone(),
+            pkts: now.pkts,
+            pps: self.rate(then_pkts, now.pkts)?,
+        })
     }
 }
 
@@ -189,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_line_of_the_ledger_counts_from_zero_and_a_quiet_one_is_left_out() {
+    fn a_new_line_of_the_ledger_counts_from_zero_and_a_quiet_one_stands_still() {
         let line = |reason: &str, pkts| DropStatus {
             place: "service:1".into(),
             reason: reason.into(),
@@ -200,7 +301,40 @@ mod tests {
         after.drops = vec![line("nf_drop", 7), line("no_instance", 10)];
         let rates = Rates::between(&before, &after).unwrap();
         let seen: Vec<_> = rates.drops.iter().map(|d| (d.reason.as_str(), d.pps)).collect();
-        assert_eq!(seen, [("no_instance", 5.0)]);
+        assert_eq!(seen, [("nf_drop", 0.0), ("no_instance", 5.0)]);
+    }
+
+    #[test]
+    fn chains_and_rules_are_found_again_by_name_and_number() {
+        let chain = |name: &str, pkts| ChainStatus {
+            spec: crate::control::ChainSpec { name: name.into(), ..Default::default() },
+            pkts,
+            bytes: 100 * pkts,
+            ..Default::default()
+        };
+        let rule = |id, pkts| RuleStatus { id, pkts, ..Default::default() };
+        let (mut before, mut after) = (status(0, 0), status(2, 0));
+        before.chains = vec![chain("gone", 9), chain("web", 10)];
+        after.chains = vec![chain("web", 30), chain("new", 5)];
+        before.rules = vec![rule(1, 5), rule(2, 5)];
+        after.rules = vec![rule(2, 25), rule(1, 5), rule(3, 5)];
+        let rates = Rates::between(&before, &after).unwrap();
+        let web = ChainRate { name: "web".into(), pps: 10.0, bps: 8000.0 };
+        assert_eq!(rates.chains, [web]);
+        assert_eq!(rates.rules, [RuleRate { id: 2, pps: 10.0, bps: 0.0 }]);
+    }
+
+    #[test]
+    fn a_worker_is_busy_in_the_turns_that_were_not_idle() {
+        let worker =
+            |turns, idle_turns| WorkerStatus { turns, idle_turns, ..WorkerStatus::default() };
+        let (mut before, mut after) = (status(0, 0), status(2, 0));
+        before.workers = vec![worker(1000, 900)];
+        after.workers = vec![worker(1400, 1200)];
+        let workers = Rates::between(&before, &after).unwrap().workers;
+        assert_eq!((workers[0].turns_per_s, workers[0].busy_share), (200.0, Some(0.25)));
+        after.workers = vec![worker(1000, 900)];
+        assert_eq!(Rates::between(&before, &after).unwrap().workers[0].busy_share, None);
     }
 
     #[test]

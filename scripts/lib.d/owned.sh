@@ -1,24 +1,26 @@
 # shellcheck shell=bash
-# What a quickstart has made on this machine, and how it is taken away again, by the run itself or
-# by a later one that finds it.
+# What a script has made on this machine, and how it is taken away again, by the run itself or by a
+# later one that finds it. Each script that makes something gives itself a name in OWNER_NAME before it
+# sources this; runs of different names do not know of each other.
 #
 # Two things make that safe after a `kill -9` at any moment:
 # - Everything is written down in the state directory *before* it is made, so that nothing exists
 #   unrecorded, and nothing is removed that is not recorded.
-# - Every process of a run carries MILLRACE_QUICKSTART_RUN=<state directory>:<pid of the run> in
-#   its environment, which children inherit and the kernel shows in /proc. Processes are found
-#   by this mark alone, never by name, and never by a pid that may belong to another by now.
+# - Every process of a run carries MILLRACE_<NAME>_RUN=<state directory>:<pid of the run> in its
+#   environment, which children inherit and the kernel shows in /proc. Processes are found by this
+#   mark alone, never by name, and never by a pid that may belong to another by now.
 
-MARK=MILLRACE_QUICKSTART_RUN
+MARK=${OWNER_NAME^^}
+MARK=MILLRACE_${MARK//-/_}_RUN
 
 # choose_state_dir: sets STATE. Root's is shared with the NFs' user, so anyone may enter it.
 choose_state_dir() {
     if ((EUID == 0)); then
-        STATE=/run/millrace-quickstart
+        STATE=/run/millrace-$OWNER_NAME
     elif [[ -n ${XDG_RUNTIME_DIR-} && -d $XDG_RUNTIME_DIR && -w $XDG_RUNTIME_DIR ]]; then
-        STATE=$XDG_RUNTIME_DIR/millrace-quickstart
+        STATE=$XDG_RUNTIME_DIR/millrace-$OWNER_NAME
     else
-        STATE=/tmp/millrace-quickstart-$EUID
+        STATE=/tmp/millrace-$OWNER_NAME-$EUID
     fi
 }
 
@@ -75,7 +77,7 @@ live_owner() {
 # is one step, so two runs that start together cannot both succeed.
 claim_state() {
     if live_owner; then
-        die "a quickstart is running here already (pid $OWNER): end it with Ctrl-C, or run \`$0 --clean\`"
+        die "a $OWNER_NAME is running here already (pid $OWNER): end it with Ctrl-C, or run \`$0 --clean\`"
     fi
     if [[ -e $STATE || -L $STATE ]]; then
         step "an earlier run was cut short; removing what it left"
@@ -91,7 +93,7 @@ claim_state() {
     mkdir -- "$draft/log" "$draft/owned"
     if ! mv -T -- "$draft" "$STATE" 2>/dev/null; then
         rm -rf -- "$draft"
-        die "another quickstart started at the same moment: run this again when it has ended"
+        die "another $OWNER_NAME started at the same moment: run this again when it has ended"
     fi
     CLAIMED=1
 }
@@ -162,7 +164,7 @@ remove_netns() {
 
 remove_directory() {
     # Only directories of the one shape that we make are ever removed.
-    [[ $1 == /var/tmp/millrace-quickstart.[0-9]* && -d $1 && ! -L $1 && -O $1 ]] || return 0
+    [[ $1 == /var/tmp/millrace-$OWNER_NAME.[0-9]* && -d $1 && ! -L $1 && -O $1 ]] || return 0
     rm -rf -- "$1"
     removed "directory $1"
 }
@@ -221,18 +223,35 @@ remove_everything() {
     done
 }
 
-# clean_command: `quickstart --clean`. A run that still goes is asked to end first.
+# clean_command: what `--clean` does. A run that still goes is asked to end first.
 clean_command() {
-    step "removing what earlier quickstarts left"
+    step "removing what earlier runs of $OWNER_NAME left"
     if live_owner; then
-        note "a quickstart is running (pid $OWNER): asking it to end"
+        note "a $OWNER_NAME is running (pid $OWNER): asking it to end"
         kill -TERM "$OWNER" 2>/dev/null || true
         await 20 not alive "$OWNER" || kill -KILL "$OWNER" 2>/dev/null || true
-        removed "running quickstart (pid $OWNER)"
+        removed "running $OWNER_NAME (pid $OWNER)"
     fi
     remove_everything
     if ((${#REMOVED[@]} == 0)); then note "nothing was left"; fi
-    if ((EUID != 0)) && [[ -e /run/millrace-quickstart ]]; then
+    if ((EUID != 0)) && [[ -e /run/millrace-$OWNER_NAME ]]; then
         note "a run by root has left something too: \`sudo $0 --clean\` removes it"
     fi
+}
+
+# count_removed: "2 namespaces, 2 interfaces, …" from the list of removals.
+count_removed() {
+    local kind n text='' one
+    for kind in process "XDP program" interface namespace "hugepage reservation" socket directory \
+        "state directory"; do
+        n=0
+        for one in "${REMOVED[@]}"; do [[ $one != "$kind "* ]] || n=$((n + 1)); done
+        case $n in
+            0) continue ;;
+            1) text+=", $n $kind" ;;
+            *) text+=", $n $(sed 's/y$/ie/; s/ss$/sse/; s/$/s/' <<<"$kind")" ;;
+        esac
+    done
+    text=${text#, }
+    printf '%s' "${text:-nothing}"
 }

@@ -1,0 +1,83 @@
+//! `millrace status`: everything at a glance.
+#![forbid(unsafe_code)]
+
+use nflib::control::Status;
+
+use crate::table::{ago, clean};
+use crate::{Globals, chain, drops, nf, port, print, service};
+
+pub fn run(globals: &Globals) -> anyhow::Result<()> {
+    let status = globals.connect()?.status()?;
+    print::either(globals.json, &status, || show(&status))
+}
+
+fn show(status: &Status) -> String {
+    let services =
+        if status.services.is_empty() { String::new() } else { service::table(&status.services) };
+    let parts = [
+        head(status),
+        port::table(status),
+        chain::table(&status.chains),
+        services,
+        nf::table(status),
+        drops::table(status, &status.drops, None),
+        drops::books(&status.accounting),
+    ];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
+}
+
+fn head(status: &Status) -> String {
+    let Status { pool, plan, .. } = status;
+    let pages = if status.hugepages { "hugepages" } else { "ordinary pages" };
+    let changing = if plan.changing { ", changing now" } else { "" };
+    let unordered = match plan.unordered_changes {
+        0 => String::new(),
+        n => format!(", {n} of them took too long to keep the order"),
+    };
+    format!(
+        "millrace {} (pid {}), up {}, {} rules, {} changes{unordered}{changing}\n\
+         buffers: {} of {} bytes on {pages}: {} free, {} at NFs, {} at ports\n",
+        clean(&status.version),
+        status.pid,
+        ago(status.uptime_s),
+        status.rule_count,
+        plan.generation,
+        pool.total,
+        pool.buffer_bytes,
+        pool.free,
+        pool.at_nfs,
+        pool.at_ports,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nflib::control::{Accounting, PlanStatus, PoolStatus};
+
+    #[test]
+    fn the_head_says_who_for_how_long_and_what_changed() {
+        let status = Status {
+            version: "1.2.3".into(),
+            pid: 7,
+            uptime_s: 12.0,
+            rule_count: 3,
+            plan: PlanStatus {
+                generation: 5,
+                unordered_changes: 1,
+                changing: true,
+                ..Default::default()
+            },
+            pool: PoolStatus { total: 64, free: 60, at_nfs: 1, at_ports: 3, buffer_bytes: 2048 },
+            accounting: Accounting { balanced: true, ..Default::default() },
+            ..Default::default()
+        };
+        assert_eq!(
+            head(&status),
+            "millrace 1.2.3 (pid 7), up 12 s, 3 rules, 5 changes, 1 of them took too long to keep \
+             the order, changing now\n\
+             buffers: 64 of 2048 bytes on ordinary pages: 60 free, 1 at NFs, 3 at ports\n"
+        );
+        assert!(show(&status).ends_with("held 0: balanced\n"));
+    }
+}

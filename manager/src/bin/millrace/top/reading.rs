@@ -1,0 +1,85 @@
+//! One look at the manager and at the machine.
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nflib::control::Status;
+use nflib::control::rates::Rates;
+use serde::Serialize;
+
+use super::cores::{self, AllTicks, CoreLoad};
+use crate::client::{Client, ClientError};
+
+/// How long the manager may take, so that a key is never waited for longer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+
+/// What was seen. The lines of `millrace top --json` are these.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Reading {
+    /// The manager answered.
+    Up(Box<Up>),
+    /// It did not.
+    Away {
+        /// Why, in one line.
+        away: String,
+    },
+}
+
+/// An answer, and what can be told from it and the one before.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Up {
+    /// The answer.
+    pub status: Status,
+    /// What moved; `None` until two answers of one manager can be compared.
+    pub rates: Option<Rates>,
+    /// The machine's cores.
+    pub cores: Vec<CoreLoad>,
+}
+
+/// Asks one manager again and again, also when it goes and comes.
+pub struct Watch {
+    socket: PathBuf,
+    client: Option<Client>,
+    before: Option<Status>,
+    ticks: AllTicks,
+}
+
+impl Watch {
+    /// Nothing is asked yet.
+    pub fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_owned(), client: None, before: None, ticks: AllTicks::new() }
+    }
+
+    /// Asks once.
+    pub fn read(&mut self) -> Reading {
+        match self.ask() {
+            Ok(status) => Reading::Up(Box::new(self.compare(status))),
+            Err(error) => {
+                self.before = None;
+                Reading::Away { away: error.to_string() }
+            }
+        }
+    }
+
+    fn ask(&mut self) -> Result<Status, ClientError> {
+        let client = match self.client.take() {
+            Some(client) => client,
+            None => Client::connect(&self.socket)?,
+        };
+        let status = client.status_within(ANSWER_LIMIT)?;
+        // Kept only after a whole answer: a late one would otherwise answer the next question.
+        self.client = Some(client);
+        Ok(status)
+    }
+
+    fn compare(&mut self, status: Status) -> Up {
+        let ticks = cores::read();
+        let rates = self.before.as_ref().and_then(|before| Rates::between(before, &status));
+        let cores = cores::loads(&self.ticks, &ticks, &status);
+        self.ticks = ticks;
+        self.before = Some(status.clone());
+        Up { status, rates, cores }
+    }
+}

@@ -1,0 +1,62 @@
+//! NFs that go: because they want to, because they are told to, or because they are dead.
+#![forbid(unsafe_code)]
+
+use super::Conductor;
+use crate::fabric::{Fabric, FabricError};
+use crate::registry::{Leave, NfRecord, NfState};
+
+impl Conductor {
+    /// Lets an NF leave in good order: the next plan does without it, and when its last packet is out
+    /// it gets its word. False when there is no such NF.
+    pub fn drain_nf(&mut self, instance: u32, why: Leave) -> bool {
+        let Some(record) = self.registry.get_mut(instance) else { return false };
+        if matches!(record.state, NfState::Joining | NfState::Running) {
+            record.state = NfState::Draining(why);
+            self.replan = true;
+        }
+        true
+    }
+
+    /// Takes out an NF that is gone. Every buffer it had is back in the pool afterwards; what its
+    /// neighbours still push towards it comes back as it is found.
+    ///
+    /// # Errors
+    /// [`FabricError::WorkerLost`].
+    pub fn remove(
+        &mut self,
+        instance: u32,
+        fabric: &mut Fabric,
+    ) -> Result<Option<NfRecord>, FabricError> {
+        // The workers first: they push to it no more, and pass on what it had returned.
+        let Some(nf) = self.registry.get(instance).map(|record| record.nf) else { return Ok(None) };
+        fabric.remove_nf(nf)?;
+        let Some(record) = self.registry.remove(instance) else { return Ok(None) };
+        if !record.isolated {
+            let buffers = self.edges.remains_of(nf, &record.channel);
+            fabric.reclaim(record.slot, &buffers)?;
+            self.departed.insert(nf, record.slot);
+            let pairs = self.edges.of(nf);
+            self.close_edges(&pairs);
+            if self.registry.nfs().all(|other| other.isolated) {
+                fabric.reclaim_domain(record.slot)?;
+            }
+        }
+        self.replan = true;
+        Ok(Some(record))
+    }
+
+    /// Takes back what NFs pushed towards neighbours that are gone.
+    pub(super) fn reclaim_orphans(&mut self, fabric: &mut Fabric) -> Result<(), FabricError> {
+        let found = self.edges.drain_orphans(|nf| self.registry.by_number(nf).is_none());
+        if found.is_empty() {
+            return Ok(());
+        }
+        for (nf, buffer) in found {
+            let slot = self.departed.get(&nf).copied().unwrap_or(0);
+            fabric.reclaim(slot, &[buffer])?;
+        }
+        let edges = &self.edges;
+        self.departed.retain(|&nf, _| edges.involve(nf));
+        Ok(())
+    }
+}

@@ -1,0 +1,218 @@
+//! Direct edges: rings from NF to NF, by which packets go on without the manager.
+//!
+//! An edge is made before the first plan that needs it, and both NFs have said that they have it
+//! before a packet follows that plan; so a flow never takes one way first and the other after. It is
+//! closed when no plan needs it and no packet follows an older one, and forgotten when both have said
+//! that they are done with it.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use nflib::descriptor::{Delivery, Returned};
+use nflib::shm::{BufferIndex, Channel, EdgeRing};
+
+use crate::plan::{Instances, NfNumber, Plan};
+
+/// Most direct edges. Each is a file, a mapping in three processes and a ring; a chain whose services
+/// have so many instances that more would be needed passes the manager instead.
+pub const MAX_EDGES: usize = 4096;
+
+/// Two NFs, the pushing one first.
+pub type Pair = (NfNumber, NfNumber);
+
+/// One edge.
+pub struct Edge {
+    /// The ring.
+    pub ring: EdgeRing,
+    /// Slots.
+    pub capacity: u32,
+    state: EdgeState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EdgeState {
+    Open,
+    /// Both ends were told; which of them still has to say that it is done.
+    Closing {
+        from: bool,
+        to: bool,
+    },
+}
+
+/// All edges.
+#[derive(Default)]
+pub struct Edges {
+    edges: BTreeMap<Pair, Edge>,
+}
+
+/// The pairs of NFs that hand packets to each other by a plan. A chain that would need too many is
+/// left out from its first hop that does.
+#[must_use]
+pub fn wanted_pairs(plan: &Plan, trusted: impl Fn(NfNumber) -> bool) -> BTreeSet<Pair> {
+    let mut pairs = BTreeSet::new();
+    for route in plan.current_routes() {
+        for hop in route.hops.windows(2) {
+            let (from, to) = (members(&hop[0].instances), members(&hop[1].instances));
+            if pairs.len() + from.len() * to.len() > MAX_EDGES {
+                continue;
+            }
+            for &from in from.iter().filter(|&&nf| trusted(nf)) {
+                for &to in to.iter().filter(|&&nf| nf != from && trusted(nf)) {
+                    pairs.insert((from, to));
+                }
+            }
+        }
+    }
+    pairs
+}
+
+fn members(instances: &Instances) -> BTreeSet<NfNumber> {
+    match instances {
+        Instances::None => BTreeSet::new(),
+        Instances::One(nf) => BTreeSet::from([*nf]),
+        Instances::Many(buckets) => buckets.owners().iter().copied().collect(),
+    }
+}
+
+impl Edges {
+    /// Makes an edge.
+    ///
+    /// # Errors
+    /// As [`EdgeRing::create`].
+    pub fn open(&mut self, pair: Pair, capacity: u32) -> io::Result<&Edge> {
+        let edge = Edge { ring: EdgeRing::create(capacity)?, capacity, state: EdgeState::Open };
+        Ok(self.edges.entry(pair).insert_entry(edge).into_mut())
+    }
+
+    /// The edge of a pair, open or closing.
+    #[must_use]
+    pub fn get(&self, pair: Pair) -> Option<&Edge> {
+        self.edges.get(&pair)
+    }
+
+    /// True when the pair has an edge that is in use.
+    #[must_use]
+    pub fn is_open(&self, pair: Pair) -> bool {
+        self.edges.get(&pair).is_some_and(|edge| edge.state == EdgeState::Open)
+    }
+
+    /// Pairs with an open edge that are not wanted any more.
+    #[must_use]
+    pub fn surplus(&self, wanted: &BTreeSet<Pair>) -> Vec<Pair> {
+        let open = self.edges.iter().filter(|(_, edge)| edge.state == EdgeState::Open);
+        open.map(|(pair, _)| *pair).filter(|pair| !wanted.contains(pair)).collect()
+    }
+
+    /// Notes that an edge's ends were told to close it. An end that is gone need not answer.
+    pub fn closing(&mut self, pair: Pair, from_there: bool, to_there: bool) {
+        if let Some(edge) = self.edges.get_mut(&pair) {
+            edge.state = EdgeState::Closing { from: from_there, to: to_there };
+        }
+        self.forget_closed();
+    }
+
+    /// An NF has acted on everything it was told: it is done with its edges that are closing.
+    pub fn synced(&mut self, nf: NfNumber) {
+        for (&(pushes, takes), edge) in &mut self.edges {
+            if let EdgeState::Closing { from, to } = &mut edge.state {
+                *from &= pushes != nf;
+                *to &= takes != nf;
+            }
+        }
+        self.forget_closed();
+    }
+
+    fn forget_closed(&mut self) {
+        let done = EdgeState::Closing { from: false, to: false };
+        self.edges.retain(|_, edge| edge.state != done);
+    }
+
+    /// True while an NF is an end of some edge: its number must not be given to another.
+    #[must_use]
+    pub fn involve(&self, nf: NfNumber) -> bool {
+        self.edges.keys().any(|&(from, to)| from == nf || to == nf)
+    }
+
+    /// Pairs that begin or end at an NF.
+    #[must_use]
+    pub fn of(&self, nf: NfNumber) -> Vec<Pair> {
+        self.edges.keys().copied().filter(|&(from, to)| from == nf || to == nf).collect()
+    }
+
+    /// The NFs that an NF hands packets to directly.
+    pub fn out_of(&self, nf: NfNumber) -> impl Iterator<Item = NfNumber> + '_ {
+        self.edges
+            .range((nf, 0)..=(nf, NfNumber::MAX))
+            .filter(|(_, edge)| edge.state == EdgeState::Open)
+            .map(|(&(_, to), _)| to)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.edges.len()
+    }
+
+    /// True when there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.edges.is_empty()
+    }
+
+    /// The buffers that a dead NF had, by the evidence it left: read from its rings and its hold map.
+    /// The workers push to it no more. Takes the dead one's place at its input rings, so that what
+    /// neighbours push later is found by [`drain_orphans`](Self::drain_orphans).
+    #[must_use]
+    pub fn remains_of(&self, nf: NfNumber, channel: &Channel) -> Vec<BufferIndex> {
+        let mut taken = Vec::new();
+        let mut own = Vec::new();
+        let mut passed_on = BTreeSet::new();
+        let workers = (0..channel.geometry().workers).filter_map(|w| channel.remains(w));
+        for (towards_nf, from_nf) in workers {
+            if let Some((read, waiting)) = towards_nf.unreleased::<Delivery>() {
+                taken.extend(read.iter().map(|d| d.buffer));
+                own.extend(waiting.iter().map(|d| d.buffer));
+            }
+            let pushed = from_nf.unsettled::<Returned>().unwrap_or_default();
+            passed_on.extend(pushed.iter().map(|r| r.buffer));
+        }
+        for (&(from, to), edge) in &self.edges {
+            let remains = edge.ring.remains();
+            if to == nf
+                && let Some((read, waiting)) = remains.drain::<Delivery>()
+            {
+                taken.extend(read.iter().map(|d| d.buffer));
+                own.extend(waiting.iter().map(|d| d.buffer));
+            }
+            if from == nf {
+                let pushed = remains.unsettled::<Delivery>().unwrap_or_default();
+                passed_on.extend(pushed.iter().map(|d| d.buffer));
+            }
+        }
+        taken.extend(channel.held_buffers());
+        own.extend(taken.into_iter().filter(|buffer| !passed_on.contains(buffer)));
+        own
+    }
+
+    /// What neighbours pushed towards NFs that are gone, since the last look.
+    #[must_use]
+    pub fn drain_orphans(
+        &self,
+        is_gone: impl Fn(NfNumber) -> bool,
+    ) -> Vec<(NfNumber, BufferIndex)> {
+        let mut found = Vec::new();
+        for (&(_, to), edge) in &self.edges {
+            if is_gone(to)
+                && let Some((read, waiting)) = edge.ring.remains().drain::<Delivery>()
+            {
+                found.extend(read.iter().chain(&waiting).map(|delivery| (to, delivery.buffer)));
+            }
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+#[path = "edges_tests.rs"]
+mod tests;

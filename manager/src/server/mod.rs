@@ -1,0 +1,349 @@
+//! The control thread: one loop over the control socket, the NFs' processes and signals.
+//!
+//! Everything that may wait happens here and never in a worker. A client is not trusted: its
+//! messages are bounded, it is never waited for, and whatever is wrong with it ends its connection and
+//! nothing else.
+#![forbid(unsafe_code)]
+
+mod connection;
+mod flows;
+mod messages;
+mod requests;
+mod socket;
+mod supervise;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nflib::control::{self, ErrorCode, ErrorReply, Reply};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use thiserror::Error;
+
+use crate::conductor::Conductor;
+use crate::config::Config;
+use crate::fabric::{Fabric, FabricError};
+use crate::poll_loop::Snapshot;
+use crate::registry::Leave;
+use crate::status;
+use crate::supervisor::{CoreMap, Supervisor};
+use connection::Connections;
+use messages::Calls;
+use requests::Asking;
+pub use socket::ControlSocket;
+
+/// Time between looks at the workers while they drain, or while a change is under way.
+const BUSY_LOOK_MS: u8 = 1;
+/// Longest time between looks at what has no descriptor to wait for.
+const HOUSEKEEPING_MS: u8 = 100;
+
+/// Why the control socket cannot be used, or the manager had to stop.
+#[derive(Debug, Error)]
+pub enum ServerError {
+    /// Another manager has it.
+    #[error(
+        "{socket}: another manager is listening here{pid}; stop it, or set manager.socket to another path"
+    )]
+    InUse {
+        /// The path.
+        socket: PathBuf,
+        /// Its process as ` (pid N)`, where known.
+        pid: String,
+    },
+    /// Something else is there, and is left alone.
+    #[error("{0}: this is not a socket; set manager.socket to another path, or remove it")]
+    NotASocket(PathBuf),
+    /// The group does not exist.
+    #[error("manager.socket_group: there is no group {0:?}")]
+    NoGroup(String),
+    /// The system said no.
+    #[error("{socket}: {what}: {source}")]
+    Socket {
+        /// The path.
+        socket: PathBuf,
+        /// The call.
+        what: &'static str,
+        /// Its error.
+        source: io::Error,
+    },
+    /// The data path failed.
+    #[error(transparent)]
+    Fabric(#[from] FabricError),
+    /// Signals or poll failed.
+    #[error("control thread: {what}: {source}")]
+    Os {
+        /// The call.
+        what: &'static str,
+        /// Its error.
+        source: io::Error,
+    },
+}
+
+/// The control thread's state.
+pub struct Server {
+    socket: ControlSocket,
+    config: Config,
+    fabric: Fabric,
+    conductor: Conductor,
+    supervisor: Supervisor,
+    connections: Connections,
+    calls: Calls,
+    asking: Asking,
+    signals: SignalFd,
+    started: Instant,
+    drain_limit: Duration,
+    /// Somebody asked for the end.
+    stopping: bool,
+    /// The workers were told to drain.
+    draining: bool,
+}
+
+/// Blocks SIGINT and SIGTERM in this thread and all it starts later, so that they arrive at
+/// [`Server::run`] and nowhere else. To be called before any other thread exists.
+///
+/// # Errors
+/// As the system says.
+pub fn block_signals() -> Result<SignalFd, ServerError> {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGINT);
+    set.add(Signal::SIGTERM);
+    set.thread_block()
+        .and_then(|()| SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK))
+        .map_err(|errno| ServerError::Os { what: "signalfd", source: errno.into() })
+}
+
+impl Server {
+    /// A server over a running fabric. `cores` are those that NFs and workers may have; to be taken
+    /// before a driver pins the calling thread.
+    ///
+    /// # Errors
+    /// As the system says, when there is no memory for route table and doorbells.
+    pub fn new(
+        socket: ControlSocket,
+        config: Config,
+        fabric: Fabric,
+        signals: SignalFd,
+        mut cores: CoreMap,
+    ) -> Result<Self, ServerError> {
+        let fail = |what| move |source| ServerError::Os { what, source };
+        cores.take_for_workers(&config.manager.cores);
+        let launcher = std::env::current_exe().map_err(fail("own program"))?;
+        let supervisor = Supervisor::new(config.manager.socket.clone(), launcher, cores)
+            .map_err(fail("supervisor"))?;
+        let conductor = Conductor::new(config.model.clone()).map_err(fail("memfd"))?;
+        Ok(Self {
+            socket,
+            drain_limit: Duration::from_millis(config.manager.drain_ms),
+            config,
+            fabric,
+            conductor,
+            supervisor,
+            connections: Connections::default(),
+            calls: Calls::default(),
+            asking: Asking::default(),
+            signals,
+            started: Instant::now(),
+            stopping: false,
+            draining: false,
+        })
+    }
+
+    /// Serves until SIGINT, SIGTERM or a request, then drains. Returns the final status.
+    ///
+    /// # Errors
+    /// [`ServerError`] when the data path fails.
+    pub fn run(mut self) -> Result<control::Status, ServerError> {
+        while !self.stopping {
+            self.serve()?;
+            if let Ok(Some(signal)) = self.signals.read_signal() {
+                tracing::info!(signal = signal.ssi_signo, "stopping: draining");
+                self.stopping = true;
+            }
+        }
+        self.drain()
+    }
+
+    /// Stops receiving, lets what is inside come out, then tells the NFs to go.
+    fn drain(mut self) -> Result<control::Status, ServerError> {
+        self.draining = true;
+        self.fabric.drain(self.drain_limit);
+        let asked = Instant::now();
+        let mut told = false;
+        while !self.fabric.stopped() {
+            // What does not come out by itself is kept by an NF: it gives it up when told to stop.
+            if !told && asked.elapsed() > self.drain_limit / 2 {
+                self.tell_nfs_to_stop();
+                told = true;
+            }
+            self.serve()?;
+        }
+        if !told {
+            self.tell_nfs_to_stop();
+        }
+        self.end_nfs()?;
+        self.connections.flush_for(Duration::from_millis(100));
+        Ok(status::take(&mut self.fabric, &self.conductor, self.started)?)
+    }
+
+    fn tell_nfs_to_stop(&mut self) {
+        let instances: Vec<_> = self.conductor.registry().nfs().map(|nf| nf.instance).collect();
+        for instance in instances {
+            let stop = Reply::Stop { reason: "the manager is stopping".to_owned() };
+            self.connections.send_to_nf(instance, &stop, None);
+            self.conductor.ring(instance);
+        }
+    }
+
+    /// One round: waits for something to happen, and sees to it.
+    fn serve(&mut self) -> Result<(), ServerError> {
+        let ready = self.wait()?;
+        for id in ready.connections {
+            self.read_from(id)?;
+        }
+        for instance in ready.dead {
+            self.end_nf(instance, "its process ended")?;
+        }
+        if ready.accept {
+            self.connections.accept(&self.socket.listener);
+        }
+        self.end_broken()?;
+        if !self.draining {
+            self.conductor.turn(&mut self.fabric, Instant::now())?;
+            self.expire_rules()?;
+        }
+        self.supervise(Instant::now())?;
+        self.deliver();
+        self.sweep()?;
+        match self.fabric.lost_worker() {
+            Some(worker) => Err(FabricError::WorkerLost { worker }.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends what conductor and callers have to say.
+    fn deliver(&mut self) {
+        for letter in self.conductor.take_letters() {
+            self.connections.send_to_nf(letter.instance, &letter.reply, letter.fd);
+            self.conductor.ring(letter.instance);
+        }
+        for answer in self.conductor.take_answers() {
+            let reply = match answer.result {
+                Ok(applied) => Reply::Applied(applied),
+                Err(error) => Reply::Error(error),
+            };
+            if let Some(id) = self.asking.done(answer.id) {
+                self.connections.send(id, &reply);
+            }
+        }
+        for (id, reply) in self.calls.overdue(Instant::now()) {
+            self.connections.send(id, &reply);
+        }
+        self.connections.flush();
+    }
+
+    /// Polls everything.
+    fn wait(&self) -> Result<Ready, ServerError> {
+        let busy = self.draining || self.conductor.is_busy();
+        let timeout_ms = if busy { BUSY_LOOK_MS } else { HOUSEKEEPING_MS };
+        let pidfds: Vec<_> = self
+            .conductor
+            .registry()
+            .nfs()
+            .filter_map(|nf| Some((nf.instance, nf.pidfd.as_ref()?.as_fd())))
+            .collect();
+        let mut fds = vec![watch(self.signals.as_fd()), watch(self.socket.listener.as_fd())];
+        let connections = self.connections.watched();
+        fds.extend(connections.iter().map(|&(_, fd, flags)| PollFd::new(fd, flags)));
+        fds.extend(pidfds.iter().map(|&(_, fd)| watch(fd)));
+        fds.extend(self.supervisor.fds().map(watch));
+        let now = Instant::now();
+        let until_supervisor =
+            self.supervisor.next_deadline().map(|at| at.saturating_duration_since(now).as_millis());
+        let timeout_ms = until_supervisor
+            .map_or(timeout_ms, |ms| timeout_ms.min(u8::try_from(ms).unwrap_or(u8::MAX)));
+        match poll(&mut fds, PollTimeout::from(timeout_ms)) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(ServerError::Os { what: "poll", source: errno.into() }),
+        }
+        let is_ready = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
+        let (of_connections, of_processes) = fds[2..].split_at(connections.len());
+        let ready = connections.iter().zip(of_connections).filter(|(_, fd)| is_ready(fd));
+        let dead = pidfds.iter().zip(of_processes).filter(|(_, fd)| is_ready(fd));
+        Ok(Ready {
+            accept: is_ready(&fds[1]),
+            connections: ready.map(|((id, _, _), _)| *id).collect(),
+            dead: dead.map(|(nf, _)| nf.0).collect(),
+        })
+    }
+
+    /// Removes NFs that wrote impossible indices into their rings.
+    fn end_broken(&mut self) -> Result<(), ServerError> {
+        for nf in self.fabric.take_broken() {
+            let record = self.conductor.registry().by_number(nf);
+            if let Some(instance) = record.map(|record| record.instance) {
+                self.end_nf(instance, "it broke its ring")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn end_nf(&mut self, instance: u32, why: &str) -> Result<(), ServerError> {
+        self.connections.close_nf(instance);
+        for (id, reply) in self.calls.gone(instance) {
+            self.connections.send(id, &reply);
+        }
+        if let Some(nf) = self.conductor.remove(instance, &mut self.fabric)? {
+            tracing::info!(instance, service = nf.service, name = nf.name, why, "NF removed");
+        }
+        Ok(())
+    }
+
+    /// Forgets closed connections, and the NFs on them.
+    fn sweep(&mut self) -> Result<(), ServerError> {
+        for instance in self.connections.sweep() {
+            self.end_nf(instance, "it closed its connection")?;
+        }
+        Ok(())
+    }
+
+    /// Lets an NF leave: through the conductor, or at once when the manager ends anyway.
+    fn drain_nf(&mut self, instance: u32, why: Leave) -> Result<bool, ServerError> {
+        if !self.draining {
+            return Ok(self.conductor.drain_nf(instance, why));
+        }
+        let Some(nf) = self.conductor.registry().get(instance).map(|record| record.nf) else {
+            return Ok(false);
+        };
+        self.fabric.close_nf(nf)?;
+        let reply = match why {
+            Leave::Asked => Reply::Detached,
+            Leave::Told(reason) => Reply::Stop { reason },
+        };
+        self.connections.send_to_nf(instance, &reply, None);
+        Ok(true)
+    }
+
+    /// How the books stand, for tests that run the server in their own process.
+    #[must_use]
+    pub fn books(&mut self) -> Option<Snapshot> {
+        self.fabric.snapshot().ok()
+    }
+}
+
+struct Ready {
+    accept: bool,
+    connections: Vec<u64>,
+    dead: Vec<u32>,
+}
+
+fn watch(fd: BorrowedFd<'_>) -> PollFd<'_> {
+    PollFd::new(fd, PollFlags::POLLIN)
+}
+
+fn refusal(code: ErrorCode, message: impl Into<String>) -> Reply {
+    Reply::Error(ErrorReply { code, message: message.into() })
+}

@@ -1,0 +1,190 @@
+//! What clients and NFs ask, one by one.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use nflib::control::{Applied, AttachRequest, ErrorCode, ErrorReply, Reply, Request};
+
+use super::{Server, ServerError, refusal};
+use crate::conductor::RequestId;
+use crate::config::Config;
+use crate::model::Model;
+use crate::registry::Leave;
+use crate::status;
+
+/// Who waits for which change.
+#[derive(Default)]
+pub struct Asking {
+    waiting: BTreeMap<RequestId, u64>,
+    last: RequestId,
+}
+
+impl Asking {
+    fn begin(&mut self, connection: u64) -> RequestId {
+        self.last += 1;
+        self.waiting.insert(self.last, connection);
+        self.last
+    }
+
+    /// The connection that waits for a request, which is done now.
+    pub fn done(&mut self, id: RequestId) -> Option<u64> {
+        self.waiting.remove(&id)
+    }
+}
+
+impl Server {
+    /// Reads what there is from a connection and answers every whole message.
+    pub(super) fn read_from(&mut self, id: u64) -> Result<(), ServerError> {
+        let Some(connection) = self.connections.get_mut(id) else { return Ok(()) };
+        connection.read();
+        while let Some(connection) = self.connections.get_mut(id) {
+            match connection.next_request() {
+                Ok(Some(request)) => {
+                    let instance = connection.instance;
+                    self.answer(id, instance, request)?;
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    connection.refuse(&error);
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, id: u64, nf: Option<u32>, request: Request) -> Result<(), ServerError> {
+        match (nf, request) {
+            (None, Request::Attach(request)) => self.attach(id, &request),
+            (Some(instance), Request::Detach) => {
+                self.drain_nf(instance, Leave::Asked)?;
+            }
+            (Some(instance), Request::Synced { token }) => self.conductor.synced(instance, token),
+            (Some(from), Request::Send { target, payload, token }) => {
+                self.pass_on(from, &target, payload, token);
+            }
+            (Some(instance), Request::Answer { token, result }) => {
+                self.answer_of(instance, token, result);
+            }
+            (_, Request::Status) => {
+                let status = status::take(&mut self.fabric, &self.conductor, self.started)?;
+                self.connections.send(id, &Reply::Status(Box::new(status)));
+            }
+            (None, request) => self.command(id, request)?,
+            (Some(_), request) => {
+                let what = format!("an NF cannot ask for that: {}", name_of(&request));
+                self.connections.send(id, &refusal(ErrorCode::Forbidden, what));
+            }
+        }
+        Ok(())
+    }
+
+    fn command(&mut self, id: u64, request: Request) -> Result<(), ServerError> {
+        match request {
+            Request::Apply { path, text, dry_run } => self.apply(id, &path, &text, dry_run),
+            Request::Edit { edits } => {
+                if self.draining {
+                    self.connections
+                        .send(id, &refusal(ErrorCode::Stopping, "the manager is stopping"));
+                } else {
+                    let asked = self.asking.begin(id);
+                    self.conductor.ask_edits(asked, edits);
+                }
+            }
+            Request::StopNf { instance } => {
+                let told =
+                    self.drain_nf(instance, Leave::Told("stopped by a command".to_owned()))?;
+                let reply = if told {
+                    Reply::Done
+                } else {
+                    let message = format!("there is no instance {instance}; see millrace nf list");
+                    refusal(ErrorCode::NotFound, message)
+                };
+                self.connections.send(id, &reply);
+            }
+            Request::Flows { limit } => self.flows(id, limit)?,
+            Request::Explain { in_port, frame } => self.explain(id, in_port.as_deref(), &frame)?,
+            Request::Call { target, payload } => self.call(id, &target, &payload),
+            Request::Shutdown => {
+                tracing::info!("stopping by a command: draining");
+                self.stopping = true;
+                self.connections.send(id, &Reply::Done);
+            }
+            other => {
+                let what = format!("only an attached NF can ask for that: {}", name_of(&other));
+                self.connections.send(id, &refusal(ErrorCode::BadRequest, what));
+            }
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, id: u64, request: &AttachRequest) {
+        let peer = match self.connections.get_mut(id).map(|connection| connection.peer()) {
+            Some(Ok(peer)) => peer,
+            Some(Err(errno)) => {
+                let message = format!("the peer's credentials cannot be read: {errno}");
+                return self.connections.send(id, &refusal(ErrorCode::Forbidden, message));
+            }
+            None => return,
+        };
+        let welcome = if self.draining {
+            Err(ErrorReply { code: ErrorCode::Stopping, message: "the manager is stopping".into() })
+        } else {
+            self.conductor
+                .service_of(request)
+                .and_then(|service| self.may_attach(&service, peer.pid))
+                .and_then(|()| self.conductor.attach(request, peer, None, &mut self.fabric))
+        };
+        match welcome {
+            Ok(welcome) => {
+                let instance = welcome.attached.instance;
+                let (service, name) = (welcome.attached.service, &request.name);
+                tracing::info!(instance, service, name, "NF attached");
+                self.connections.name(id, instance);
+                self.supervisor.attached(peer.pid, instance);
+                let reply = Reply::Attached(welcome.attached);
+                self.connections.send_with(id, &reply, welcome.fds.into());
+            }
+            Err(error) => {
+                let (service, name) = (&request.service, &request.name);
+                tracing::warn!(%service, name, %error, "NF refused");
+                self.connections.send(id, &Reply::Error(error));
+            }
+        }
+    }
+
+    /// Compares a file with what runs, and makes it so.
+    fn apply(&mut self, id: u64, path: &str, text: &str, dry_run: bool) {
+        let invalid = |message: String| refusal(ErrorCode::Invalid, message);
+        let next = Config::parse_after(text, Path::new(path), Some(self.conductor.model()))
+            .map_err(|error| error.to_string())
+            .and_then(|next| match next.needs_restart(&self.config) {
+                Some(why) => Err(why),
+                None => Ok(next),
+            });
+        let next = match next {
+            Ok(next) => next,
+            Err(message) => return self.connections.send(id, &invalid(message)),
+        };
+        if dry_run {
+            let changes = Model::diff(self.conductor.model(), &next.model);
+            let generation = self.conductor.planner().current().generation;
+            let applied = Applied { changes, notes: next.notes, generation, ..Applied::default() };
+            return self.connections.send(id, &Reply::Applied(applied));
+        }
+        if self.draining {
+            return self
+                .connections
+                .send(id, &refusal(ErrorCode::Stopping, "the manager is stopping"));
+        }
+        let asked = self.asking.begin(id);
+        self.conductor.ask_specs(asked, next.specs);
+    }
+}
+
+/// The name of a request, as it is written.
+fn name_of(request: &Request) -> String {
+    let json = serde_json::to_value(request).unwrap_or_default();
+    json.get("op").and_then(|op| op.as_str()).unwrap_or("?").to_owned()
+}

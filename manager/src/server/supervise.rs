@@ -1,0 +1,83 @@
+//! The NFs that the manager starts itself.
+#![forbid(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+use nflib::control::{ErrorCode, ErrorReply};
+
+use super::{Server, ServerError};
+use crate::model::Service;
+use crate::registry::{Leave, NfState};
+use crate::supervisor::{Wanted, What};
+
+/// How long NFs may take to end when the manager does.
+const END_LIMIT: Duration = Duration::from_secs(12);
+
+impl Server {
+    /// Lets the supervisor work, and tells NFs that are too many to leave.
+    pub(super) fn supervise(&mut self, now: Instant) -> Result<(), ServerError> {
+        if self.conductor.take_model_changed() {
+            let services = self.conductor.model().services();
+            let wanted: Vec<_> =
+                services.filter_map(|service| Wanted::of(service.id, &service.spec)).collect();
+            self.supervisor.set_wanted(&wanted);
+        }
+        for event in self.supervisor.poll(now) {
+            match &event.what {
+                What::Said { .. } => eprintln!("{event}"),
+                What::Waiting { .. } | What::GaveUp { .. } | What::Pressed { .. } => {
+                    tracing::warn!("{event}");
+                }
+                What::Started { .. } | What::Adopted { .. } | What::Exited { .. } => {
+                    tracing::info!("{event}");
+                }
+            }
+        }
+        for pid in self.supervisor.surplus() {
+            let record = self
+                .conductor
+                .registry()
+                .nfs()
+                .find(|record| self.supervisor.owner(record.pid) == Some(pid))
+                .map(|record| (record.instance, record.state.clone()));
+            match record {
+                None => self.supervisor.released(pid, now),
+                Some((_, NfState::Leaving)) => self.supervisor.released(pid, now),
+                Some((_, NfState::Draining(_))) => {}
+                Some((instance, _)) => {
+                    let why = Leave::Told("fewer instances are wanted".to_owned());
+                    self.drain_nf(instance, why)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an NF of this service may attach from this process: where the manager starts the NFs,
+    /// only those.
+    pub(super) fn may_attach(&self, service: &Service, pid: i32) -> Result<(), ErrorReply> {
+        if service.wanted_instances().is_none() || self.supervisor.owner(pid).is_some() {
+            return Ok(());
+        }
+        let name = service.name();
+        Err(ErrorReply {
+            code: ErrorCode::ServiceTaken,
+            message: format!(
+                "service {name:?} is provided by NFs that the manager starts: for more of them run \
+                 millrace service scale {name} N, or choose another service"
+            ),
+        })
+    }
+
+    /// Ends the NFs that the manager started; the others go by themselves.
+    pub(super) fn end_nfs(&mut self) -> Result<(), ServerError> {
+        let began = Instant::now();
+        self.supervisor.end_all(began);
+        while !self.supervisor.is_empty() && began.elapsed() < END_LIMIT {
+            self.serve()?;
+        }
+        // The last turn removes what lies beside the socket.
+        self.supervisor.poll(Instant::now());
+        Ok(())
+    }
+}

@@ -1,0 +1,139 @@
+//! A packet's way through an NF: from an input ring through the NF to an output ring, in an order
+//! that tells, at every instant, which packets the NF has.
+//!
+//! An NF dies at any instant, and the manager must then find every packet it had, and none that it
+//! had passed on. So each packet is evidenced in exactly one way at any time. A burst goes through
+//! these steps, and their order is the contract with
+//! [`remaining_buffers`](crate::shm::remaining_buffers):
+//!
+//! | | step | evidence of a packet of the burst |
+//! |---|---|---|
+//! | 1 | read a burst from one input, which moves the ring's `taken` | unreleased in the input |
+//! | 2 | run the NF; set the hold bit of each packet it newly holds | the same, or the bit |
+//! | 3 | push to every output, one burst each; clear the hold bit, if set, of what was pushed | pushed and unsettled: no longer here |
+//! | 4 | keep what did not fit, in order; set its hold bit | the bit |
+//! | 5 | release the input | |
+//! | 6 | settle every output that was pushed to | |
+//!
+//! Later pushes of leftovers, and of held packets that a tick or a message released, are steps 3, 4
+//! and 6 alone. Between two settles there is at most one push to an output, so the slots that are
+//! evidence (at most the ring's capacity) are never written over. In the common case, nothing held
+//! and nothing left over, no bit is touched.
+//!
+//! While anything is left over, no input is read: what is not taken stays where its sender sees it.
+#![forbid(unsafe_code)]
+
+use crate::burst::MAX_BURST_PKTS;
+use crate::descriptor::Delivery;
+use crate::engine::Engine;
+use crate::nf::{Action, NetworkFunction};
+use crate::shm::{RingError, RingMemory};
+
+use super::inputs::{Inputs, Source};
+use super::marks::{HoldMap, Marks};
+use super::outputs::Outputs;
+
+/// An NF between its rings.
+pub(super) struct Passage<'n, N, M, H> {
+    pub(super) engine: Engine<&'n mut N>,
+    pub(super) inputs: Inputs<M>,
+    pub(super) outputs: Outputs<M>,
+    marks: Marks<H>,
+    /// Packets taken from the inputs.
+    pub(super) rx_pkts: u64,
+    /// Packets decided about, other than held.
+    pub(super) tx_pkts: u64,
+    /// Packets the NF dropped.
+    pub(super) drop_pkts: u64,
+}
+
+impl<'n, N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<'n, N, M, H> {
+    /// `holds` is the NF's hold map, without any bit set.
+    pub(super) fn new(
+        engine: Engine<&'n mut N>,
+        inputs: Inputs<M>,
+        outputs: Outputs<M>,
+        holds: H,
+    ) -> Self {
+        let marks = Marks::new(holds);
+        Self { engine, inputs, outputs, marks, rx_pkts: 0, tx_pkts: 0, drop_pkts: 0 }
+    }
+
+    /// One look at what was left over, at every input and at the clock. Returns the packets moved.
+    ///
+    /// # Errors
+    /// The manager broke a ring.
+    pub(super) fn turn(&mut self, now_ns: u64) -> Result<usize, RingError> {
+        let mut moved_pkts = 0;
+        if self.outputs.have_leftovers() {
+            moved_pkts += self.pass_on(None, now_ns)?;
+        }
+        for _ in 0..self.inputs.all.len() {
+            if self.outputs.have_leftovers() {
+                break;
+            }
+            let input = self.inputs.next();
+            moved_pkts += self.serve(input, now_ns)?;
+        }
+        if self.engine.tick_if_due(now_ns) {
+            moved_pkts += self.pass_on(None, now_ns)?;
+        }
+        Ok(moved_pkts)
+    }
+
+    /// A burst of one input, through all steps. Returns its packets.
+    fn serve(&mut self, number: usize, now_ns: u64) -> Result<usize, RingError> {
+        let input = &mut self.inputs.all[number];
+        let mut burst = [Delivery::default(); MAX_BURST_PKTS];
+        let count = match (input.ring.read_burst(&mut burst), input.source) {
+            (Ok(0), Source::Edge { closing: true, .. }) => {
+                self.inputs.forget(number);
+                return Ok(0);
+            }
+            (Ok(count), _) => count,
+            (Err(error), Source::Lane) => return Err(error),
+            (Err(error), Source::Edge { nf, .. }) => {
+                tracing::warn!("NF {nf} broke the ring from it: {error}; it is read no more");
+                self.inputs.forget(number);
+                return Ok(0);
+            }
+        };
+        if count > 0 {
+            self.rx_pkts += count as u64;
+            self.engine.run_burst(&burst[..count], now_ns);
+            self.pass_on(Some(number), now_ns)?;
+        }
+        Ok(count)
+    }
+
+    /// Steps 2 (its second half) to 6: what the NF held and what it decided about. `input` is the
+    /// one the burst came by. Returns the packets that moved.
+    ///
+    /// # Errors
+    /// The manager broke a ring.
+    pub(super) fn pass_on(
+        &mut self,
+        input: Option<usize>,
+        now_ns: u64,
+    ) -> Result<usize, RingError> {
+        for buffer in self.engine.take_newly_held() {
+            self.marks.set(buffer);
+        }
+        for departure in self.engine.out.drain(..) {
+            self.tx_pkts += 1;
+            self.drop_pkts += u64::from(departure.action == Action::Drop);
+            self.outputs.queue(&departure);
+        }
+        let moved_pkts = self.outputs.push_all(&mut self.marks, now_ns)?;
+        self.outputs.mark_leftovers(&mut self.marks);
+        if let Some(input) = input.and_then(|number| self.inputs.all.get_mut(number)) {
+            input.ring.release();
+        }
+        self.outputs.settle();
+        Ok(moved_pkts)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+#[path = "passage_tests.rs"]
+mod tests;

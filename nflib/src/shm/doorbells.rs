@@ -1,0 +1,230 @@
+//! Doorbells: one word for each NF, by which whoever pushes packets to a sleeping NF wakes it.
+//!
+//! ```text
+//! byte 64 × n    sleeping word of NF n: 1 while it sleeps (or is about to), else 0
+//! ```
+//! The manager makes the file; all NFs of a trust domain map it, since each may push to each. An
+//! NF outside of it gets a file of its own with one word.
+//!
+//! A neighbour that writes here what it should not can wake an NF for nothing or make it sleep up to
+//! the end of its time-out; nothing is lost by either.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::Mapping;
+use super::sync::{AtomicU32, Ordering};
+
+/// A word for each NF, and no two on one cache line.
+const BELL_BYTES: usize = 64;
+
+/// The doorbells of a trust domain, mapped.
+#[derive(Debug)]
+pub struct Doorbells {
+    fd: OwnedFd,
+    mapping: Mapping,
+}
+
+impl Doorbells {
+    /// Makes doorbells for `nfs` NFs. Only the manager does this.
+    ///
+    /// # Errors
+    /// Those of memfd_create(2) and mmap(2).
+    pub fn create(nfs: u32) -> io::Result<Self> {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let fd = memfd_create(c"millrace-doorbells", flags)?;
+        let len_bytes = (nfs.max(1) as usize * BELL_BYTES).next_multiple_of(4096);
+        nix::unistd::ftruncate(&fd, libc::off_t::try_from(len_bytes).unwrap_or(libc::off_t::MAX))?;
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&fd, FcntlArg::F_ADD_SEALS(seals))?;
+        let mapping = Mapping::new(&fd, len_bytes, false)?;
+        Ok(Self { fd, mapping })
+    }
+
+    /// Maps doorbells that the manager made.
+    ///
+    /// # Errors
+    /// Those of fstat(2) and mmap(2); InvalidData for a file of an impossible size.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        let size = nix::sys::stat::fstat(&fd)?.st_size;
+        let len_bytes = usize::try_from(size).unwrap_or(0);
+        if len_bytes == 0 || !len_bytes.is_multiple_of(4096) {
+            let what =
+                format!("doorbells of {len_bytes} bytes; manager and NF must be of one release");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        let mapping = Mapping::new(&fd, len_bytes, true)?;
+        Ok(Self { fd, mapping })
+    }
+
+    /// The file, to hand to an NF.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.mapping.len_bytes() / BELL_BYTES
+    }
+
+    /// Never: there is at least one.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// The bell of one NF; `None` when there is no such number.
+    #[must_use]
+    pub fn bell(self: &Arc<Self>, nf: u16) -> Option<Doorbell> {
+        (usize::from(nf) < self.len()).then(|| Doorbell { bells: Arc::clone(self), nf })
+    }
+}
+
+/// The doorbell of one NF.
+#[derive(Clone, Debug)]
+pub struct Doorbell {
+    bells: Arc<Doorbells>,
+    nf: u16,
+}
+
+impl Doorbell {
+    #[inline]
+    fn word(&self) -> &AtomicU32 {
+        // SAFETY: `bell` checked that the word lies in the mapping, at a multiple of 64; the mapping
+        // lives as long as `self`; a peer's concurrent writes are what an atomic is for.
+        #[allow(clippy::cast_ptr_alignment)]
+        unsafe {
+            self.bells
+                .mapping
+                .base()
+                .add(usize::from(self.nf) * BELL_BYTES)
+                .cast::<AtomicU32>()
+                .as_ref()
+        }
+    }
+
+    /// Wakes the NF if it sleeps. To be called after a push; while the NF is awake it costs one load
+    /// of a line that nobody writes.
+    #[inline]
+    pub fn ring(&self) {
+        if self.word().load(Ordering::Relaxed) != 0 {
+            self.wake();
+        }
+    }
+
+    /// True while the NF sleeps, or is about to.
+    #[must_use]
+    pub fn sleeps(&self) -> bool {
+        self.word().load(Ordering::Relaxed) != 0
+    }
+
+    #[cold]
+    fn wake(&self) {
+        let word = self.word();
+        word.store(0, Ordering::Relaxed);
+        // SAFETY: FUTEX_WAKE only looks the address up; the word is mapped.
+        unsafe {
+            libc::syscall(libc::SYS_futex, std::ptr::from_ref(word), libc::FUTEX_WAKE, i32::MAX);
+        }
+    }
+
+    /// Puts the calling NF to sleep until somebody rings, `timeout` passes or a signal comes.
+    /// `is_idle` looks at the rings once more; when it finds work, there is no sleep.
+    ///
+    /// The order that makes it safe without a fence in the pusher's hot path: the sleeper sets the
+    /// word, then `membarrier(2)` makes every running thread of every process that registered for it
+    /// (the manager and the NFs all do) pass a full barrier, then it looks at the rings. Either the
+    /// pusher's later load sees the word, or this look sees the push. Where membarrier is missing,
+    /// the bound on the sleep is the bound on the delay: it is cut to 1 ms.
+    pub fn sleep(&self, timeout: Duration, is_idle: impl Fn() -> bool) {
+        let word = self.word();
+        word.store(1, Ordering::SeqCst);
+        let timeout =
+            if global_barrier() { timeout } else { timeout.min(Duration::from_millis(1)) };
+        if is_idle() {
+            let limit = libc::timespec {
+                tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+                tv_nsec: libc::c_long::from(timeout.subsec_nanos()),
+            };
+            // SAFETY: the word and the timespec are valid for the call. A spurious return is fine.
+            unsafe {
+                libc::syscall(
+                    libc::SYS_futex,
+                    std::ptr::from_ref(word),
+                    libc::FUTEX_WAIT,
+                    1,
+                    std::ptr::from_ref(&limit),
+                );
+            }
+        }
+        word.store(0, Ordering::Relaxed);
+    }
+}
+
+// linux/membarrier.h
+const MEMBARRIER_CMD_GLOBAL_EXPEDITED: libc::c_int = 1 << 1;
+const MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED: libc::c_int = 1 << 2;
+
+/// Lets sleepers force a barrier on this process (see [`Doorbell::sleep`]). Everyone who rings calls
+/// it once at start. Returns false on a kernel that has no such command (before 4.16).
+#[must_use]
+pub fn register_for_global_barrier() -> bool {
+    // SAFETY: membarrier takes two integers and touches no memory of ours.
+    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED, 0) == 0 }
+}
+
+fn global_barrier() -> bool {
+    // SAFETY: as above.
+    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0) == 0 }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn pair() -> (Doorbell, Doorbell) {
+        let ours = Arc::new(Doorbells::create(70).unwrap());
+        let theirs = Doorbells::from_fd(ours.fd().try_clone_to_owned().unwrap()).unwrap();
+        (ours.bell(69).unwrap(), Arc::new(theirs).bell(69).unwrap())
+    }
+
+    #[test]
+    fn a_sleeper_is_woken_by_the_bell() {
+        use std::sync::atomic::AtomicBool;
+        assert!(register_for_global_barrier());
+        let (ours, theirs) = pair();
+        let work = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&work);
+        let sleeper = std::thread::spawn(move || {
+            while !seen.load(Ordering::SeqCst) {
+                theirs.sleep(Duration::from_secs(60), || !seen.load(Ordering::SeqCst));
+            }
+        });
+        while !ours.sleeps() {
+            std::thread::yield_now();
+        }
+        work.store(true, Ordering::SeqCst);
+        ours.ring();
+        sleeper.join().unwrap();
+    }
+
+    #[test]
+    fn who_has_work_does_not_fall_asleep() {
+        let (ours, _) = pair();
+        ours.sleep(Duration::from_secs(3600), || false);
+        assert!(!ours.sleeps());
+    }
+
+    #[test]
+    fn a_number_beyond_the_file_has_no_bell() {
+        let bells = Arc::new(Doorbells::create(64).unwrap());
+        assert!(bells.bell(63).is_some() && bells.bell(64).is_none());
+    }
+}

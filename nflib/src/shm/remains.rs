@@ -1,0 +1,99 @@
+//! Which packets a dead NF still had, from what its rings and its hold map tell.
+//!
+//! See the head of `ring.rs` for what the rings' words mean. The rule:
+//!
+//! ```text
+//!   what waits unread in its input rings
+//! ∪ ( what it had read there and not released  ∪  what its hold map names )
+//!   ∖ what it had pushed to any of its output rings and not settled
+//! ```
+//! A packet that waits unread is the NF's even when it also stands among the unsettled pushes: then
+//! it went out, and came back, within one burst. With the order that an NF keeps (`runtime::passage`
+//! in this crate) the rule is exact at every instant.
+
+use std::collections::HashSet;
+
+use super::{BufferIndex, Remains, RingMemory};
+use crate::descriptor::{Delivery, Returned};
+
+/// The buffers of the packets that a dead NF still had, each once, by rising number.
+///
+/// `inputs` are its rings of packets delivered (lanes and in-edges), `outputs_delivery` its
+/// out-edges, `outputs_returned` its rings back to the manager, `held` the buffers its hold map
+/// names. To be called when nothing is pushed to its inputs any more.
+///
+/// The numbers were written by other processes: look each up before use. `None` when a ring has
+/// indices that no process which keeps the rules can bring about.
+#[must_use]
+pub fn remaining_buffers<M: RingMemory>(
+    inputs: &[&Remains<M>],
+    outputs_delivery: &[&Remains<M>],
+    outputs_returned: &[&Remains<M>],
+    held: &[BufferIndex],
+) -> Option<Vec<BufferIndex>> {
+    let mut passed_on = HashSet::new();
+    for output in outputs_delivery {
+        passed_on.extend(output.unsettled::<Delivery>()?.iter().map(|packet| packet.buffer));
+    }
+    for output in outputs_returned {
+        passed_on.extend(output.unsettled::<Returned>()?.iter().map(|packet| packet.buffer));
+    }
+    let mut remaining: Vec<_> =
+        held.iter().copied().filter(|buffer| !passed_on.contains(buffer)).collect();
+    for input in inputs {
+        let (taken, waiting) = input.unreleased::<Delivery>()?;
+        let kept = taken.iter().map(|packet| packet.buffer).filter(|b| !passed_on.contains(b));
+        remaining.extend(kept);
+        remaining.extend(waiting.iter().map(|packet| packet.buffer));
+    }
+    remaining.sort_unstable();
+    remaining.dedup();
+    Some(remaining)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::shm::{Consumer, HeapRing, Producer};
+
+    fn delivery(buffer: BufferIndex) -> Delivery {
+        Delivery { buffer, ..Delivery::default() }
+    }
+
+    #[test]
+    fn what_was_passed_on_in_the_last_burst_is_not_there_and_all_else_is() {
+        let (input, edge, back) = (HeapRing::new(8, 0), HeapRing::new(8, 0), HeapRing::new(8, 0));
+        let mut to_nf = Producer::<Delivery, _>::new(input.clone());
+        assert_eq!(to_nf.push_burst(&[1, 2, 3, 4, 5].map(delivery)), Ok(5));
+        let mut nf_in = Consumer::<Delivery, _>::new(input.clone());
+        assert_eq!(nf_in.read_burst(&mut [Delivery::default(); 4]), Ok(4));
+        let mut nf_edge = Producer::<Delivery, _>::new(edge.clone());
+        let mut nf_back = Producer::<Returned, _>::new(back.clone());
+        assert_eq!(nf_edge.push_burst(&[delivery(2)]), Ok(1));
+        let returned = |buffer| Returned { buffer, ..Returned::default() };
+        assert_eq!(nf_back.push_burst(&[3, 8].map(returned)), Ok(2));
+        let rule = |held: &[BufferIndex]| {
+            remaining_buffers(
+                &[&Remains::of(input.clone())],
+                &[&Remains::of(edge.clone())],
+                &[&Remains::of(back.clone())],
+                held,
+            )
+        };
+        // 8 was held and has just been pushed, 7 still is; 4 is both read and noted as held.
+        assert_eq!(rule(&[4, 7, 8]), Some(vec![1, 4, 5, 7]));
+        // 2 comes back before the burst is settled.
+        assert_eq!(to_nf.push_burst(&[delivery(2)]), Ok(1));
+        assert_eq!(rule(&[4, 7]), Some(vec![1, 2, 4, 5, 7]));
+    }
+
+    #[test]
+    fn impossible_indices_give_no_answer() {
+        use std::sync::atomic::Ordering;
+        let ring = HeapRing::new(8, 0);
+        ring.settled().store(100, Ordering::Relaxed);
+        let nothing: [&Remains<HeapRing>; 0] = [];
+        assert_eq!(remaining_buffers(&nothing, &[&Remains::of(ring.clone())], &[], &[]), None);
+        assert_eq!(remaining_buffers(&nothing, &[], &[&Remains::of(ring)], &[]), None);
+    }
+}
