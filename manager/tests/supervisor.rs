@@ -213,7 +213,7 @@ fn exit_codes_decide_what_comes_next() {
     b.supervisor.set_wanted(&[again]);
     assert_eq!(b.exited(), (How::Code(2), None, Some("nf: no such flag".into())));
     let why = b.supervisor.state(1).unwrap().waiting;
-    assert_eq!(why.as_deref(), Some("exit code 2: nf: no such flag"));
+    assert_eq!(why.as_deref(), Some("given up: exit code 2: nf: no such flag"));
     let again = b.wanted(1, "printf 'no room' >&2; exit 1");
     b.supervisor.set_wanted(&[again]);
     assert_eq!(b.exited(), (How::Code(1), Some(Duration::ZERO), Some("no room".into())));
