@@ -254,10 +254,10 @@ pub struct Applied {
     pub notes: Vec<String>,
     /// The plan that is in force now.
     pub generation: u64,
-    /// Share of flows (hash space) that changed their path, 0 to 1.
+    /// Share of flows (hash space) that changed their path, 0 to 1; of a change in several steps, the
+    /// largest.
     pub moved_share: f64,
-    /// The same for each step of a change that takes several, such as a scaling by more than one
-    /// instance.
+    /// Of a change in several steps, such as a scaling by more than one instance: the share of each.
     #[serde(default)]
     pub moves: Vec<f64>,
     /// From the change to the moment when it was in force for every packet, microseconds.

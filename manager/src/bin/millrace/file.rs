@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::Args;
 use millrace::config::Config;
+use millrace::model::Chain;
 use nflib::control::Request;
 use serde::Serialize;
 
@@ -42,13 +43,21 @@ struct Summary {
     buffers: u32,
     buffer_bytes: u32,
     ports: Vec<String>,
+    services: Vec<String>,
     chains: Vec<String>,
+    rules: usize,
     notes: Vec<String>,
 }
 
 impl Summary {
     fn of(config: &Config, file: &Path) -> Self {
-        let services: Vec<_> = config.chain.services.iter().map(ToString::to_string).collect();
+        let model = &config.model;
+        let name = |id| model.service(id).map_or_else(String::new, |s| s.name().to_owned());
+        let chain = |chain: &Chain| {
+            let services: Vec<_> = chain.services.iter().copied().map(name).collect();
+            let way = if services.is_empty() { "(empty)".into() } else { services.join(" → ") };
+            format!("{}: {way}, then {}", chain.name(), chain.spec.end)
+        };
         Self {
             file: file.to_owned(),
             socket: config.manager.socket.clone(),
@@ -56,8 +65,10 @@ impl Summary {
             buffers: config.pool.buffers,
             buffer_bytes: config.pool.buffer_bytes,
             ports: config.ports.iter().map(|port| port.name.clone()).collect(),
-            chains: vec![format!("default: {}", services.join(" → "))],
-            notes: Vec::new(),
+            services: model.services().map(|service| service.name().to_owned()).collect(),
+            chains: model.chains().map(|c| chain(c)).collect(),
+            rules: model.rule_count(),
+            notes: config.notes.clone(),
         }
     }
 
@@ -68,9 +79,11 @@ impl Summary {
         out += &format!("workers   {workers}\n");
         out += &format!("pool      {buffers} buffers of {buffer_bytes} bytes\n");
         out += &format!("ports     {}\n", self.ports.join(", "));
+        out += &format!("services  {}\n", self.services.join(", "));
         for chain in &self.chains {
             out += &format!("chain     {chain}\n");
         }
+        out += &format!("rules     {}\n", self.rules);
         for note in &self.notes {
             out += &format!("note: {note}\n");
         }
