@@ -88,7 +88,8 @@ pub enum Request {
         /// What, at most [`MAX_MESSAGE_BYTES`].
         payload: Vec<u8>,
     },
-    /// Drain and end the manager, and the NFs it started. Answered by [`Reply::Done`] at once.
+    /// Drain and end the manager, and the NFs it started. Answered by [`Reply::Done`] at once, and by
+    /// [`Reply::Status`] with the final books when everything has ended.
     Shutdown,
     /// From an attached NF: all messages up to [`Reply::Sync`] with this number are acted on.
     Synced {
