@@ -25,6 +25,9 @@ use crate::model::{Model, ModelError, ModelSpecs};
 pub use port::{Backend, PortConfig};
 use port::{RawPort, options};
 
+/// Most flows a worker can be told to remember: 10 GB of them.
+const MAX_FLOW_CACHE: u32 = 1 << 26;
+
 /// A whole configuration file.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -353,6 +356,12 @@ fn validate_manager(manager: &ManagerConfig) -> Result<(), String> {
         return Err(format!(
             "manager.cores: there is no core {core}; this machine has cores 0 to {}",
             online - 1
+        ));
+    }
+    if manager.flow_cache > MAX_FLOW_CACHE {
+        return Err(format!(
+            "manager.flow_cache is {}: expected at most {MAX_FLOW_CACHE}",
+            manager.flow_cache
         ));
     }
     if !ring_capacity.is_power_of_two() || *ring_capacity > ChannelGeometry::MAX_RING_CAPACITY {

@@ -59,6 +59,7 @@ fn each_mistake_says_what_was_expected() {
         ("[manager]", "[manager]\ncores = [0, 0]", "give one each"),
         ("[manager]", "[manager]\ncores = [4000]", "no core 4000"),
         ("[manager]", "[manager]\nring_capacity = 100", "power of two"),
+        ("[manager]", "[manager]\nflow_cache = 4294967295", "at most 67108864"),
         ("[manager]", "[pool]\nbuffers = 3\n[manager]", "at least 64"),
         ("[manager]", "[pool]\nbuffer_bytes = 100\n[manager]", "multiple of 64"),
         ("[manager]", "[pool]\nhugepages = \"maybe\"\n[manager]", "maybe"),

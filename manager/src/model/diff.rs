@@ -10,7 +10,7 @@ use super::order::Overlapped;
 use super::rules::Order;
 use super::{Chain, Model, Rule, Service};
 
-/// Which rules of one state another one does not have, number and action alike.
+/// Which entries of the flow table one state has and another one has not.
 #[derive(Clone, Debug, Default)]
 pub struct RuleDelta {
     /// Rules of the old state.
@@ -46,9 +46,8 @@ impl Model {
     #[must_use]
     pub fn rule_delta(old: &Self, new: &Self) -> RuleDelta {
         let mut delta = RuleDelta::default();
-        let same = |a: &Arc<Rule>, b: &Arc<Rule>| {
-            Arc::ptr_eq(a, b) || (a.entry == b.entry && a.does_the_same(b))
-        };
+        // A new name or spelling is nothing to a flow table.
+        let same = |a: &Arc<Rule>, b: &Arc<Rule>| Arc::ptr_eq(a, b) || a.entry == b.entry;
         old.rules.differences(&new.rules, same, |before, after| {
             delta.removed.extend(before.cloned());
             delta.added.extend(after.cloned());

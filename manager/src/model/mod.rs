@@ -33,7 +33,7 @@ use nflib::descriptor::{ChainId, PortId, ServiceId};
 
 use crate::flow::{RuleId, find_overlaps};
 use chains::Chains;
-pub use chains::{Chain, End, MAX_CHAINS};
+pub use chains::{Chain, End, MAX_CHAIN_LEN, MAX_CHAINS};
 pub use diff::RuleDelta;
 pub use edit::Edited;
 pub use error::{Item, MAX_NAME_BYTES, ModelError};

@@ -346,6 +346,18 @@ proptest! {
                     prop_assert_eq!(ids(&edited.model), ids(&built));
                     prop_assert!(meaning(&edited.model) == meaning(&built));
                     prop_assert!(edited.model == built);
+                    let mut entries: BTreeMap<_, _> =
+                        model.rules().map(|rule| (rule.id(), rule.entry)).collect();
+                    let delta = Model::rule_delta(&model, &edited.model);
+                    for rule in &delta.removed {
+                        prop_assert_eq!(entries.remove(&rule.id()), Some(rule.entry));
+                    }
+                    for rule in &delta.added {
+                        prop_assert_eq!(entries.insert(rule.id(), rule.entry), None);
+                    }
+                    let after = edited.model.rules().map(|rule| (rule.id(), rule.entry));
+                    prop_assert!(after.eq(edited.model.rules().map(|r| (r.id(), entries[&r.id()]))));
+                    prop_assert_eq!(entries.len(), edited.model.rule_count());
                     next_id = naive.next_id;
                     model = edited.model;
                 }

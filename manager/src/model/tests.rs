@@ -304,6 +304,8 @@ fn a_match_is_the_same_however_it_is_spelled() {
     specs.rules[0].matches.ip_proto = Some(Value::Int(6));
     let next = build(&specs, Some(&model)).unwrap();
     assert!(next == model);
+    let delta = Model::rule_delta(&model, &next);
+    assert!(delta.removed.is_empty() && delta.added.is_empty());
     assert_eq!(next.rule(1).unwrap().spec().matches.to_string(), "ip_proto=6 tp_dst=0x50");
     specs.rules.push(rule(10, 80, to_chain("default")));
     let error = build(&specs, None).unwrap_err();

@@ -32,8 +32,9 @@ use crate::shm::{LAYOUT_VERSION, RegionGeometry, recv_with_fds, send_with_fds};
 pub const PROTOCOL_VERSION: u32 = 2;
 /// Where the manager listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/millrace/manager.sock";
-/// Longest frame a manager accepts from a peer, bytes.
-pub const MAX_REQUEST_BYTES: usize = 64 << 10;
+/// Longest frame a manager accepts from a peer, bytes: room for the longest message as a list of
+/// numbers in JSON.
+pub const MAX_REQUEST_BYTES: usize = 256 << 10;
 /// Longest frame a client accepts from the manager, bytes.
 pub const MAX_REPLY_BYTES: usize = 64 << 20;
 
@@ -253,10 +254,10 @@ pub struct Applied {
     pub notes: Vec<String>,
     /// The plan that is in force now.
     pub generation: u64,
-    /// Share of flows (hash space) that changed their path, 0 to 1.
+    /// Share of flows (hash space) that changed their path, 0 to 1; of a change in several steps, the
+    /// largest.
     pub moved_share: f64,
-    /// The same for each step of a change that takes several, such as a scaling by more than one
-    /// instance.
+    /// Of a change in several steps, such as a scaling by more than one instance: the share of each.
     #[serde(default)]
     pub moves: Vec<f64>,
     /// From the change to the moment when it was in force for every packet, microseconds.
@@ -548,6 +549,13 @@ mod tests {
         let (got, fds) = recv::<Request>(&b, MAX_REQUEST_BYTES).unwrap();
         assert_eq!(got, request);
         assert_eq!(fds.len(), 2);
+    }
+
+    #[test]
+    fn the_longest_message_between_nfs_fits_a_frame() {
+        let (target, payload) = (Target::Instance(u32::MAX), vec![255; MAX_MESSAGE_BYTES]);
+        let request = Request::Send { target, payload, token: u64::MAX };
+        assert!(encode(&request).unwrap().len() <= MAX_REQUEST_BYTES);
     }
 
     #[test]
