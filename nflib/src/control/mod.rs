@@ -2,9 +2,9 @@
 //!
 //! A message is a frame: its length in bytes (u32, little endian), then that many bytes of JSON.
 //! File descriptors travel with the frame's first byte (SCM_RIGHTS). One socket serves commands
-//! (`millrace status`) and NFs: an NF sends [`Request::Attach`], gets [`Reply::Attached`] with two
-//! descriptors, packet region then channel, and keeps the connection open; its end is the end of
-//! the attachment.
+//! (`millrace status`) and NFs: an NF sends [`Request::Attach`], gets [`Reply::Attached`] with four
+//! descriptors (packet region, channel, route table, doorbells), and keeps the connection open; its
+//! end is the end of the attachment.
 #![forbid(unsafe_code)]
 
 pub mod rates;
@@ -165,7 +165,7 @@ pub enum Reply {
         reason: String,
     },
     /// To an attached NF, with one descriptor: a ring to another NF, for packets whose next hop it
-    /// is. Until it comes, and after [`Reply::CloseEdge`], they go through the manager.
+    /// is. Until it comes, and after [`Reply::CloseOutEdge`], they go through the manager.
     OutEdge {
         /// The NF at the other end, by its number in the route table.
         nf: u16,
