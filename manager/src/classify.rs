@@ -151,7 +151,8 @@ impl Classifier {
             let len = usize::from(packet.len_bytes).min(HEADER_BYTES);
             let inside = region.read(packet.buffer, packet.offset_bytes, &mut header[..len]);
             let frame = if inside { &header[..len] } else { &[] };
-            self.keys.push(FlowKey::parse(frame, ingress, 0, 0));
+            let frame_bytes = if inside { usize::from(packet.len_bytes) } else { 0 };
+            self.keys.push(FlowKey::parse_start(frame, frame_bytes, ingress, 0, 0));
             self.hashes.push(packet.flow_hash);
             self.bytes.push(u32::from(packet.len_bytes));
         }
