@@ -384,7 +384,7 @@ fn while_changing(reps: usize, report: &mut Report) -> Result<()> {
                         classify(changing, part, None, 64);
                         let n = turn % WILDCARDS;
                         // Remove one and put it back, the change after.
-                        if turn / WILDCARDS % 2 == 0 {
+                        if (turn / WILDCARDS).is_multiple_of(2) {
                             changing.remove(rules[n].id);
                         } else {
                             let _ = black_box(changing.insert(rules[n], 0));

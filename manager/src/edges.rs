@@ -82,7 +82,8 @@ impl Edges {
     /// As [`EdgeRing::create`].
     pub fn open(&mut self, pair: Pair, capacity: u32) -> io::Result<&Edge> {
         let edge = Edge { ring: EdgeRing::create(capacity)?, capacity, state: EdgeState::Open };
-        Ok(self.edges.entry(pair).insert_entry(edge).into_mut())
+        self.edges.remove(&pair);
+        Ok(self.edges.entry(pair).or_insert(edge))
     }
 
     /// The edge of a pair, open or closing.
