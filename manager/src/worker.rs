@@ -520,14 +520,12 @@ impl NfEdge {
     /// Whether a packet that the worker gave away at `passage.hop` can be at `hop` with this NF.
     #[inline]
     fn may_be_at(&self, plan: &Plan, passage: &Passage, hop: u8) -> bool {
-        if hop == passage.hop {
-            return true;
+        if self.holder != TRUSTED || hop == OFF_ROUTE {
+            return hop == passage.hop;
         }
-        // Neighbours passed it on, inside the domain and along the route.
+        // Neighbours may have passed it on, inside the domain and along the route.
         let service = || plan.route(passage.route)?.hops.get(usize::from(hop));
-        self.holder == TRUSTED
-            && hop > passage.hop
-            && service().is_some_and(|service| service.id == self.service)
+        hop >= passage.hop && service().is_some_and(|service| service.id == self.service)
     }
 }
 
