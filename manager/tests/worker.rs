@@ -4,8 +4,14 @@
 
 #[path = "worker/bench.rs"]
 mod bench;
+#[path = "worker/changes.rs"]
+mod changes;
 #[path = "worker/domain.rs"]
 mod domain;
+#[path = "worker/ends.rs"]
+mod ends;
+#[path = "worker/orders.rs"]
+mod orders;
 
 use std::sync::Arc;
 
