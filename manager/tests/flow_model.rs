@@ -144,6 +144,7 @@ fn rule() -> impl Strategy<Value = Rule> {
     )
 }
 
+#[allow(clippy::large_enum_variant, reason = "a few of them, in a test")]
 #[derive(Clone, Debug)]
 enum Change {
     Add(Rule),
