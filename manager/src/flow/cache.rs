@@ -131,8 +131,8 @@ impl FlowCache {
         let spread = (spread ^ spread >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let buckets = self.tags.len() as u64;
         // The high ends of two halves; the tag comes from the low end of one.
-        let first = ((spread >> 32) * buckets >> 32) as u32;
-        let mut second = ((spread & 0xffff_ffff) * buckets >> 32) as u32;
+        let first = (((spread >> 32) * buckets) >> 32) as u32;
+        let mut second = (((spread & 0xffff_ffff) * buckets) >> 32) as u32;
         if second == first {
             second = if first == 0 { 1 } else { first - 1 };
         }
@@ -299,7 +299,7 @@ fn equal_lanes(word: u64, tag: u16) -> u64 {
     const LOW: u64 = 0x7fff_7fff_7fff_7fff;
     let differ = word ^ u64::from(tag).wrapping_mul(0x0001_0001_0001_0001);
     // A lane's sum has its top bit unless its low bits are all 0, and never carries.
-    !((differ & LOW) + LOW | differ | LOW)
+    !(((differ & LOW) + LOW) | differ | LOW)
 }
 
 /// The top bits of four lanes, side by side.
