@@ -87,8 +87,30 @@ fn packet() -> impl Strategy<Value = Packet> {
     )
 }
 
-/// A match over the same universe, as text.
+fn compiled(fields: impl IntoIterator<Item = (&'static str, String)>) -> Match {
+    let set: BTreeMap<_, _> = fields.into_iter().filter(|(_, v)| !v.is_empty()).collect();
+    let spec: MatchSpec = serde_json::from_value(serde_json::to_value(set).unwrap()).unwrap();
+    Match::compile(&spec, &|name| name.parse().ok()).unwrap()
+}
+
+/// A match over the same universe, as text; some name one flow, which the table finds by its hash.
 fn matching() -> impl Strategy<Value = Match> {
+    prop_oneof![2 => wildcard(), 1 => (packet(), any::<bool>()).prop_map(|(p, with_port)| one_flow(p, with_port))]
+}
+
+/// The flow of a packet, by its 5-tuple.
+fn one_flow(packet: Packet, with_port: bool) -> Match {
+    compiled([
+        ("in_port", if with_port { packet.port.to_string() } else { String::new() }),
+        ("ip_src", format!("10.0.0.{}", packet.src)),
+        ("ip_dst", format!("10.0.1.{}", packet.dst)),
+        ("ip_proto", if packet.tcp { "tcp" } else { "udp" }.to_owned()),
+        ("tp_src", "1024".to_owned()),
+        ("tp_dst", (80 + packet.tp_dst).to_string()),
+    ])
+}
+
+fn wildcard() -> impl Strategy<Value = Match> {
     let pick = |choices: &'static [&'static str]| prop_oneof![3 => Just(""), 2 => prop::sample::select(choices)];
     (
         pick(&["0", "1"]),
@@ -116,10 +138,7 @@ fn matching() -> impl Strategy<Value = Match> {
                 ("ip_frag", frag),
                 ("metadata", metadata),
             ];
-            let set: BTreeMap<_, _> = fields.into_iter().filter(|(_, v)| !v.is_empty()).collect();
-            let spec: MatchSpec =
-                serde_json::from_value(serde_json::to_value(set).unwrap()).unwrap();
-            Match::compile(&spec, &|name| name.parse().ok()).unwrap()
+            compiled(fields.map(|(name, value)| (name, value.to_owned())))
         })
 }
 
@@ -509,6 +528,45 @@ fn flags_make_one_entry_a_flow_unless_a_rule_asks_for_them() {
     assert!(table.cache_stats().flows >= 2);
     table.remove(1);
     assert_eq!(send(&mut table), [Outcome::NoRule; 2]);
+}
+
+/// A rule that names one flow is found by the flow's hash: no other flow is looked up again, or even
+/// asked about.
+#[test]
+fn a_rule_for_one_flow_disturbs_no_other() {
+    let mut table = FlowTable::new(1000);
+    let packet = |src| Packet {
+        port: 0,
+        tagged: false,
+        src,
+        dst: 1,
+        tcp: true,
+        tp_dst: 0,
+        flags: 1,
+        fragment: 0,
+    };
+    let keys: Vec<_> = (0..100).map(|src| packet(src).key(0)).collect();
+    let send = |table: &mut FlowTable| {
+        let mut out = vec![Verdict::default(); keys.len()];
+        table.classify_burst(&keys, &mut vec![0; keys.len()], &vec![60; keys.len()], 0, &mut out);
+        out.iter().map(|verdict| verdict.outcome).collect::<Vec<_>>()
+    };
+    assert!(send(&mut table).iter().all(|outcome| *outcome == Outcome::NoRule));
+    let rule = |id, src| Rule {
+        id,
+        matches: one_flow(packet(src), false),
+        then: Then::Chain(9),
+        ..Rule::default()
+    };
+    table.apply(&[RuleChange::Add(rule(1, 40)), RuleChange::Add(rule(2, 41))], 0).unwrap();
+    let expected = |chained: &[usize]| {
+        let outcome = |n| if chained.contains(&n) { Outcome::Chain(9) } else { Outcome::NoRule };
+        (0..100).map(outcome).collect::<Vec<_>>()
+    };
+    assert_eq!(send(&mut table), expected(&[40, 41]));
+    table.apply(&[RuleChange::Remove(1)], 0).unwrap();
+    assert_eq!(send(&mut table), expected(&[41]));
+    assert_eq!((table.cache_stats().refreshed, table.cache_stats().misses), (0, 100));
 }
 
 #[test]

@@ -176,6 +176,16 @@ impl FlowCache {
         None
     }
 
+    /// The entries whose tags fit, in both buckets.
+    pub fn standing_at(&self, place: Place) -> impl Iterator<Item = u32> + use<> {
+        let mut fits = self.fitting(place);
+        std::iter::from_fn(move || {
+            let way = (fits != 0).then(|| fits.trailing_zeros())?;
+            fits &= fits - 1;
+            Some(place.entry(way))
+        })
+    }
+
     /// A bit for each way of the two buckets whose tag fits.
     #[inline(always)]
     fn fitting(&self, place: Place) -> u32 {

@@ -1,7 +1,9 @@
 //! Which packets a rule takes: a value and a mask over the key.
 #![forbid(unsafe_code)]
 
-use super::key::{FlowKey, KEY_WORDS, field};
+use super::key::{
+    FRAG_FIRST, Field, FlowKey, IP_DST_WORD, IP_SRC_WORD, KEY_WORDS, L3_IPV4, L3_IPV6, field,
+};
 
 /// A set of keys: those that agree with `value` in every bit of `mask`.
 ///
@@ -56,6 +58,31 @@ impl Match {
             let differ = self.value.0[word] ^ other.value.0[word];
             differ & self.mask.0[word] & other.mask.0[word] == 0
         })
+    }
+
+    /// The flow hashes that packets it takes can have, whole packets' first, then first fragments', when
+    /// it says enough to tell: both addresses, the protocol and both ports.
+    #[must_use]
+    pub(super) fn flow_hashes(&self) -> Option<[u32; 2]> {
+        let full = |field: Field| self.mask.get(field) == field.max();
+        let address = |word: usize| match self.value.get(field::L3) {
+            L3_IPV4 => self.mask.0[word + 1] as u32 == u32::MAX,
+            L3_IPV6 => [self.mask.0[word], self.mask.0[word + 1]] == [u64::MAX; 2],
+            _ => false,
+        };
+        let fields = [field::L3, field::PROTO, field::L4, field::TP_SRC, field::TP_DST];
+        let said = fields.into_iter().all(full) && address(IP_SRC_WORD) && address(IP_DST_WORD);
+        said.then(|| {
+            let (mut whole, mut first) = (self.value, self.value);
+            whole.set(field::FRAG, 0);
+            first.set(field::FRAG, FRAG_FIRST);
+            [whole.flow_hash(), first.flow_hash()]
+        })
+    }
+
+    /// Whether it looks at no bit outside of `mask`.
+    pub(super) fn looks_within(&self, mask: &FlowKey) -> bool {
+        (0..KEY_WORDS).all(|word| self.mask.0[word] & !mask.0[word] == 0)
     }
 
     /// This match without its condition on metadata, which an earlier table may have set: which

@@ -214,6 +214,17 @@ impl RuleTables {
     /// # Errors
     /// [`RuleError`]; nothing is changed.
     pub fn insert(&mut self, rule: Rule, now_ns: u64) -> Result<Option<RuleId>, RuleError> {
+        let replaced = self.insert_unnoted(rule, now_ns)?;
+        self.changed(&rule);
+        Ok(replaced)
+    }
+
+    /// As [`insert`](Self::insert), for one who sees to the cached verdicts on its packets himself.
+    pub(super) fn insert_unnoted(
+        &mut self,
+        rule: Rule,
+        now_ns: u64,
+    ) -> Result<Option<RuleId>, RuleError> {
         rule.check()?;
         self.remove(rule.id);
         let slot =
@@ -231,18 +242,23 @@ impl RuleTables {
         });
         self.by_id.insert(id_hash(rule.id), (rule.id, slot));
         self.timers.start(&mut self.slots, slot, due_ns(&rule, &self.counters[slot]));
-        self.changed(&rule);
         Ok(replaced_id)
     }
 
     /// Removes a rule; returns whether it was there.
     pub fn remove(&mut self, id: RuleId) -> bool {
-        let Some(slot) = self.slot_of(id) else { return false };
+        let removed = self.remove_unnoted(id);
+        removed.inspect(|rule| self.changed(rule));
+        removed.is_some()
+    }
+
+    /// As [`remove`](Self::remove), for one who sees to the cached verdicts on its packets himself.
+    pub(super) fn remove_unnoted(&mut self, id: RuleId) -> Option<Rule> {
+        let slot = self.slot_of(id)?;
         let rule = self.slots[slot].rule;
         self.unlink(slot);
         self.forget(slot);
-        self.changed(&rule);
-        true
+        Some(rule)
     }
 
     /// A rule that is in no chain any more: its number, timer and slot.

@@ -58,7 +58,9 @@ pub struct Flow {
 /// **After a change** nothing is thrown away. Every cached verdict remembers the version of the
 /// rules it was right at; when a packet finds one that is older than the last change, the changes in
 /// between are asked whether they concern this flow (`changes.rs`: a probe a distinct mask among
-/// them), and only if one does, or too many were missed, are the rules looked up again.
+/// them), and only if one does, or too many were missed, are the rules looked up again. A change of a
+/// rule that names both addresses, the protocol and both ports is not even asked about: its flows
+/// are found by their hash and looked up at once, unless NICs gave hashes of their own.
 #[derive(Debug)]
 pub struct FlowTable {
     rules: RuleTables,
@@ -66,6 +68,8 @@ pub struct FlowTable {
     /// Bits of a key that tell cached flows apart.
     cache_mask: FlowKey,
     uncached: u64,
+    /// Some flow stands in the cache by a hash that was not computed from its key.
+    foreign_hashes: bool,
 }
 
 impl FlowTable {
@@ -75,7 +79,7 @@ impl FlowTable {
         let cache = (cached_flows > 0).then(|| FlowCache::new(cached_flows));
         let rules = RuleTables::new();
         let cache_mask = cache_mask(&rules);
-        Self { rules, cache, cache_mask, uncached: 0 }
+        Self { rules, cache, cache_mask, uncached: 0, foreign_hashes: false }
     }
 
     /// The rules, to be read.
@@ -89,14 +93,62 @@ impl FlowTable {
     /// # Errors
     /// [`RuleError`]; nothing is changed.
     pub fn insert(&mut self, rule: Rule, now_ns: u64) -> Result<Option<RuleId>, RuleError> {
-        let replaced = self.rules.insert(rule, now_ns)?;
+        let replaced = self.add(rule, now_ns)?;
         self.after_changes();
         Ok(replaced)
     }
 
+    fn add(&mut self, rule: Rule, now_ns: u64) -> Result<Option<RuleId>, RuleError> {
+        let Some(hashes) = self.few_flows_of(&rule) else {
+            return self.rules.insert(rule, now_ns);
+        };
+        let replaced = self.rules.insert_unnoted(rule, now_ns)?;
+        self.refresh(&rule, hashes);
+        Ok(replaced)
+    }
+
+    fn take_out(&mut self, id: RuleId) -> bool {
+        let hashes = self.rules.get(id).and_then(|(rule, _)| self.few_flows_of(rule));
+        let Some(hashes) = hashes else { return self.rules.remove(id) };
+        let removed = self.rules.remove_unnoted(id);
+        removed.inspect(|rule| self.refresh(rule, hashes));
+        removed.is_some()
+    }
+
+    /// The hashes by which the cached flows that a rule may concern can be found, when they can be.
+    /// Then no other flow need be asked whether it is concerned.
+    fn few_flows_of(&self, rule: &Rule) -> Option<[u32; 2]> {
+        let findable = !self.foreign_hashes && rule.matches.looks_within(&self.cache_mask);
+        if findable { rule.matches.flow_hashes() } else { None }
+    }
+
+    /// Looks the cached flows of a rule that came or went up again, at once.
+    fn refresh(&mut self, rule: &Rule, hashes: [u32; 2]) {
+        let Some(mut cache) = self.cache.take() else { return };
+        let concerned = rule.matches.at_ingress();
+        for hash in hashes {
+            let place = cache.place(hash);
+            for at in cache.standing_at(place) {
+                let key = cache.entry(at).key;
+                if !concerned.matches(&key) {
+                    continue;
+                }
+                let version = self.rules.version();
+                match self.path_of(&key) {
+                    (outcome, Some(path)) => {
+                        let entry = cache.entry_mut(at);
+                        (entry.version, entry.outcome, entry.path) = (version, outcome, path);
+                    }
+                    (_, None) => cache.remove(at),
+                }
+            }
+        }
+        self.cache = Some(cache);
+    }
+
     /// Removes a rule; returns whether it was there.
     pub fn remove(&mut self, id: RuleId) -> bool {
-        let was_there = self.rules.remove(id);
+        let was_there = self.take_out(id);
         self.after_changes();
         was_there
     }
@@ -114,10 +166,10 @@ impl FlowTable {
         for change in changes {
             match change {
                 RuleChange::Add(rule) => {
-                    self.rules.insert(*rule, now_ns)?;
+                    self.add(*rule, now_ns)?;
                 }
                 RuleChange::Remove(id) => {
-                    self.rules.remove(*id);
+                    self.take_out(*id);
                 }
             }
         }
@@ -175,6 +227,8 @@ impl FlowTable {
         for (key, hash) in keys.iter().zip(hashes.iter_mut()) {
             if *hash == 0 {
                 *hash = key.flow_hash();
+            } else {
+                self.foreign_hashes = true;
             }
         }
         let Some(mut cache) = self.cache.take() else {
