@@ -64,6 +64,20 @@ pub(super) struct Switching {
     outcomes: Vec<Outcome>,
 }
 
+impl Connecting {
+    /// What will be wanted.
+    pub(super) fn model(&self) -> &Model {
+        &self.prepared.model
+    }
+}
+
+impl Switching {
+    /// What will be wanted.
+    pub(super) fn model(&self) -> &Model {
+        &self.prepared.model
+    }
+}
+
 impl Conductor {
     /// Begins what waits, if anything does.
     pub(super) fn begin(&mut self, fabric: &mut Fabric, now: Instant) {
