@@ -8,6 +8,8 @@
 #include <string.h>
 
 #include <rte_ether.h>
+#include <rte_hash.h>
+#include <rte_hash_crc.h>
 #include <rte_mbuf.h>
 #include <rte_mempool.h>
 #include <rte_ring.h>
@@ -443,6 +445,71 @@ uint64_t mr_ring_bench_consume(struct rte_ring *ring, uint32_t burst, uint64_t t
 		for (uint32_t i = 0; i < n; i++)
 			sum += metadata ? read_metadata(out[i]) : (uintptr_t)out[i];
 		seen += n;
+	}
+	return sum;
+}
+
+/* ---- rte_hash, for the benchmark ---- */
+
+struct rte_hash *mr_hash_new(uint32_t entries, uint32_t key_bytes)
+{
+	static int made;
+	char name[RTE_HASH_NAMESIZE];
+	struct rte_hash_parameters parameters = {
+		.name = name,
+		.entries = entries,
+		.key_len = key_bytes,
+		.hash_func = rte_hash_crc,
+		.socket_id = SOCKET_ID_ANY,
+	};
+
+	snprintf(name, sizeof(name), "mr_bench_%d", made++);
+	return rte_hash_create(&parameters);
+}
+
+void mr_hash_delete(struct rte_hash *hash)
+{
+	rte_hash_free(hash);
+}
+
+int mr_hash_add(struct rte_hash *hash, const void *key, uint64_t data)
+{
+	return rte_hash_add_key_data(hash, key, (void *)(uintptr_t)data);
+}
+
+int mr_hash_del(struct rte_hash *hash, const void *key)
+{
+	int place = rte_hash_del_key(hash, key);
+
+	return RTE_MIN(place, 0);
+}
+
+uint32_t mr_hash_of(struct rte_hash *hash, const void *key)
+{
+	return rte_hash_hash(hash, key);
+}
+
+uint64_t mr_hash_bench_lookup(struct rte_hash *hash, const void *keys, const uint32_t *hashes,
+			      uint32_t key_bytes, uint64_t count, uint32_t burst)
+{
+	const void *of_burst[MR_MAX_BURST];
+	uint32_t copied[MR_MAX_BURST];
+	void *data[MR_MAX_BURST];
+	uint64_t sum = 0;
+
+	for (uint64_t at = 0; at + burst <= count; at += burst) {
+		uint64_t found = 0;
+
+		for (uint32_t i = 0; i < burst; i++)
+			of_burst[i] = RTE_PTR_ADD(keys, (at + i) * key_bytes);
+		if (hashes != NULL) {
+			memcpy(copied, hashes + at, burst * sizeof(copied[0]));
+			rte_hash_lookup_with_hash_bulk_data(hash, of_burst, copied, burst, &found, data);
+		} else {
+			rte_hash_lookup_bulk_data(hash, of_burst, burst, &found, data);
+		}
+		for (uint32_t i = 0; i < burst; i++)
+			sum += found >> i & 1 ? (uintptr_t)data[i] : 0;
 	}
 	return sum;
 }

@@ -119,4 +119,19 @@ void mr_ring_bench_produce(struct rte_ring *ring, void **elements, uint32_t elem
 uint64_t mr_ring_bench_consume(struct rte_ring *ring, uint32_t burst, uint64_t total,
 			       int metadata);
 
+/* rte_hash as its guide recommends it where one thread uses it: CRC hash, no locks. For benchmarks;
+ * needs EAL. NULL and rte_errno when it cannot be made. */
+struct rte_hash;
+struct rte_hash *mr_hash_new(uint32_t entries, uint32_t key_bytes);
+void mr_hash_delete(struct rte_hash *hash);
+/* 0 or a negative errno. */
+int mr_hash_add(struct rte_hash *hash, const void *key, uint64_t data);
+int mr_hash_del(struct rte_hash *hash, const void *key);
+/* Looks up the keys of `count` that lie one behind the other, in bursts (at most MR_MAX_BURST), the
+ * hash function computed on the way, or, with `hashes`, taken from there (what mr_hash_of gives).
+ * Returns the sum of what is stored with those found. */
+uint64_t mr_hash_bench_lookup(struct rte_hash *hash, const void *keys, const uint32_t *hashes,
+			      uint32_t key_bytes, uint64_t count, uint32_t burst);
+uint32_t mr_hash_of(struct rte_hash *hash, const void *key);
+
 #endif

@@ -7,6 +7,9 @@
 //! With `--no-default-features` the crate is empty.
 #![cfg_attr(not(feature = "dpdk"), forbid(unsafe_code))]
 
+/// `rte_hash`, to be measured against.
+#[cfg(feature = "dpdk")]
+pub mod hash;
 #[cfg(feature = "dpdk")]
 mod load;
 /// `rte_ring`, to be measured against.

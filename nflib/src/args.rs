@@ -39,6 +39,30 @@ pub struct NfArgs {
     /// What to log to stderr: error, warn, info, debug, trace, or a filter such as nflib=debug
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log: String,
+    /// Leave, in good order, once so many packets were taken
+    #[arg(long, value_name = "PACKETS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub packet_limit: Option<u64>,
+    /// Leave, in good order, so many seconds after joining the manager
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub time_limit_s: Option<u64>,
+    /// Core to run on, whatever the manager proposes
+    #[arg(long, value_name = "CORE")]
+    pub core: Option<u32>,
+}
+
+impl NfArgs {
+    /// What the command line gives that names these two and nothing else.
+    pub fn new(service: ServiceRef, socket: impl Into<PathBuf>) -> Self {
+        Self {
+            service,
+            socket: socket.into(),
+            no_wait: false,
+            log: "info".to_owned(),
+            packet_limit: None,
+            time_limit_s: None,
+            core: None,
+        }
+    }
 }
 
 /// An NF that has no arguments of its own.
@@ -111,9 +135,35 @@ mod tests {
     }
 
     #[test]
+    fn limits_and_core_are_read_and_what_is_none_is_one_line() {
+        let parse = |option: &str, value: &str| {
+            PlainArgs::try_parse_from(["nf", "--service", "3", option, value])
+        };
+        assert_eq!(
+            parse("--packet-limit", "5000000000").unwrap().nf.packet_limit,
+            Some(5_000_000_000)
+        );
+        assert_eq!(parse("--time-limit-s", "1").unwrap().nf.time_limit_s, Some(1));
+        assert_eq!(parse("--core", "0").unwrap().nf.core, Some(0));
+        let wrong = [
+            ("--packet-limit", "0"),
+            ("--packet-limit", "many"),
+            ("--time-limit-s", "0"),
+            ("--time-limit-s", "1.5"),
+            ("--core", "-1"),
+            ("--core", "4294967296"),
+        ];
+        for (option, value) in wrong {
+            let line = one_line(&parse(option, value).unwrap_err());
+            assert!(line.lines().count() == 1 && line.contains(value), "{line}");
+        }
+    }
+
+    #[test]
     fn a_service_is_all_that_an_nf_needs() {
         let args = PlainArgs::try_parse_from(["some-nf", "--service", "3"]).unwrap().nf;
         assert_eq!((args.service, args.no_wait), (ServiceRef::Id(3), false));
+        assert_eq!((args.packet_limit, args.time_limit_s, args.core), (None, None, None));
         let args = PlainArgs::try_parse_from(["n", "--service", "3", "--socket", "/x"]).unwrap().nf;
         assert_eq!(args.socket, PathBuf::from("/x"));
     }

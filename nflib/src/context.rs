@@ -1,8 +1,10 @@
-//! What an NF can ask and do while it works: the time, and the packets it holds.
+//! What an NF can ask and do while it works: the time, the packets it holds, messages.
 #![forbid(unsafe_code)]
 
 use thiserror::Error;
 
+use crate::control::Target;
+use crate::message::{MessageToken, Outbox, SendError};
 use crate::nf::{Action, Setup};
 use crate::packet::{Packet, PacketId, Slot};
 use crate::shm::{BufferIndex, PacketMemory};
@@ -111,7 +113,7 @@ impl HoldTable {
     }
 }
 
-/// What an NF can ask and do during `process_burst`, `process` and `tick`.
+/// What an NF can ask and do during `process_burst`, `process`, `tick`, `message` and `sent`.
 pub struct Context<'a> {
     pub(crate) memory: &'a PacketMemory,
     pub(crate) setup: &'a Setup,
@@ -120,6 +122,7 @@ pub struct Context<'a> {
     pub(crate) out: &'a mut Vec<Departure>,
     pub(crate) hold_overflow_pkts: &'a mut u64,
     pub(crate) stop: &'a mut bool,
+    pub(crate) outbox: &'a mut Outbox,
 }
 
 impl Context<'_> {
@@ -177,6 +180,15 @@ impl Context<'_> {
     #[must_use]
     pub fn hold_room(&self) -> usize {
         self.hold.room()
+    }
+
+    /// Sends a message to one NF, or to each instance of a service, by way of the manager. What became
+    /// of it is told by [`NetworkFunction::sent`](crate::NetworkFunction::sent).
+    ///
+    /// # Errors
+    /// [`SendError`]; the message is not sent.
+    pub fn send(&mut self, target: Target, payload: &[u8]) -> Result<MessageToken, SendError> {
+        self.outbox.put(target, payload)
     }
 
     /// Asks the program to end as if it had got SIGTERM, after this burst or tick.

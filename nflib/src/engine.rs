@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use crate::burst::{Burst, MAX_BURST_PKTS};
 use crate::context::{Context, Departure, HoldTable};
+use crate::control::SendRefusal;
 use crate::descriptor::Delivery;
+use crate::message::{MessageToken, Outbox};
 use crate::nf::{Action, NetworkFunction, NfError, Setup};
 use crate::packet::Slot;
 use crate::shm::{BufferIndex, PacketMemory, Region};
@@ -29,6 +31,8 @@ pub(crate) struct Engine<N> {
     pub(crate) refused_pkts: u64,
     /// The NF asked to end.
     pub(crate) stop: bool,
+    /// Messages to other NFs; the transport takes them out.
+    pub(crate) outbox: Outbox,
 }
 
 impl<N: NetworkFunction> Engine<N> {
@@ -54,6 +58,7 @@ impl<N: NetworkFunction> Engine<N> {
             hold_overflow_pkts: 0,
             refused_pkts: 0,
             stop: false,
+            outbox: Outbox::default(),
         };
         engine.plan_tick(now_ns);
         Ok(engine)
@@ -85,12 +90,44 @@ impl<N: NetworkFunction> Engine<N> {
         for &arrival in arrivals {
             self.admit(arrival);
         }
-        let Self { nf, slots, memory, setup, hold, out, hold_overflow_pkts, stop, .. } = self;
-        let mut ctx = Context { memory, setup, now_ns, hold, out, hold_overflow_pkts, stop };
-        nf.process_burst(&mut Burst::new(memory, slots), &mut ctx);
+        let mut slots = std::mem::take(&mut self.slots);
+        let (nf, mut ctx) = self.nf_in_context(now_ns);
+        nf.process_burst(&mut Burst::new(ctx.memory, &mut slots), &mut ctx);
         for undecided in slots.drain(..).flatten() {
             ctx.depart(undecided, Action::Next);
         }
+        self.slots = slots;
+    }
+
+    /// The NF, and what it can ask and do while it is called.
+    #[inline]
+    fn nf_in_context(&mut self, now_ns: u64) -> (&mut N, Context<'_>) {
+        let Self { nf, memory, setup, hold, out, hold_overflow_pkts, stop, outbox, .. } = self;
+        let memory = &*memory;
+        let ctx = Context { memory, setup, now_ns, hold, out, hold_overflow_pkts, stop, outbox };
+        (nf, ctx)
+    }
+
+    /// Gives a message to the NF; returns its answer. What it lets go is in `out`.
+    pub(crate) fn message(
+        &mut self,
+        from: Option<u32>,
+        payload: &[u8],
+        now_ns: u64,
+    ) -> Result<Vec<u8>, String> {
+        let (nf, mut ctx) = self.nf_in_context(now_ns);
+        nf.message(from, payload, &mut ctx)
+    }
+
+    /// Tells the NF what became of a message it sent. What it lets go is in `out`.
+    pub(crate) fn sent(
+        &mut self,
+        token: MessageToken,
+        result: Result<u32, SendRefusal>,
+        now_ns: u64,
+    ) {
+        let (nf, mut ctx) = self.nf_in_context(now_ns);
+        nf.sent(token, result, &mut ctx);
     }
 
     /// Takes the hold of an arrival's buffer. A descriptor that is nonsense costs nobody anything
@@ -128,8 +165,8 @@ impl<N: NetworkFunction> Engine<N> {
         if self.next_tick_ns.is_none_or(|due_ns| now_ns < due_ns) {
             return false;
         }
-        let Self { nf, memory, setup, hold, out, hold_overflow_pkts, stop, .. } = self;
-        nf.tick(&mut Context { memory, setup, now_ns, hold, out, hold_overflow_pkts, stop });
+        let (nf, mut ctx) = self.nf_in_context(now_ns);
+        nf.tick(&mut ctx);
         self.plan_tick(now_ns);
         true
     }

@@ -30,6 +30,7 @@
 //! | [`packet`], [`burst`], [`context`] | packets as an NF sees them, and what it can do with them |
 //! | [`headers`] | where a frame's headers are, and changing them with their checksums |
 //! | [`nf`] | the [`NetworkFunction`] trait |
+//! | [`message`], [`settings`] | messages to other NFs, and settings of a running one |
 //! | [`args`], [`runtime`] | the command line of an NF, and its loop |
 //! | [`trail`] | the NFs that a packet met, written into the packet; for labs |
 //! | [`testing`] | a bench to test an NF without a manager |
@@ -44,9 +45,11 @@ pub mod descriptor;
 mod engine;
 pub mod headers;
 pub mod log;
+pub mod message;
 pub mod nf;
 pub mod packet;
 pub mod runtime;
+pub mod settings;
 pub mod shm;
 pub mod testing;
 pub mod trail;
@@ -55,6 +58,7 @@ pub use args::NfArgs;
 pub use branch::BranchId;
 pub use burst::Burst;
 pub use context::{Context, HoldError};
+pub use message::{MessageToken, SendError};
 pub use nf::{Action, NetworkFunction, NfError, PortId, ServiceId, Setup};
 pub use packet::{Packet, PacketError, PacketId};
 pub use runtime::{run, run_as};

@@ -8,7 +8,9 @@ use thiserror::Error;
 use crate::branch::BranchId;
 use crate::burst::Burst;
 use crate::context::Context;
+use crate::control::SendRefusal;
 pub use crate::descriptor::{PortId, ServiceId};
+use crate::message::MessageToken;
 use crate::packet::Packet;
 use crate::shm::RegionGeometry;
 
@@ -112,6 +114,33 @@ pub trait NetworkFunction: Send {
         let _ = ctx;
     }
 
+    /// Acts on a message from another NF (`from` is its instance id), or from a command
+    /// (`millrace nf call`; `from` is `None`), and answers it; who sent from an NF gets no answer.
+    /// [`settings::answer`](crate::settings::answer) does it for settings.
+    ///
+    /// # Errors
+    /// One line that says why not.
+    fn message(
+        &mut self,
+        from: Option<u32>,
+        payload: &[u8],
+        ctx: &mut Context<'_>,
+    ) -> Result<Vec<u8>, String> {
+        let _ = (from, payload, ctx);
+        Err("this NF takes no messages".to_owned())
+    }
+
+    /// Tells what became of a message sent by [`Context::send`]: how many NFs got it, or why none
+    /// did. Nothing is told of messages under way when the manager vanishes.
+    fn sent(
+        &mut self,
+        token: MessageToken,
+        result: Result<u32, SendRefusal>,
+        ctx: &mut Context<'_>,
+    ) {
+        let _ = (token, result, ctx);
+    }
+
     /// Called once, after the last packet.
     fn shutdown(&mut self) {}
 }
@@ -142,6 +171,24 @@ macro_rules! delegate {
 
             fn tick(&mut self, ctx: &mut Context<'_>) {
                 (**self).tick(ctx);
+            }
+
+            fn message(
+                &mut self,
+                from: Option<u32>,
+                payload: &[u8],
+                ctx: &mut Context<'_>,
+            ) -> Result<Vec<u8>, String> {
+                (**self).message(from, payload, ctx)
+            }
+
+            fn sent(
+                &mut self,
+                token: MessageToken,
+                result: Result<u32, SendRefusal>,
+                ctx: &mut Context<'_>,
+            ) {
+                (**self).sent(token, result, ctx);
             }
 
             fn shutdown(&mut self) {

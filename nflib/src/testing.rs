@@ -12,8 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::burst::MAX_BURST_PKTS;
+use crate::control::{SendRefusal, Target};
 use crate::descriptor::Delivery;
 use crate::engine::Engine;
+use crate::message::MessageToken;
 use crate::nf::{Action, NetworkFunction, NfError, PortId, ServiceId, Setup};
 use crate::packet::PacketId;
 use crate::shm::{BufferIndex, HugePages, Region, RegionGeometry};
@@ -148,6 +150,29 @@ impl<N: NetworkFunction> TestBench<N> {
     /// What left the NF and was not returned yet.
     pub fn take_outputs(&mut self) -> Vec<Output> {
         std::mem::take(&mut self.outputs)
+    }
+
+    /// Gives a message to the NF, from another NF or (`None`) from a command, and returns its answer.
+    /// Packets that it released are left for [`take_outputs`](Self::take_outputs).
+    ///
+    /// # Errors
+    /// What the NF says against it.
+    pub fn message(&mut self, from: Option<u32>, payload: &[u8]) -> Result<Vec<u8>, String> {
+        let answer = self.engine.message(from, payload, self.now_ns);
+        self.collect();
+        answer
+    }
+
+    /// The oldest message that the NF has sent and that was not taken yet.
+    pub fn take_message(&mut self) -> Option<(MessageToken, Target, Vec<u8>)> {
+        let message = self.engine.outbox.take()?;
+        Some((message.token, message.target, message.payload))
+    }
+
+    /// Tells the NF what became of a message it sent.
+    pub fn sent(&mut self, token: MessageToken, result: Result<u32, SendRefusal>) {
+        self.engine.sent(token, result, self.now_ns);
+        self.collect();
     }
 
     /// How many packets the NF holds.
@@ -347,6 +372,63 @@ mod tests {
                 (4, Action::Next)
             ]
         );
+    }
+
+    /// Sends each frame's first byte to service 7, holds the frame, and lets it go when told how the
+    /// message fared.
+    #[derive(Default)]
+    struct Teller {
+        waiting: Vec<(MessageToken, PacketId)>,
+    }
+
+    impl NetworkFunction for Teller {
+        fn process(&mut self, packet: &mut Packet<'_>, ctx: &mut Context<'_>) -> Action {
+            let service = Target::Service(crate::control::ServiceRef::Id(7));
+            match ctx.send(service, &packet.bytes()[..1]) {
+                Ok(token) => {
+                    self.waiting.push((token, packet.id()));
+                    Action::Hold
+                }
+                Err(_) => Action::Drop,
+            }
+        }
+
+        fn sent(
+            &mut self,
+            token: MessageToken,
+            result: Result<u32, SendRefusal>,
+            ctx: &mut Context<'_>,
+        ) {
+            let at = self.waiting.iter().position(|&(of, _)| of == token).unwrap();
+            let action = if result.is_ok() { Action::Next } else { Action::Drop };
+            ctx.release(self.waiting.remove(at).1, action).unwrap();
+        }
+
+        fn message(
+            &mut self,
+            from: Option<u32>,
+            payload: &[u8],
+            _: &mut Context<'_>,
+        ) -> Result<Vec<u8>, String> {
+            from.map(|_| payload.to_vec()).ok_or_else(|| "not for commands".to_owned())
+        }
+    }
+
+    #[test]
+    fn an_nf_sends_messages_and_hears_how_they_fared() {
+        let mut bench = TestBench::new(Teller::default());
+        assert_eq!(bench.feed(&frames(66)).len(), 2, "two found the queue full");
+        let sent: Vec<_> = std::iter::from_fn(|| bench.take_message()).collect();
+        assert_eq!(sent.len(), crate::message::MAX_UNSENT_MESSAGES);
+        assert_eq!(sent[5].2, [5]);
+        bench.sent(sent[5].0, Ok(1));
+        bench.sent(sent[9].0, Err(SendRefusal::Absent));
+        let out = bench.take_outputs();
+        let out: Vec<_> = out.iter().map(|o| (o.bytes[0], o.action)).collect();
+        assert_eq!(out, [(5, Action::Next), (9, Action::Drop)]);
+        assert_eq!(bench.message(Some(3), b"echo"), Ok(b"echo".to_vec()));
+        assert_eq!(bench.message(None, b"echo"), Err("not for commands".to_owned()));
+        assert!(TestBench::new(Nothing).message(None, b"x").unwrap_err().contains("no messages"));
     }
 
     /// Implements nothing.

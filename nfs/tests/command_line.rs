@@ -43,14 +43,23 @@ fn forward_without_arguments_says_what_is_missing() {
     let output = millrace_nf(&["forward"]);
     assert_eq!(output.status.code(), Some(2));
     let said = complaint(&output);
-    assert!(said.contains("--service <N>"), "{said}");
+    assert!(said.contains("--service <SERVICE>"), "{said}");
 }
 
 #[test]
-fn a_service_that_is_no_number_is_refused_in_one_line() {
-    let output = millrace_nf(&["forward", "--service", "70000"]);
-    assert_eq!(output.status.code(), Some(2));
-    assert!(complaint(&output).contains("70000"));
+fn a_limit_that_is_none_is_refused_in_one_line() {
+    for (option, value) in [
+        ("--packet-limit", "0"),
+        ("--time-limit-s", "soon"),
+        ("--core", "-1"),
+        ("--to-port", "256"),
+    ] {
+        let option_is = format!("{option}={value}");
+        let output = millrace_nf(&["forward", "--service", "1", &option_is]);
+        assert_eq!(output.status.code(), Some(2));
+        let said = complaint(&output);
+        assert!(said.contains(value) && said.contains(option), "{said}");
+    }
 }
 
 #[test]

@@ -48,6 +48,7 @@ pub(super) struct Prepared {
     next: NextInstances,
     waiters: Vec<Waiter>,
     began: Instant,
+    moved_share: f64,
 }
 
 #[derive(Debug)]
@@ -92,12 +93,14 @@ impl Conductor {
             Err(error) => return self.refuse(waiters, &error),
         };
         let delta = Arc::new(PathDelta::between(self.planner.current(), &plan));
+        let moved_share = delta.moved_share();
         for waiter in &mut waiters {
-            waiter.applied.moved_share = delta.moved_share();
+            waiter.applied.moved_share = moved_share;
             waiter.applied.generation = plan.generation;
         }
         let rules = PreparedRules::between(&self.model, &model);
-        let prepared = Prepared { model, plan, delta, rules, next, waiters, began: now };
+        let prepared =
+            Prepared { model, plan, delta, rules, next, waiters, began: now, moved_share };
         let connecting = self.open_edges(prepared, fabric.channel_geometry().ring_capacity);
         self.state = State::Connecting(connecting);
     }
@@ -272,7 +275,7 @@ impl Conductor {
         if !self.stale {
             self.close_edges(&surplus);
         }
-        self.answer_waiters(prepared.waiters, prepared.began);
+        self.answer_waiters(prepared.waiters, prepared.began, prepared.moved_share);
         // Instances that were to wait for this step.
         let now = self.next_instances(&self.model);
         self.replan |= !now.joining.is_empty() || !now.leaving.is_empty();
@@ -310,11 +313,12 @@ impl Conductor {
         Ok(())
     }
 
-    fn answer_waiters(&mut self, waiters: Vec<Waiter>, began: Instant) {
+    fn answer_waiters(&mut self, waiters: Vec<Waiter>, began: Instant, moved_share: f64) {
         let took = began.elapsed();
-        let moved_share = waiters.first().map_or(0.0, |waiter| waiter.applied.moved_share);
-        for scaling in &mut self.scalings {
+        // A change of plan without a move is an NF that leaves after its flows, or an edit meanwhile.
+        for scaling in self.scalings.iter_mut().filter(|_| moved_share > 0.0) {
             scaling.applied.moves.push(moved_share);
+            scaling.applied.moved_share = scaling.applied.moved_share.max(moved_share);
         }
         for Waiter { id, mut applied, scales } in waiters {
             applied.took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);

@@ -26,8 +26,14 @@
 mod cache;
 mod changes;
 mod compile;
+#[cfg(test)]
+mod compile_tests;
+#[doc(hidden)]
+pub mod fuzz;
 mod growing;
 mod key;
+#[cfg(test)]
+mod key_tests;
 mod matching;
 mod overlap;
 mod rules;

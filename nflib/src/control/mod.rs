@@ -2,9 +2,9 @@
 //!
 //! A message is a frame: its length in bytes (u32, little endian), then that many bytes of JSON.
 //! File descriptors travel with the frame's first byte (SCM_RIGHTS). One socket serves commands
-//! (`millrace status`) and NFs: an NF sends [`Request::Attach`], gets [`Reply::Attached`] with two
-//! descriptors, packet region then channel, and keeps the connection open; its end is the end of
-//! the attachment.
+//! (`millrace status`) and NFs: an NF sends [`Request::Attach`], gets [`Reply::Attached`] with four
+//! descriptors (packet region, channel, route table, doorbells), and keeps the connection open; its
+//! end is the end of the attachment.
 #![forbid(unsafe_code)]
 
 pub mod rates;
@@ -32,8 +32,9 @@ use crate::shm::{LAYOUT_VERSION, RegionGeometry, recv_with_fds, send_with_fds};
 pub const PROTOCOL_VERSION: u32 = 2;
 /// Where the manager listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/millrace/manager.sock";
-/// Longest frame a manager accepts from a peer, bytes.
-pub const MAX_REQUEST_BYTES: usize = 64 << 10;
+/// Longest frame a manager accepts from a peer, bytes: room for the longest message as a list of
+/// numbers in JSON.
+pub const MAX_REQUEST_BYTES: usize = 256 << 10;
 /// Longest frame a client accepts from the manager, bytes.
 pub const MAX_REPLY_BYTES: usize = 64 << 20;
 
@@ -164,7 +165,7 @@ pub enum Reply {
         reason: String,
     },
     /// To an attached NF, with one descriptor: a ring to another NF, for packets whose next hop it
-    /// is. Until it comes, and after [`Reply::CloseEdge`], they go through the manager.
+    /// is. Until it comes, and after [`Reply::CloseOutEdge`], they go through the manager.
     OutEdge {
         /// The NF at the other end, by its number in the route table.
         nf: u16,
@@ -253,10 +254,10 @@ pub struct Applied {
     pub notes: Vec<String>,
     /// The plan that is in force now.
     pub generation: u64,
-    /// Share of flows (hash space) that changed their path, 0 to 1.
+    /// Share of flows (hash space) that changed their path, 0 to 1; of a change in several steps, the
+    /// largest.
     pub moved_share: f64,
-    /// The same for each step of a change that takes several, such as a scaling by more than one
-    /// instance.
+    /// Of a change in several steps, such as a scaling by more than one instance: the share of each.
     #[serde(default)]
     pub moves: Vec<f64>,
     /// From the change to the moment when it was in force for every packet, microseconds.
@@ -548,6 +549,13 @@ mod tests {
         let (got, fds) = recv::<Request>(&b, MAX_REQUEST_BYTES).unwrap();
         assert_eq!(got, request);
         assert_eq!(fds.len(), 2);
+    }
+
+    #[test]
+    fn the_longest_message_between_nfs_fits_a_frame() {
+        let (target, payload) = (Target::Instance(u32::MAX), vec![255; MAX_MESSAGE_BYTES]);
+        let request = Request::Send { target, payload, token: u64::MAX };
+        assert!(encode(&request).unwrap().len() <= MAX_REQUEST_BYTES);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::RunError;
+use super::limits::Limits;
 use crate::args::NfArgs;
 use crate::control::{self, AttachRequest, Attached, ErrorCode, MAX_REPLY_BYTES, Reply, Request};
 use crate::shm::{Channel, Doorbell, Doorbells, Region, RouteTable, register_for_global_barrier};
@@ -35,15 +36,17 @@ pub(super) struct Attachment {
 }
 
 /// Joins the manager; waits for one when none is there, unless `--no-wait`. `None` when `stop` was
-/// set meanwhile.
+/// set, or the time ran out, meanwhile.
 pub(super) fn attach(
     name: &str,
     args: &NfArgs,
     stop: &AtomicBool,
+    limits: &Limits,
 ) -> Result<Option<Attachment>, RunError> {
     let mut told = false;
     let mut refused_since = None;
-    while !stop.load(Ordering::Relaxed) {
+    let time_is_over = || limits.time_left().is_some_and(|left| left.is_zero());
+    while !stop.load(Ordering::Relaxed) && !time_is_over() {
         match try_attach(name, args) {
             Err(RunError::Connect { .. })
                 if !args.no_wait

@@ -10,6 +10,7 @@
 mod affinity;
 mod attach;
 mod inputs;
+mod limits;
 mod mailbox;
 mod marks;
 mod outputs;
@@ -30,6 +31,7 @@ use crate::log::LogError;
 use crate::nf::{NetworkFunction, NfError};
 use crate::shm::{ChannelError, RegionError, RingError, catch_stop_signals};
 use attach::attach;
+use limits::Limits;
 use turns::{Ending, Turns};
 
 /// Why an NF could not run, or go on running; one clear line each.
@@ -171,7 +173,7 @@ fn start(name: &str, nf: impl NetworkFunction, args: &NfArgs) -> Result<(), RunE
 }
 
 /// Runs an NF until `stop` is set, the manager says so, or the NF asks for it. When the manager
-/// vanishes, waits for a new one, unless `--no-wait`.
+/// vanishes, waits for a new one, unless `--no-wait`. Leaves at the limits of the arguments, too.
 ///
 /// # Errors
 /// See [`RunError`].
@@ -197,18 +199,20 @@ fn run_attached(
     was_set_up: &mut bool,
 ) -> Result<(), RunError> {
     let mut next_arrival = 1;
-    while let Some(attachment) = attach(name, args, stop)? {
+    let mut limits = Limits::new(args);
+    while let Some(attachment) = attach(name, args, stop, &limits)? {
         tracing::info!(
             "{name} attached as instance {} of service {} (manager {})",
             attachment.terms.instance,
             attachment.terms.service,
             attachment.terms.manager_version,
         );
-        if let Some(core) = attachment.terms.core {
+        limits.begin();
+        if let Some(core) = args.core.or(attachment.terms.core) {
             affinity::run_on(core)?;
             tracing::info!("running on core {core}");
         }
-        let mut turns = Turns::new(nf, attachment, next_arrival)?;
+        let mut turns = Turns::new(nf, attachment, next_arrival, &limits)?;
         *was_set_up = true;
         match turns.run(stop)? {
             Ending::Stopped => return Ok(()),
@@ -216,6 +220,7 @@ fn run_attached(
             Ending::ManagerGone => tracing::warn!("the manager went away; waiting for a new one"),
         }
         next_arrival = turns.next_arrival();
+        limits.add_taken(turns.rx_pkts());
     }
     Ok(())
 }

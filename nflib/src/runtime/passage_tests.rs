@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use proptest::prelude::*;
 
+use super::super::outputs::PATIENCE_NS;
 use super::*;
 use crate::branch::BranchId;
 use crate::descriptor::{ActionCode, Returned};
@@ -370,7 +371,7 @@ fn run(case: &Case) -> (usize, usize) {
             world.borrow_mut().neighbours_act();
         }
         // Sometimes longer than the patience with a full edge.
-        now_ns += [1_000, 100_000, 2_500_000][dice.below(3)];
+        now_ns += [1_000, PATIENCE_NS / 20, PATIENCE_NS + 1][dice.below(3)];
         passage.turn(now_ns).unwrap();
         if dice.one_in(10) {
             let nf = NEAR[dice.below(3)];
@@ -404,7 +405,7 @@ fn run(case: &Case) -> (usize, usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
     fn at_every_instant_the_rule_names_exactly_the_packets_the_nf_has(case in cases()) {
         run(&case);

@@ -21,6 +21,7 @@ use crate::shm::{
 use crate::{Action, Context, Packet};
 
 mod edges;
+mod messages;
 
 const REGION: RegionGeometry =
     RegionGeometry { buffers: 256, stride_bytes: 2048, headroom_bytes: 256 };
@@ -40,7 +41,7 @@ fn place(no_wait: bool) -> Place {
     let socket = dir.path().join("manager.sock");
     Place {
         _dir: dir,
-        args: NfArgs { service: ServiceRef::Id(3), socket, no_wait, log: "off".into() },
+        args: NfArgs { no_wait, log: "off".into(), ..NfArgs::new(ServiceRef::Id(3), socket) },
     }
 }
 
@@ -398,4 +399,61 @@ fn ticks_come_with_and_without_traffic() {
     assert!(began.elapsed() >= Duration::from_millis(50));
     control::send(&manager.socket, &Reply::Detached, &[]).unwrap();
     nf.join().unwrap().unwrap();
+}
+
+/// Runs `Pass` with limits, feeds it, and expects it to leave in good order by itself.
+fn leaves_by_itself(args: &NfArgs, deliver: std::ops::Range<u32>) {
+    let listener = listen(&args.socket);
+    let (nf, _) = start(Pass, args);
+    let mut manager = accept(&listener);
+    let count = deliver.len();
+    manager.deliver(0, deliver);
+    assert_eq!(manager.take(0, count).len(), count);
+    let request = control::recv::<Request>(&manager.socket, MAX_REQUEST_BYTES).unwrap().0;
+    assert_eq!(request, Request::Detach);
+    control::send(&manager.socket, &Reply::Detached, &[]).unwrap();
+    nf.join().unwrap().unwrap();
+}
+
+#[test]
+fn at_its_packet_limit_an_nf_leaves_in_good_order_and_not_before() {
+    let place = place(false);
+    let args = NfArgs { packet_limit: Some(40), ..place.args.clone() };
+    let listener = listen(&args.socket);
+    let (nf, _) = start(Pass, &args);
+    let mut manager = accept(&listener);
+    manager.deliver(0, 0..39);
+    assert_eq!(manager.take(0, 39).len(), 39);
+    std::thread::sleep(Duration::from_millis(50));
+    manager.socket.set_nonblocking(true).unwrap();
+    assert!(control::recv::<Request>(&manager.socket, MAX_REQUEST_BYTES).is_err(), "one is left");
+    manager.stop();
+    manager.bell.ring();
+    nf.join().unwrap().unwrap();
+    drop(listener);
+    leaves_by_itself(&args, 0..40);
+}
+
+#[test]
+fn at_its_time_limit_an_nf_leaves_in_good_order_also_without_a_manager() {
+    let place = place(false);
+    let args = NfArgs { time_limit_s: Some(1), ..place.args.clone() };
+    let began = Instant::now();
+    leaves_by_itself(&args, 0..3);
+    assert!(began.elapsed() >= Duration::from_secs(1));
+    let listener = listen(&args.socket);
+    let (nf, _) = start(Pass, &args);
+    drop((accept(&listener), listener));
+    nf.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_core_that_cannot_be_had_ends_the_nf_with_one_line() {
+    let place = place(false);
+    let listener = listen(&place.args.socket);
+    let args = NfArgs { core: Some(1023), ..place.args.clone() };
+    let (nf, _) = start(Pass, &args);
+    let _manager = accept(&listener);
+    let line = nf.join().unwrap().unwrap_err().to_string();
+    assert!(line.contains("core 1023") && line.lines().count() == 1, "{line}");
 }

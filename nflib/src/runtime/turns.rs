@@ -17,11 +17,13 @@ use std::time::{Duration, Instant};
 use super::RunError;
 use super::attach::Attachment;
 use super::inputs::Inputs;
+use super::limits::Limits;
 use super::mailbox::Mailbox;
 use super::outputs::Outputs;
 use super::passage::Passage;
-use crate::control::{Reply, Request};
+use crate::control::{MAX_MESSAGE_BYTES, Reply, Request};
 use crate::engine::Engine;
+use crate::message::{MessageToken, Outgoing};
 use crate::nf::{NetworkFunction, Setup};
 use crate::shm::{Channel, Doorbell, Doorbells, EdgeRing, NO_NF, NfCounter, SharedRing};
 
@@ -73,6 +75,9 @@ pub(super) struct Turns<'n, N> {
     clock: Instant,
     phase: Phase,
     next_control_ns: u64,
+    /// When, and after how many packets, to leave.
+    end_ns: u64,
+    packet_limit: u64,
     turns: u64,
     busy_ns: u64,
     /// When the turn before this one began, if it had work.
@@ -84,6 +89,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
         nf: &'n mut N,
         attachment: Attachment,
         first_arrival: u64,
+        limits: &Limits,
     ) -> Result<Self, RunError> {
         let Attachment { socket, region, channel, routes, bells, own_bell, terms } = attachment;
         let hold_cap_pkts = (terms.region.buffers / 4).max(1) as usize;
@@ -111,6 +117,8 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             clock: Instant::now(),
             phase: Phase::Running,
             next_control_ns: 0,
+            end_ns: limits.time_left().map_or(u64::MAX, ns),
+            packet_limit: limits.packets_left(),
             turns: 0,
             busy_ns: 0,
             busy_since_ns: None,
@@ -122,8 +130,13 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
         self.passage.engine.next_arrival
     }
 
+    /// Packets taken so far.
+    pub(super) fn rx_pkts(&self) -> u64 {
+        self.passage.rx_pkts
+    }
+
     fn now_ns(&self) -> u64 {
-        u64::try_from(self.clock.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        ns(self.clock.elapsed())
     }
 
     /// Turns until `stop` is set, the NF or the manager asks to end, or the manager vanishes.
@@ -138,10 +151,13 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
                     return Ok(Ending::ManagerGone);
                 }
             }
-            if stop.load(Ordering::Relaxed) || self.passage.engine.stop {
-                self.ask_to_leave(now_ns);
+            if let Some(why) = self.reason_to_leave(stop, now_ns) {
+                self.ask_to_leave(why, now_ns);
             }
             let moved_pkts = self.turn(now_ns)?;
+            if !self.passage.engine.outbox.is_empty() {
+                self.send_messages();
+            }
             if moved_pkts > 0 {
                 idle_turns = 0;
                 quantum_pkts += moved_pkts;
@@ -160,6 +176,22 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             }
             idle_turns += 1;
             self.idle(idle_turns);
+        }
+    }
+
+    /// Why to leave now, if there is a reason.
+    #[inline]
+    fn reason_to_leave(&self, stop: &AtomicBool, now_ns: u64) -> Option<&'static str> {
+        if stop.load(Ordering::Relaxed) {
+            Some("signal received")
+        } else if self.passage.engine.stop {
+            Some("the NF asks to end")
+        } else if self.passage.rx_pkts >= self.packet_limit {
+            Some("the limit of --packet-limit is reached")
+        } else if now_ns >= self.end_ns {
+            Some("the time of --time-limit-s is over")
+        } else {
+            None
         }
     }
 
@@ -200,19 +232,17 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
         }
     }
 
-    /// Sleeps until somebody rings, a tick is due, or there may be news on the socket.
+    /// Sleeps until somebody rings, a tick or the end is due, or there may be news on the socket.
     fn sleep(&mut self) {
-        let until_tick = self
-            .passage
-            .engine
-            .next_tick_ns()
-            .map(|due_ns| Duration::from_nanos(due_ns.saturating_sub(self.now_ns())));
-        let most = if self.mailbox.has_unsent() { UNSENT_SLEEP } else { MAX_SLEEP };
-        let limit = until_tick.map_or(most, |until| until.min(most));
+        let due_ns = self.passage.engine.next_tick_ns().unwrap_or(u64::MAX).min(self.end_ns);
+        let until_due = Duration::from_nanos(due_ns.saturating_sub(self.now_ns()));
+        let unsent = self.mailbox.has_unsent() || !self.passage.engine.outbox.is_empty();
+        let most = if unsent { UNSENT_SLEEP } else { MAX_SLEEP };
         let Self { passage, mailbox, own_bell, .. } = self;
         // The socket, too: the manager may have written, and rung the bell, while this loop was
         // still looking around.
-        own_bell.sleep(limit, || passage.inputs.are_empty() && !mailbox.is_readable());
+        own_bell
+            .sleep(until_due.min(most), || passage.inputs.are_empty() && !mailbox.is_readable());
         self.next_control_ns = 0;
     }
 
@@ -220,7 +250,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
     fn listen(&mut self, now_ns: u64) -> Result<Ending, RunError> {
         loop {
             match self.mailbox.next() {
-                Ok(Some(message)) => self.act_on(message)?,
+                Ok(Some(message)) => self.act_on(message, now_ns)?,
                 Ok(None) => break,
                 Err(error) => return Ok(Self::connection_lost(&error)),
             }
@@ -243,7 +273,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
         Ending::ManagerGone
     }
 
-    fn act_on(&mut self, message: Reply) -> Result<(), RunError> {
+    fn act_on(&mut self, message: Reply, now_ns: u64) -> Result<(), RunError> {
         match message {
             Reply::Stop { reason } => {
                 tracing::info!("told to stop: {reason}");
@@ -273,6 +303,17 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
                 }
             }
             Reply::Sync { token } => self.post(&Request::Synced { token }),
+            Reply::Message { from, payload, token } => {
+                let answer = self.passage.engine.message(from, &payload, now_ns);
+                if let Some(token) = token {
+                    self.post(&Request::Answer { token, result: answer.and_then(short_enough) });
+                }
+                self.passage.pass_on(None, now_ns)?;
+            }
+            Reply::Sent { token, result } => {
+                self.passage.engine.sent(MessageToken(token), result, now_ns);
+                self.passage.pass_on(None, now_ns)?;
+            }
             other => tracing::debug!("not for an attached NF: {other:?}"),
         }
         Ok(())
@@ -296,10 +337,19 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
         }
     }
 
+    /// Hands the NF's messages to the socket, as long as it takes them.
+    fn send_messages(&mut self) {
+        while !self.mailbox.has_unsent()
+            && let Some(Outgoing { token, target, payload }) = self.passage.engine.outbox.take()
+        {
+            self.post(&Request::Send { target, payload, token: token.0 });
+        }
+    }
+
     /// Begins to leave, once.
-    fn ask_to_leave(&mut self, now_ns: u64) {
+    fn ask_to_leave(&mut self, why: &str, now_ns: u64) {
         if self.phase == Phase::Running {
-            tracing::info!("stopping");
+            tracing::info!("leaving: {why}");
             self.phase = Phase::Detaching { since_ns: now_ns };
             self.post(&Request::Detach);
         }
@@ -340,5 +390,17 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             engine.refused_pkts,
         );
         Ok(())
+    }
+}
+
+fn ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// An answer that a message can carry.
+fn short_enough(answer: Vec<u8>) -> Result<Vec<u8>, String> {
+    match answer.len() {
+        0..=MAX_MESSAGE_BYTES => Ok(answer),
+        len => Err(format!("the answer of {len} bytes is longer than {MAX_MESSAGE_BYTES}")),
     }
 }

@@ -97,3 +97,67 @@ mod tests {
         assert_eq!(remaining_buffers(&nothing, &[], &[&Remains::of(ring)], &[]), None);
     }
 }
+
+#[cfg(all(test, loom))]
+mod loom_models {
+    use loom::thread;
+
+    use super::*;
+    use crate::shm::{Consumer, HeapRing, Producer};
+
+    /// Two bursts through an NF that dies after so many steps.
+    fn pass_on(input: HeapRing, output: HeapRing, steps: usize) {
+        let mut input = Consumer::<Delivery, _>::new(input);
+        let mut output = Producer::<Delivery, _>::new(output);
+        let mut burst = [Delivery::default(); 2];
+        let mut count = 0;
+        for step in 0..steps {
+            match step % 4 {
+                0 => count = input.read_burst(&mut burst).unwrap(),
+                // The ring has room for all there is.
+                1 => assert_eq!(output.push_burst(&burst[..count]), Ok(count)),
+                2 => input.release(),
+                _ => output.settle(),
+            }
+        }
+    }
+
+    fn buffers(packets: &[Delivery]) -> Vec<BufferIndex> {
+        packets.iter().map(|packet| packet.buffer).collect()
+    }
+
+    /// An NF between two rings, dead after each number of steps, in every order with a neighbour
+    /// that pushes and one that takes: each packet is with exactly one of the three.
+    #[test]
+    fn wherever_an_nf_dies_each_packet_is_in_one_account() {
+        for steps in 0..=8 {
+            loom::model(move || {
+                let (input, output) = (HeapRing::new(2, 0), HeapRing::new(2, 0));
+                let mut before = Producer::<Delivery, _>::new(input.clone());
+                let mut after = Consumer::<Delivery, _>::new(output.clone());
+                let nf = {
+                    let (input, output) = (input.clone(), output.clone());
+                    thread::spawn(move || pass_on(input, output, steps))
+                };
+                let taker = thread::spawn(move || {
+                    let mut got = [Delivery::default(); 2];
+                    let count = after.pop_burst(&mut got).unwrap();
+                    buffers(&got[..count])
+                });
+                for buffer in [1, 2] {
+                    let packet = Delivery { buffer, ..Delivery::default() };
+                    assert_eq!(before.push_burst(&[packet]), Ok(1));
+                }
+                nf.join().unwrap();
+                let mut all = taker.join().unwrap();
+                let output = Remains::of(output);
+                let (_, waiting) = output.unreleased::<Delivery>().unwrap();
+                all.extend(buffers(&waiting));
+                let input = Remains::of(input);
+                all.extend(remaining_buffers(&[&input], &[&output], &[], &[]).unwrap());
+                all.sort_unstable();
+                assert_eq!(all, [1, 2], "dead after step {steps}");
+            });
+        }
+    }
+}

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use nflib::descriptor::PortId;
 use nflib::headers::ETHERNET_BYTES;
+use nflib::settings::{self, Setting, Settings};
 use nflib::{Action, Burst, Context, NetworkFunction, NfArgs, NfError, Packet, Setup};
 
 /// Options of `forward`.
@@ -70,6 +71,36 @@ impl Forward {
     }
 }
 
+impl Settings for Forward {
+    const KEYS: &'static [Setting] = &[
+        Setting {
+            key: "to-port",
+            help: "number of the port to send out by, or chain: on along it",
+        },
+        Setting { key: "swap-macs", help: "exchange Ethernet addresses: on or off" },
+    ];
+
+    fn get(&self, key: &str) -> String {
+        match (key, self.action) {
+            ("to-port", Action::Out(port)) => port.to_string(),
+            ("to-port", _) => "chain".to_owned(),
+            _ => settings::switch_text(self.swap_macs),
+        }
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
+        match (key, value) {
+            ("to-port", "chain") => self.action = Action::Next,
+            ("to-port", port) => {
+                let port = port.parse().map_err(|_| "expected 0 to 255, or chain")?;
+                self.action = Action::Out(port);
+            }
+            _ => self.swap_macs = settings::switch(value)?,
+        }
+        Ok(())
+    }
+}
+
 impl NetworkFunction for Forward {
     fn setup(&mut self, _: &Setup) -> Result<(), NfError> {
         self.printed = None;
@@ -94,6 +125,15 @@ impl NetworkFunction for Forward {
         }
     }
 
+    fn message(
+        &mut self,
+        _: Option<u32>,
+        payload: &[u8],
+        _: &mut Context<'_>,
+    ) -> Result<Vec<u8>, String> {
+        settings::answer(self, payload)
+    }
+
     fn tick_interval(&self) -> Option<Duration> {
         self.print_every
     }
@@ -114,12 +154,7 @@ mod tests {
     use super::*;
 
     fn forward(swap_macs: bool, to_port: Option<PortId>) -> TestBench<Forward> {
-        let nf = NfArgs {
-            service: nflib::control::ServiceRef::Id(1),
-            socket: "unused".into(),
-            no_wait: true,
-            log: "off".into(),
-        };
+        let nf = NfArgs::new(nflib::control::ServiceRef::Id(1), "unused");
         TestBench::new(Forward::new(&Options { nf, to_port, swap_macs, print_every: Some(2) }))
     }
 
@@ -144,6 +179,23 @@ mod tests {
         let swapped = FrameBuilder::new().macs([2; 6], [1; 6]).payload(b"x").build();
         assert_eq!(bench.feed_one(&frame).unwrap().bytes, swapped);
         assert_eq!(bench.feed_one(&[7; 13]).unwrap().bytes, [7; 13]);
+    }
+
+    #[test]
+    fn settings_change_what_becomes_of_the_next_packet() {
+        let mut bench = forward(false, None);
+        let frame = FrameBuilder::new().macs([1; 6], [2; 6]).payload(b"x").build();
+        assert_eq!(bench.message(None, b"get"), Ok(b"to-port = chain\nswap-macs = off".to_vec()));
+        assert_eq!(bench.message(None, b"set to-port 7"), Ok(b"7".to_vec()));
+        assert_eq!(bench.message(None, b"set swap-macs on"), Ok(b"on".to_vec()));
+        let out = bench.feed_one(&frame).unwrap();
+        let swapped = FrameBuilder::new().macs([2; 6], [1; 6]).payload(b"x").build();
+        assert_eq!((out.action, out.bytes), (Action::Out(7), swapped));
+        for wrong in ["set to-port 256", "set to-port", "set swap-macs yes", "set colour red"] {
+            assert!(bench.message(None, wrong.as_bytes()).is_err(), "{wrong}");
+        }
+        assert_eq!(bench.message(Some(1), b"set to-port chain"), Ok(b"chain".to_vec()));
+        assert_eq!(bench.feed_one(&frame).unwrap().action, Action::Next);
     }
 
     #[test]

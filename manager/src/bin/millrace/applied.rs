@@ -31,16 +31,14 @@ pub fn show(applied: &Applied, mood: Mood) -> String {
     for note in &applied.notes {
         let _ = writeln!(out, "note: {}", clean(note));
     }
-    let Applied { generation, moved_share, took_us, .. } = applied;
-    let moved = percent(*moved_share);
+    let Applied { generation, took_us, .. } = applied;
     let _ = match (mood, applied.changes.is_empty()) {
         (_, true) => writeln!(out, "nothing to change; generation {generation}"),
-        (Mood::Would, false) => {
-            writeln!(out, "would move {moved} of the flows; nothing was changed")
-        }
+        (Mood::Would, false) => writeln!(out, "this is what would change; nothing was changed"),
         (Mood::Done, false) => writeln!(
             out,
-            "generation {generation}: {moved} of the flows moved, in force after {}",
+            "generation {generation}: {} of the flows moved, in force after {}",
+            moved(applied),
             took(*took_us)
         ),
     };
@@ -48,6 +46,16 @@ pub fn show(applied: &Applied, mood: Mood) -> String {
         let _ = writeln!(out, "rule {id} added");
     }
     out
+}
+
+/// `25.0 %`, and how it came about when there were several steps: `50.0 % (33.3 % + 25.0 %)`.
+fn moved(applied: &Applied) -> String {
+    let all = percent(applied.moved_share);
+    if applied.moves.len() < 2 {
+        return all;
+    }
+    let steps: Vec<_> = applied.moves.iter().map(|&share| percent(share)).collect();
+    format!("{all} ({})", steps.join(" + "))
 }
 
 fn took(us: u64) -> String {
@@ -76,7 +84,7 @@ mod tests {
             generation: 7,
             moved_share: 0.25,
             took_us: 1234,
-            rule_ids: vec![],
+            ..Applied::default()
         }
     }
 
@@ -93,7 +101,16 @@ mod tests {
     #[test]
     fn what_was_only_asked_is_not_told_as_done() {
         let text = show(&applied(), Mood::Would);
-        assert!(text.ends_with("would move 25.0 % of the flows; nothing was changed\n"), "{text}");
+        assert!(text.ends_with("would change; nothing was changed\n"), "{text}");
+        assert!(!text.contains('%'), "{text}");
+    }
+
+    #[test]
+    fn each_step_of_a_change_is_told_its_share() {
+        let steps = Applied { moved_share: 0.5, moves: vec![0.33, 0.25], ..applied() };
+        assert!(show(&steps, Mood::Done).contains("50.0 % (33.0 % + 25.0 %) of the flows moved"));
+        let one = Applied { moves: vec![0.25], ..applied() };
+        assert!(show(&one, Mood::Done).contains(" 25.0 % of the flows moved"));
     }
 
     #[test]

@@ -1,17 +1,17 @@
 //! `millrace check`, `diff` and `apply`: a configuration file against itself, and against what runs.
 #![forbid(unsafe_code)]
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
 use millrace::config::Config;
-use millrace::model::Chain;
-use nflib::control::Request;
+use nflib::control::{ChainSpec, Request, ServiceSpec};
 use serde::Serialize;
 
 use crate::applied::{self, Mood};
-use crate::{Globals, print};
+use crate::{Globals, chain, print};
 
 #[derive(Args)]
 pub struct CheckOptions {
@@ -43,21 +43,15 @@ struct Summary {
     buffers: u32,
     buffer_bytes: u32,
     ports: Vec<String>,
-    services: Vec<String>,
-    chains: Vec<String>,
+    /// With those that only a chain names.
+    services: Vec<ServiceSpec>,
+    chains: Vec<ChainSpec>,
     rules: usize,
     notes: Vec<String>,
 }
 
 impl Summary {
     fn of(config: &Config, file: &Path) -> Self {
-        let model = &config.model;
-        let name = |id| model.service(id).map_or_else(String::new, |s| s.name().to_owned());
-        let chain = |chain: &Chain| {
-            let services: Vec<_> = chain.services.iter().copied().map(name).collect();
-            let way = if services.is_empty() { "(empty)".into() } else { services.join(" → ") };
-            format!("{}: {way}, then {}", chain.name(), chain.spec.end)
-        };
         Self {
             file: file.to_owned(),
             socket: config.manager.socket.clone(),
@@ -65,29 +59,45 @@ impl Summary {
             buffers: config.pool.buffers,
             buffer_bytes: config.pool.buffer_bytes,
             ports: config.ports.iter().map(|port| port.name.clone()).collect(),
-            services: model.services().map(|service| service.name().to_owned()).collect(),
-            chains: model.chains().map(|c| chain(c)).collect(),
-            rules: model.rule_count(),
+            services: config.model.services().map(|service| service.spec.clone()).collect(),
+            chains: config.model.chains().map(|chain| chain.spec.clone()).collect(),
+            rules: config.model.rule_count(),
             notes: config.notes.clone(),
         }
     }
 
     fn show(&self) -> String {
-        let Self { workers, buffers, buffer_bytes, .. } = self;
+        let Self { workers, buffers, buffer_bytes, rules, .. } = self;
         let mut out = format!("{}: good\n", self.file.display());
-        out += &format!("socket    {}\n", self.socket.display());
-        out += &format!("workers   {workers}\n");
-        out += &format!("pool      {buffers} buffers of {buffer_bytes} bytes\n");
-        out += &format!("ports     {}\n", self.ports.join(", "));
-        out += &format!("services  {}\n", self.services.join(", "));
-        for chain in &self.chains {
-            out += &format!("chain     {chain}\n");
+        let mut line = |label: &str, text: &str| _ = writeln!(out, "{label:<9} {text}");
+        line("socket", &self.socket.display().to_string());
+        line("workers", &workers.to_string());
+        line("pool", &format!("{buffers} buffers of {buffer_bytes} bytes"));
+        line("ports", &self.ports.join(", "));
+        for service in &self.services {
+            line("service", &self::service(service));
         }
-        out += &format!("rules     {}\n", self.rules);
+        for chain in &self.chains {
+            let services = chain::services(chain);
+            line("chain", &format!("{}: {services}; end {}", chain.name, chain.end));
+        }
+        line("rules", &rules.to_string());
         for note in &self.notes {
-            out += &format!("note: {note}\n");
+            let _ = writeln!(out, "note: {note}");
         }
         out
+    }
+}
+
+/// `fw: 2 instances of /usr/bin/millrace-nf firewall`.
+fn service(service: &ServiceSpec) -> String {
+    let name = &service.name;
+    match &service.command {
+        None => format!("{name}: started by hand"),
+        Some(command) => {
+            let plural = if service.instances == 1 { "" } else { "s" };
+            format!("{name}: {} instance{plural} of {}", service.instances, command.join(" "))
+        }
     }
 }
 

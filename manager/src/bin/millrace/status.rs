@@ -36,7 +36,7 @@ fn head(status: &Status) -> String {
     };
     format!(
         "millrace {} (pid {}), up {}, {} rules, {} changes{unordered}{changing}\n\
-         buffers: {} of {} bytes on {pages}: {} free, {} at NFs, {} at ports\n",
+         buffers: {} of {} bytes on {pages}: {} free, {} at NFs, {} at ports, {} waiting for a change\n",
         clean(&status.version),
         status.pid,
         ago(status.uptime_s),
@@ -47,6 +47,7 @@ fn head(status: &Status) -> String {
         pool.free,
         pool.at_nfs,
         pool.at_ports,
+        pool.parked,
     )
 }
 
@@ -68,7 +69,14 @@ mod tests {
                 changing: true,
                 ..Default::default()
             },
-            pool: PoolStatus { total: 64, free: 60, at_nfs: 1, at_ports: 3, buffer_bytes: 2048 },
+            pool: PoolStatus {
+                total: 64,
+                free: 60,
+                at_nfs: 1,
+                at_ports: 2,
+                parked: 1,
+                buffer_bytes: 2048,
+            },
             accounting: Accounting { balanced: true, ..Default::default() },
             ..Default::default()
         };
@@ -76,7 +84,8 @@ mod tests {
             head(&status),
             "millrace 1.2.3 (pid 7), up 12 s, 3 rules, 5 changes, 1 of them took too long to keep \
              the order, changing now\n\
-             buffers: 64 of 2048 bytes on ordinary pages: 60 free, 1 at NFs, 3 at ports\n"
+             buffers: 64 of 2048 bytes on ordinary pages: 60 free, 1 at NFs, 2 at ports, 1 \
+             waiting for a change\n"
         );
         assert!(show(&status).ends_with("held 0: balanced\n"));
     }

@@ -82,9 +82,16 @@ impl Screen {
         let before = termios::tcgetattr(&input)?;
         let terminal = Arc::new(Terminal { input, output, before });
         let screen = Self { terminal: Arc::clone(&terminal) };
+        let owner = std::thread::current().id();
+        let terminal = Arc::downgrade(&terminal);
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            terminal.restore();
+            // Another thread's panic ends that thread and not the screen.
+            if std::thread::current().id() == owner
+                && let Some(terminal) = terminal.upgrade()
+            {
+                terminal.restore();
+            }
             hook(info);
         }));
         screen.terminal.engage()?;
@@ -223,9 +230,13 @@ mod tests {
         assert_eq!(screen.size(), Size { columns: 100, rows: 30 });
         let line = |style, text: &str| Line { style, text: text.into() };
         screen.draw(&[line(Style::Title, "a"), line(Style::Plain, "b")]).unwrap();
-        let mut bytes = [0; 500];
-        let len = nix::unistd::read(&person, &mut bytes).unwrap();
-        let text = String::from_utf8(bytes[..len].to_vec()).unwrap();
+        // A terminal hands over what was written in pieces as it likes.
+        let mut text = String::new();
+        while !text.ends_with("\x1b[J") {
+            let mut bytes = [0; 500];
+            let len = nix::unistd::read(&person, &mut bytes).unwrap();
+            text += std::str::from_utf8(&bytes[..len]).unwrap();
+        }
         assert_eq!(
             text.strip_prefix(ENTER).unwrap(),
             "\x1b[H\x1b[7ma\x1b[0m\x1b[K\r\nb\x1b[0m\x1b[K\x1b[J"

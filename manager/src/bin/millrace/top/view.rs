@@ -231,8 +231,13 @@ impl Body<'_> {
         vec![
             Line { style, text: books },
             plain(&format!(
-                "buffers {} = {} free + {} at NFs + {} at ports; plan {}{changing}",
-                pool.total, pool.free, pool.at_nfs, pool.at_ports, status.plan.generation
+                "buffers {} = {} free + {} at NFs + {} at ports + {} waiting; plan {}{changing}",
+                pool.total,
+                pool.free,
+                pool.at_nfs,
+                pool.at_ports,
+                pool.parked,
+                status.plan.generation
             )),
         ]
     }
