@@ -186,7 +186,7 @@ impl Server {
         }
         self.end_nfs()?;
         self.connections.flush_for(Duration::from_millis(100));
-        Ok(status::take(&mut self.fabric, &self.conductor, self.started)?)
+        self.status()
     }
 
     fn tell_nfs_to_stop(&mut self) {
@@ -325,6 +325,11 @@ impl Server {
         };
         self.connections.send_to_nf(instance, &reply, None);
         Ok(true)
+    }
+
+    /// Everything there is to see.
+    fn status(&mut self) -> Result<control::Status, ServerError> {
+        Ok(status::take(&mut self.fabric, &self.conductor, &self.supervisor, self.started)?)
     }
 
     /// How the books stand, for tests that run the server in their own process.

@@ -11,7 +11,6 @@ use crate::conductor::RequestId;
 use crate::config::Config;
 use crate::model::Model;
 use crate::registry::Leave;
-use crate::status;
 
 /// Who waits for which change.
 #[derive(Default)]
@@ -68,7 +67,7 @@ impl Server {
                 self.answer_of(instance, token, result);
             }
             (_, Request::Status) => {
-                let status = status::take(&mut self.fabric, &self.conductor, self.started)?;
+                let status = self.status()?;
                 self.connections.send(id, &Reply::Status(Box::new(status)));
             }
             (None, request) => self.command(id, request)?,
@@ -128,13 +127,14 @@ impl Server {
             }
             None => return,
         };
+        let core = self.core_of(peer.pid);
         let welcome = if self.draining {
             Err(ErrorReply { code: ErrorCode::Stopping, message: "the manager is stopping".into() })
         } else {
             self.conductor
                 .service_of(request)
                 .and_then(|service| self.may_attach(&service, peer.pid))
-                .and_then(|()| self.conductor.attach(request, peer, None, &mut self.fabric))
+                .and_then(|()| self.conductor.attach(request, peer, core, &mut self.fabric))
         };
         match welcome {
             Ok(welcome) => {
