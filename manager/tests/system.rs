@@ -166,7 +166,7 @@ fn an_nf_without_a_place_is_told_why_in_one_line() {
     assert_eq!(nf.exit_code(), Some(1));
     let said = nf.complaint();
     assert_eq!(said.lines().count(), 1, "{said}");
-    assert!(said.contains("no service 9") && said.contains("there are 1, 2"), "{said}");
+    assert!(said.contains("no service with id 9") && said.contains("there are 1, 2"), "{said}");
     assert_eq!(manager.status().nfs.len(), 1);
     manager.stop();
 }

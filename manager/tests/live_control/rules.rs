@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use nflib::control::{Edit, ErrorCode, Explanation, MatchSpec, Reply, Request, RuleSpec, Status};
-use nflib::testing::frames::FrameBuilder;
+use nflib::testing::FrameBuilder;
 
 use super::running::{Manager, assert_nothing_lost, nf_program, until};
 use super::scale::wait_for_pkts;
