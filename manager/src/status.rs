@@ -17,7 +17,6 @@ use crate::poll_loop::Snapshot;
 use crate::ports::LinkState;
 use crate::registry::NfState;
 use crate::stats::{Counter, DropCounters, DropReason, QueueCounters};
-use crate::supervisor::Supervisor;
 
 /// Takes a status.
 ///
@@ -26,7 +25,6 @@ use crate::supervisor::Supervisor;
 pub fn take(
     fabric: &mut Fabric,
     conductor: &Conductor,
-    supervisor: &Supervisor,
     started: Instant,
 ) -> Result<Status, FabricError> {
     let books = fabric.snapshot()?;
@@ -48,7 +46,7 @@ pub fn take(
         at_ns: now_ns(),
         ports,
         nfs: nfs(conductor),
-        services: services(fabric, conductor, supervisor),
+        services: services(fabric, conductor),
         chains: chains(&books, conductor),
         rules,
         rule_count: model.rule_count() as u64,
@@ -184,11 +182,7 @@ pub fn rules(
     Ok(ids.iter().zip(counts).filter_map(status).collect())
 }
 
-fn services(
-    fabric: &Fabric,
-    conductor: &Conductor,
-    supervisor: &Supervisor,
-) -> Vec<ServiceStatus> {
+fn services(fabric: &Fabric, conductor: &Conductor) -> Vec<ServiceStatus> {
     let slots = conductor.planner().services_by_slot();
     let of = |service, draining| {
         let is_draining =
@@ -196,23 +190,20 @@ fn services(
         let nfs = conductor.registry().nfs().filter(move |nf| nf.service == service);
         nfs.filter(move |nf| is_draining(&nf.state) == draining).map(|nf| nf.instance).collect()
     };
-    let status = |service: &crate::model::Service| {
-        let state = supervisor.state(service.id).unwrap_or_default();
-        ServiceStatus {
-            id: service.id,
-            name: service.name().to_owned(),
-            wanted: service.wanted_instances(),
-            instances: of(service.id, false),
-            draining: of(service.id, true),
-            restarts: state.restarts,
-            waiting: state.waiting,
-            isolated: service.spec.isolated,
-            drops: slots
-                .iter()
-                .position(|&id| id == service.id)
-                .map(|slot| service_drops(fabric, slot))
-                .unwrap_or_default(),
-        }
+    let status = |service: &crate::model::Service| ServiceStatus {
+        id: service.id,
+        name: service.name().to_owned(),
+        wanted: service.wanted_instances(),
+        instances: of(service.id, false),
+        draining: of(service.id, true),
+        restarts: 0,
+        waiting: None,
+        isolated: service.spec.isolated,
+        drops: slots
+            .iter()
+            .position(|&id| id == service.id)
+            .map(|slot| service_drops(fabric, slot))
+            .unwrap_or_default(),
     };
     conductor.model().services().map(|service| status(service)).collect()
 }

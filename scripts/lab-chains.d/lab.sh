@@ -49,9 +49,11 @@ backwards() {
     printf '%s' "$text"
 }
 
+# port_config NAME EGRESS DESCRIPTORS
 port_config() {
     printf '\n[[port]]\nname = "%s"\negress = "%s"\nbackend = "af_xdp"\ninterface = "mrl-%s"\n' \
         "$1" "$2" "$1"
+    printf 'ring_descriptors = %s\n' "$3"
 }
 
 # chain_config NAME SERVICES END
@@ -69,10 +71,13 @@ write_config() {
     local service
     {
         printf '[manager]\nsocket = "%s"\nsocket_group = "nogroup"\n' "$SOCKET"
-        printf 'workers = 1\npoll = "adaptive"\n\n[pool]\nbuffers = 16384\nhugepages = "off"\n'
-        port_config client other
-        port_config web client
-        port_config other client
+        # A dozen processes share what cores there are. Rings hold most of a second of traffic, so
+        # that a process that has to wait for its turn loses nothing, and what is lost is lost by us.
+        printf 'workers = 1\npoll = "adaptive"\nring_capacity = 16384\n'
+        printf '\n[pool]\nbuffers = 65536\nhugepages = "off"\n'
+        port_config client other 16384
+        port_config web client 8192
+        port_config other client 8192
         for service in a1 a2 b1 b2 b3 b4; do
             printf '\n[[service]]\nname = "%s"\nid = %s\ncommand = ["%s", "stamp"]\nuser = "%s"\n' \
                 "$service" "${SERVICE_ID[$service]}" "$NF_BINARY" "$NF_USER"

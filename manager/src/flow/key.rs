@@ -117,12 +117,28 @@ impl FlowKey {
     #[must_use]
     #[inline]
     pub fn parse(frame: &[u8], in_port: PortId, tunnel_id: u64, metadata: u64) -> Self {
+        Self::parse_start(frame, frame.len(), in_port, tunnel_id, metadata)
+    }
+
+    /// The same of the first bytes of a frame that is `frame_bytes` long: a header that is not among
+    /// them is absent, and lengths that headers tell are judged by the whole frame.
+    #[must_use]
+    #[inline]
+    pub fn parse_start(
+        frame: &[u8],
+        frame_bytes: usize,
+        in_port: PortId,
+        tunnel_id: u64,
+        metadata: u64,
+    ) -> Self {
         let mut key = Self::default();
         key.0[0] = u64::from(in_port);
         key.0[8] = tunnel_id;
         key.0[9] = metadata;
         // As `nflib::headers`: what lies behind cannot be named by a descriptor.
-        let frame = &frame[..frame.len().min(usize::from(u16::MAX))];
+        let frame_bytes = frame_bytes.min(usize::from(u16::MAX));
+        let frame = &frame[..frame.len().min(frame_bytes)];
+        let unseen_bytes = frame_bytes - frame.len();
         let Some(ethernet) = frame.first_chunk::<14>() else { return key };
         key.0[2] = be48(ethernet, 6);
         key.0[3] = be48(ethernet, 0);
@@ -137,8 +153,8 @@ impl FlowKey {
         let shown = if eth_type < 1536 { ETH_TYPE_NONE } else { eth_type };
         key.0[0] |= u64::from(shown) << field::ETH_TYPE.shift;
         match eth_type {
-            ethertype::IPV4 => key.read_ipv4(packet),
-            ethertype::IPV6 => key.read_ipv6(packet),
+            ethertype::IPV4 => key.read_ipv4(packet, unseen_bytes),
+            ethertype::IPV6 => key.read_ipv6(packet, unseen_bytes),
             ethertype::ARP => key.read_arp(packet),
             _ => {}
         }
@@ -176,14 +192,14 @@ impl FlowKey {
     }
 
     #[inline]
-    fn read_ipv4(&mut self, packet: &[u8]) {
+    fn read_ipv4(&mut self, packet: &[u8], unseen_bytes: usize) {
         let Some(ip) = packet.first_chunk::<20>() else { return };
         let header_bytes = usize::from(ip[0] & 0x0f) * 4;
         let total_bytes = usize::from(be16(ip, 2));
         if ip[0] >> 4 != 4
             || header_bytes < 20
             || total_bytes < header_bytes
-            || total_bytes > packet.len()
+            || total_bytes > packet.len() + unseen_bytes
         {
             return;
         }
@@ -200,16 +216,18 @@ impl FlowKey {
         self.0[IP_SRC_WORD + 1] = u64::from(be32(ip, 12));
         self.0[IP_DST_WORD + 1] = u64::from(be32(ip, 16));
         if fragment != FRAG_LATER {
-            self.read_transport(ip[9], &packet[header_bytes..total_bytes]);
+            let Some(segment) = packet.get(header_bytes..) else { return };
+            self.read_transport(ip[9], segment, total_bytes - header_bytes);
         }
     }
 
-    fn read_ipv6(&mut self, packet: &[u8]) {
+    fn read_ipv6(&mut self, packet: &[u8], unseen_bytes: usize) {
         let Some(ip) = packet.first_chunk::<40>() else { return };
-        let Some(packet) = packet.get(..40 + usize::from(be16(ip, 4))) else { return };
-        if ip[0] >> 4 != 6 {
+        let total_bytes = 40 + usize::from(be16(ip, 4));
+        if ip[0] >> 4 != 6 || total_bytes > packet.len() + unseen_bytes {
             return;
         }
+        let packet = &packet[..packet.len().min(total_bytes)];
         let [src, dst] = [8, 24].map(|at| [be64(ip, at), be64(ip, at + 8)]);
         self.0[IP_SRC_WORD..IP_SRC_WORD + 2].copy_from_slice(&src);
         self.0[IP_DST_WORD..IP_DST_WORD + 2].copy_from_slice(&dst);
@@ -220,20 +238,23 @@ impl FlowKey {
         self.0[0] |=
             walk.fragment << field::FRAG.shift | u64::from(walk.proto) << field::PROTO.shift;
         if let Some(segment) = segment {
-            self.read_transport(walk.proto, segment);
+            let before_bytes = packet.len() - segment.len();
+            self.read_transport(walk.proto, segment, total_bytes - before_bytes);
         }
     }
 
-    /// Reads the header at the start of `segment`, the whole payload of the IP packet.
+    /// Reads the header at the start of `segment`, the payload of the IP packet or its beginning;
+    /// the whole payload has `segment_bytes`.
     #[inline]
-    fn read_transport(&mut self, proto: u8, segment: &[u8]) {
+    fn read_transport(&mut self, proto: u8, segment: &[u8], segment_bytes: usize) {
+        let segment = &segment[..segment.len().min(segment_bytes)];
         let kind = self.0[0] >> field::L3.shift & 3;
         let whole = self.0[0] >> field::FRAG.shift & 1 == 0;
         match proto {
             ip_proto::TCP => {
                 let Some(tcp) = segment.first_chunk::<20>() else { return };
                 let header_bytes = usize::from(tcp[12] >> 4) * 4;
-                if header_bytes < 20 || header_bytes > segment.len() {
+                if header_bytes < 20 || header_bytes > segment_bytes {
                     return;
                 }
                 self.0[0] |= u64::from(tcp[13]) << field::TCP_FLAGS.shift;
@@ -243,7 +264,7 @@ impl FlowKey {
                 let Some(udp) = segment.first_chunk::<8>() else { return };
                 let length = usize::from(be16(udp, 4));
                 // A first fragment is shorter than its datagram.
-                if length >= 8 && (!whole || length <= segment.len()) {
+                if length >= 8 && (!whole || length <= segment_bytes) {
                     self.set_ports(be16(udp, 0), be16(udp, 2));
                 }
             }
@@ -500,4 +521,61 @@ fn end_hash(high: u64, low: u64, port: u32) -> u64 {
     let mixed = mix(high ^ SECRET[0] ^ u64::from(port) << 32, low ^ SECRET[1] ^ u64::from(port));
     // A factor that happens to be 0 must not hide the other.
     mixed ^ high.rotate_left(29)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+    use nflib::testing::FrameBuilder;
+
+    use super::*;
+
+    /// Frames of every kind of layer 4, their payload of any length.
+    fn frames(payload: &[u8]) -> Vec<Vec<u8>> {
+        let v4 = IpAddr::from(Ipv4Addr::new(10, 0, 0, 1));
+        let v6 = IpAddr::from(Ipv6Addr::LOCALHOST);
+        let mut frames = Vec::new();
+        for address in [v4, v6] {
+            let ip = || FrameBuilder::new().vlan(7).ip(address, address).payload(payload);
+            frames.extend([
+                ip().tcp(1, 80, 0x18).build(),
+                ip().udp(1, 53).build(),
+                ip().sctp(1, 2).build(),
+                ip().icmp(8, 0).build(),
+                ip().extension(0, &[0; 8]).udp(3, 4).build(),
+            ]);
+        }
+        frames
+    }
+
+    #[test]
+    fn the_start_of_a_frame_gives_the_key_of_the_frame_when_its_headers_are_in_it() {
+        for payload_bytes in [0, 60, 200, 1400] {
+            for frame in frames(&vec![7; payload_bytes]) {
+                let whole = FlowKey::parse(&frame, 1, 0, 0);
+                assert!(whole.transport().is_some(), "{frame:02x?}");
+                let start = &frame[..frame.len().min(192)];
+                assert_eq!(FlowKey::parse_start(start, frame.len(), 1, 0, 0), whole);
+                // Without the true length it looks cut off.
+                if start.len() < frame.len() {
+                    assert_ne!(FlowKey::parse(start, 1, 0, 0), whole);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_header_behind_the_start_is_absent_and_lengths_beyond_the_frame_are_wrong() {
+        for frame in frames(&[7; 100]) {
+            let whole = FlowKey::parse(&frame, 1, 0, 0);
+            // The transport header is cut.
+            let start = &frame[..40];
+            assert!(FlowKey::parse_start(start, frame.len(), 1, 0, 0).transport().is_none());
+            // Shorter than its IP header says.
+            assert_eq!(FlowKey::parse_start(&frame, frame.len() - 1, 1, 0, 0).ip_proto(), None);
+            // Ethernet padding changes nothing.
+            assert_eq!(FlowKey::parse_start(&frame, frame.len() + 9, 1, 0, 0), whole);
+        }
+    }
 }

@@ -108,6 +108,7 @@ impl Server {
             Request::Shutdown => {
                 tracing::info!("stopping by a command: draining");
                 self.stopping = true;
+                self.wait_for_end.push(id);
                 self.connections.send(id, &Reply::Done);
             }
             other => {
