@@ -123,7 +123,12 @@ fn a_killed_nf_is_gone_from_the_list_and_a_new_one_takes_over() {
 fn three_hundred_launches_leave_the_manager_as_it_was() {
     let Some(program) = nf_program() else { return };
     let manager = start(1, &generator(0, 10_000), "[1]");
-    let open_files = || manager.open_files();
+    // Counted over a connection that stays, when the control thread has all that it opens.
+    let bystander = manager.connect();
+    let open_files = || {
+        request_status(&bystander).unwrap();
+        manager.open_files()
+    };
     let before = open_files();
     for round in 0..300 {
         let mut nf = manager.nf(&program, "1");

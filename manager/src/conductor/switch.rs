@@ -276,6 +276,7 @@ impl Conductor {
         self.note_outcomes(&outcomes);
         self.model = prepared.model;
         self.model_changed = true;
+        self.drain_differently_isolated();
         for instance in prepared.next.joining {
             if let Some(record) = self.registry.get_mut(instance)
                 && record.state == NfState::Joining

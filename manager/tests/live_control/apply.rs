@@ -41,7 +41,7 @@ fn a_file_with_any_mistake_is_refused_in_one_line_and_changes_nothing() {
         ),
         (good() + &chain("few", &["b"]), &["two chains are named \"few\""]),
         (good() + &service("a", 2), &["two services are named \"a\""]),
-        (good() + &few_to("default"), &["rule \"few\""]),
+        (good() + &few_to("default"), &["rule few", "stand there already"]),
         (good() + &rule("r", 1, "in_port = \"wan\"", "drop = true"), &["no port \"wan\"", "in, out"]),
         (good() + &rule("r", 1, "ip_proto = \"udp\"", "out = \"wan\""), &["no port \"wan\""]),
         (good() + &rule("r", 1, "ip_proto = \"udp\"", "chain = \"nil\""), &["no chain \"nil\""]),

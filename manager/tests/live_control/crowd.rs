@@ -43,16 +43,14 @@ struct Crowd {
 
 impl Crowd {
     fn attach(manager: &Manager, services: impl Iterator<Item = String>) -> Self {
-        let mut crowd = Self { nfs: Vec::new(), detached: 0 };
-        for service in services {
-            let nf = RawNf::attach(manager, &service).unwrap();
+        // All at once, as when a machine starts.
+        let sockets: Vec<_> = services.map(|service| RawNf::ask(manager, &service)).collect();
+        let welcomed = |socket| {
+            let nf = RawNf::welcomed(socket).unwrap();
             nf.socket.set_nonblocking(true).unwrap();
-            crowd.nfs.push((nf, FrameReader::new(MAX_REPLY_BYTES)));
-            if crowd.nfs.len() % 20 == 0 {
-                crowd.serve();
-            }
-        }
-        crowd
+            (nf, FrameReader::new(MAX_REPLY_BYTES))
+        };
+        Self { nfs: sockets.into_iter().map(welcomed).collect(), detached: 0 }
     }
 
     /// Acts on everything that was said to anybody.

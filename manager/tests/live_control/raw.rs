@@ -18,10 +18,20 @@ pub struct RawNf {
 
 impl RawNf {
     pub fn attach(manager: &Manager, service: &str) -> Result<Self, ErrorReply> {
+        Self::welcomed(Self::ask(manager, service))
+    }
+
+    /// The first half: asks to attach.
+    pub fn ask(manager: &Manager, service: &str) -> UnixStream {
         let socket = manager.connect();
         let service: ServiceRef = service.parse().unwrap();
         let request = Request::Attach(AttachRequest::new("raw", service));
         control::send(&socket, &request, &[]).unwrap();
+        socket
+    }
+
+    /// The other: hears the answer.
+    pub fn welcomed(socket: UnixStream) -> Result<Self, ErrorReply> {
         // What came along is closed: a thousand of these have to fit into one process.
         match control::recv::<Reply>(&socket, MAX_REPLY_BYTES).unwrap().0 {
             Reply::Attached(attached) => Ok(Self { socket, attached, last_token: 0 }),
@@ -69,6 +79,10 @@ impl RawNf {
     #[track_caller]
     pub fn leave(self) {
         self.say(&Request::Detach);
-        assert_eq!(self.hear(), Reply::Detached);
+        while let message = self.hear()
+            && message != Reply::Detached
+        {
+            assert!(matches!(message, Reply::Message { .. }), "{message:?}");
+        }
     }
 }
