@@ -122,6 +122,7 @@ impl NfRecord {
             pid: self.pid,
             uid: self.uid,
             rx_pkts,
+            from_manager_pkts: self.sum(|c| &c.rx_pkts),
             tx_pkts,
             drop_pkts: counted(|c| &c.drop_pkts, NfCounter::DropPkts),
             ring_full_pkts: self.sum(|c| &c.ring_full_pkts),

@@ -2,157 +2,32 @@
 //!
 //! Each test ends with the same assertion: the books balance and all buffers are back in the pool.
 
+#[path = "support/running.rs"]
+mod running;
 #[path = "support/skip.rs"]
 mod skip;
 
 use std::io::Read as _;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use nflib::control::{
     self, AttachRequest, ErrorCode, MAX_REPLY_BYTES, Reply, Request, Status, request_status,
 };
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use skip::skip;
+use nix::sys::signal::Signal;
+use running::{Manager, nf_program, until};
 
-const MANAGER: &str = env!("CARGO_BIN_EXE_millrace-manager");
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// The NF program, built beside the manager; absent when only the manager's package was built.
-fn nf_program() -> Option<PathBuf> {
-    let path = Path::new(MANAGER).with_file_name("millrace-nf");
-    if path.exists() {
-        return Some(path);
-    }
-    skip("millrace-nf is not built: cargo build -p millrace-nfs");
-    None
+fn start(workers: u16, ports: &str, chain: &str) -> Manager {
+    start_with(false, workers, ports, chain)
 }
 
-fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + LIMIT;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < end, "not within {LIMIT:?}: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+/// A manager that receives nothing before all its NFs are there.
+fn start_waiting(workers: u16, ports: &str, chain: &str) -> Manager {
+    start_with(true, workers, ports, chain)
 }
 
-/// A child that does not outlive its test.
-struct Process(Child);
-
-impl Process {
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.0.id().cast_signed()), signal).unwrap();
-    }
-
-    fn exit_code(&mut self) -> Option<i32> {
-        until("a process ends", || self.0.try_wait().unwrap()).code()
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A running manager in a directory of its own.
-struct Manager {
-    process: Process,
-    directory: tempfile::TempDir,
-    /// Buffers in its region.
-    buffers: u64,
-}
-
-impl Manager {
-    fn start(workers: u16, ports: &str, chain: &str) -> Self {
-        Self::start_with(false, workers, ports, chain)
-    }
-
-    /// A manager that receives nothing before all its NFs are there.
-    fn start_waiting(workers: u16, ports: &str, chain: &str) -> Self {
-        Self::start_with(true, workers, ports, chain)
-    }
-
-    fn start_with(wait: bool, workers: u16, ports: &str, chain: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let buffers = 4096;
-        let config = directory.path().join("m.toml");
-        let text = format!(
-            "[manager]\nsocket = \"{}\"\nworkers = {workers}\nring_capacity = 1024\n\
-             wait_for_nfs = {wait}\n[pool]\nbuffers = {buffers}\nhugepages = \"off\"\n{ports}\n\
-             [[chain]]\nname = \"default\"\nservices = {chain}\n",
-            directory.path().join("m.sock").display()
-        );
-        std::fs::write(&config, text).unwrap();
-        let process = Command::new(MANAGER)
-            .arg("--config")
-            .arg(&config)
-            .args(["--log", "warn"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let manager = Self { process: Process(process), directory, buffers };
-        until("the manager listens", || UnixStream::connect(manager.socket()).ok());
-        manager
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.directory.path().join("m.sock")
-    }
-
-    fn connect(&self) -> UnixStream {
-        let socket = UnixStream::connect(self.socket()).unwrap();
-        socket.set_read_timeout(Some(LIMIT)).unwrap();
-        socket
-    }
-
-    fn status(&self) -> Status {
-        let status = request_status(&self.connect()).unwrap();
-        assert!(status.accounting.balanced, "{:?}", status.accounting);
-        status
-    }
-
-    /// Starts an NF and waits until it is attached.
-    fn nf(&self, program: &Path, service: u16) -> Process {
-        let nf = self.spawn_nf(program, service);
-        let pid = nf.0.id().cast_signed();
-        until("the NF is attached", || self.status().nfs.iter().find(|nf| nf.pid == pid).cloned());
-        nf
-    }
-
-    fn spawn_nf(&self, program: &Path, service: u16) -> Process {
-        let nf = Command::new(program)
-            .args(["forward", "--log", "error", "--service", &service.to_string(), "--socket"])
-            .arg(self.socket())
-            .stderr(Stdio::piped())
-            .spawn();
-        Process(nf.unwrap())
-    }
-
-    /// Stops the manager; its last line says where every packet went.
-    fn stop(mut self) {
-        self.process.signal(Signal::SIGTERM);
-        assert_eq!(self.process.exit_code(), Some(0));
-        let mut said = String::new();
-        self.process.0.stdout.take().unwrap().read_to_string(&mut said).unwrap();
-        assert!(said.contains("held 0 (balanced)"), "{said}");
-        assert!(!self.socket().exists(), "the socket's file is gone");
-    }
-
-    fn assert_all_back(&self) {
-        let status = until("every packet is out", || {
-            let status = self.status();
-            (status.accounting.held_pkts == 0).then_some(status)
-        });
-        assert_eq!(status.pool.free, self.buffers, "all buffers are back in the pool");
-    }
+fn start_with(wait: bool, workers: u16, ports: &str, chain: &str) -> Manager {
+    let keys = format!("workers = {workers}\nring_capacity = 1024\nwait_for_nfs = {wait}");
+    let tables = format!("{ports}\n[[chain]]\nname = \"default\"\nservices = {chain}\n");
+    Manager::start(&keys, &tables)
 }
 
 fn generator(pkts: u64, rate_pps: u64) -> String {
@@ -171,8 +46,8 @@ fn verified(status: &Status, what: &str) -> u64 {
 fn crosses_two_nfs(workers: u16) {
     let Some(program) = nf_program() else { return };
     // The generator waits for nobody, so both NFs are there first: an attached chain, then traffic.
-    let manager = Manager::start(workers, &generator(200_000, 100_000), "[1, 2]");
-    let _nfs = [manager.nf(&program, 1), manager.nf(&program, 2)];
+    let manager = start(workers, &generator(200_000, 100_000), "[1, 2]");
+    let _nfs = [manager.nf(&program, "1"), manager.nf(&program, "2")];
     let status = until("the generator is done", || {
         let status = manager.status();
         (status.ports[0].exhausted && status.accounting.held_pkts == 0).then_some(status)
@@ -200,10 +75,10 @@ fn packets_cross_two_nf_processes_whole_and_in_order() {
 #[test]
 fn a_chain_that_waits_for_its_nfs_loses_none_of_the_first_packets() {
     let Some(program) = nf_program() else { return };
-    let manager = Manager::start_waiting(1, &generator(50_000, 100_000), "[1, 2]");
-    let first = manager.nf(&program, 1);
+    let manager = start_waiting(1, &generator(50_000, 100_000), "[1, 2]");
+    let first = manager.nf(&program, "1");
     assert_eq!(manager.status().ports[0].rx_pkts, 0, "half a chain is waited for");
-    let _nfs = [first, manager.nf(&program, 2)];
+    let _nfs = [first, manager.nf(&program, "2")];
     let status = until("the generator is done", || {
         let status = manager.status();
         (status.ports[0].exhausted && status.accounting.held_pkts == 0).then_some(status)
@@ -222,7 +97,7 @@ fn two_workers_share_the_queues_and_every_packet_is_accounted_for() {
 
 #[test]
 fn a_manager_that_waits_for_nfs_does_not_wait_when_its_chain_has_none() {
-    let manager = Manager::start_waiting(1, &generator(1000, 0), "[]");
+    let manager = start_waiting(1, &generator(1000, 0), "[]");
     until("every packet has crossed", || (manager.status().ports[1].tx_pkts == 1000).then_some(()));
     manager.assert_all_back();
     manager.stop();
@@ -231,9 +106,9 @@ fn a_manager_that_waits_for_nfs_does_not_wait_when_its_chain_has_none() {
 #[test]
 fn a_killed_nf_is_gone_from_the_list_and_a_new_one_takes_over() {
     let Some(program) = nf_program() else { return };
-    let manager = Manager::start(1, &generator(0, 20_000), "[1]");
+    let manager = start(1, &generator(0, 20_000), "[1]");
     for _ in 0..5 {
-        let mut nf = manager.nf(&program, 1);
+        let mut nf = manager.nf(&program, "1");
         let before = manager.status().ports[1].tx_pkts;
         until("packets flow", || (manager.status().ports[1].tx_pkts > before).then_some(()));
         nf.0.kill().unwrap();
@@ -247,12 +122,16 @@ fn a_killed_nf_is_gone_from_the_list_and_a_new_one_takes_over() {
 #[test]
 fn three_hundred_launches_leave_the_manager_as_it_was() {
     let Some(program) = nf_program() else { return };
-    let manager = Manager::start(1, &generator(0, 10_000), "[1]");
-    let open_files =
-        || std::fs::read_dir(format!("/proc/{}/fd", manager.process.0.id())).unwrap().count();
+    let manager = start(1, &generator(0, 10_000), "[1]");
+    // Counted over a connection that stays, when the control thread has all that it opens.
+    let bystander = manager.connect();
+    let open_files = || {
+        request_status(&bystander).unwrap();
+        manager.open_files()
+    };
     let before = open_files();
     for round in 0..300 {
-        let mut nf = manager.nf(&program, 1);
+        let mut nf = manager.nf(&program, "1");
         if round % 2 == 0 {
             nf.signal(Signal::SIGTERM);
             assert_eq!(nf.exit_code(), Some(0), "an NF told to stop ends well");
@@ -270,53 +149,60 @@ fn three_hundred_launches_leave_the_manager_as_it_was() {
 #[test]
 fn an_nf_outlives_its_manager_and_joins_the_next_one() {
     let Some(program) = nf_program() else { return };
-    let first = Manager::start(1, &generator(0, 10_000), "[1]");
-    let socket = first.socket();
-    let mut nf = first.nf(&program, 1);
-    let text = std::fs::read_to_string(first.directory.path().join("m.toml")).unwrap();
-    let Manager { process, directory, buffers } = first;
-    drop(process); // kill -9
-    std::fs::write(directory.path().join("m.toml"), text).unwrap();
-    let next = Command::new(MANAGER)
-        .arg("--config")
-        .arg(directory.path().join("m.toml"))
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let next = Manager { process: Process(next), directory, buffers };
-    until("the next manager listens", || UnixStream::connect(&socket).ok());
-    until("the NF is back", || (next.status().nfs.len() == 1).then_some(()));
-    let before = next.status().ports[1].tx_pkts;
-    until("packets flow", || (next.status().ports[1].tx_pkts > before).then_some(()));
+    let mut manager = start(1, &generator(0, 10_000), "[1]");
+    let mut nf = manager.nf(&program, "1");
+    manager.kill_and_start_again();
+    until("the NF is back", || (manager.status().nfs.len() == 1).then_some(()));
+    let before = manager.status().ports[1].tx_pkts;
+    until("packets flow", || (manager.status().ports[1].tx_pkts > before).then_some(()));
     assert!(nf.0.try_wait().unwrap().is_none(), "it is the same process");
     nf.signal(Signal::SIGTERM);
     assert_eq!(nf.exit_code(), Some(0));
-    next.assert_all_back();
-    next.stop();
+    manager.assert_all_back();
+    manager.stop();
 }
 
 #[test]
 fn an_nf_without_a_place_is_told_why_in_one_line() {
     let Some(program) = nf_program() else { return };
-    let manager = Manager::start(1, &generator(0, 1000), "[1, 2]");
-    let _first = manager.nf(&program, 1);
-    for (service, expected) in
-        [(9, "no chain uses service 9"), (1, "service 1 is provided already")]
-    {
-        let mut nf = manager.spawn_nf(&program, service);
-        assert_eq!(nf.exit_code(), Some(1));
-        let mut said = String::new();
-        nf.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        assert_eq!(said.lines().count(), 1, "{said}");
-        assert!(said.contains(expected), "{said}");
-    }
+    let manager = start(1, &generator(0, 1000), "[1, 2]");
+    let _first = manager.nf(&program, "1");
+    let mut nf = manager.spawn_nf(&program, "9");
+    assert_eq!(nf.exit_code(), Some(1));
+    let said = nf.complaint();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains("no service with id 9") && said.contains("there are 1, 2"), "{said}");
     assert_eq!(manager.status().nfs.len(), 1);
     manager.stop();
 }
 
 #[test]
+fn a_second_nf_of_a_service_shares_its_flows_and_a_third_takes_over() {
+    let Some(program) = nf_program() else { return };
+    let manager = start_waiting(1, &generator(0, 20_000), "[1]");
+    let mut nfs = [manager.nf(&program, "1"), manager.nf(&program, "1")];
+    let shares = || manager.status().nfs.iter().map(|nf| nf.flow_share).collect::<Vec<_>>();
+    until("both have their share", || (shares() == [0.5, 0.5]).then_some(()));
+    let counts = || manager.status().nfs.iter().map(|nf| nf.rx_pkts).collect::<Vec<_>>();
+    let before = counts();
+    until("both get packets", || {
+        counts().iter().zip(&before).all(|(now, before)| now > before).then_some(())
+    });
+    // One that leaves in good order takes no packet with it.
+    nfs[0].signal(Signal::SIGTERM);
+    assert_eq!(nfs[0].exit_code(), Some(0));
+    until("the other has all flows", || (shares() == [1.0]).then_some(()));
+    let _third = manager.nf(&program, "1");
+    until("the third has its share", || (shares() == [0.5, 0.5]).then_some(()));
+    let status = manager.status();
+    assert!(status.drops.is_empty(), "{:?}", status.drops);
+    assert_eq!((verified(&status, "lost"), verified(&status, "reordered")), (0, 0));
+    manager.stop();
+}
+
+#[test]
 fn an_nf_of_another_version_is_refused_with_both_versions() {
-    let manager = Manager::start(1, &generator(0, 1000), "[1]");
+    let manager = start(1, &generator(0, 1000), "[1]");
     for (protocol, layout) in [(99, nflib::shm::LAYOUT_VERSION), (control::PROTOCOL_VERSION, 99)] {
         let socket = manager.connect();
         let request = AttachRequest {
@@ -336,7 +222,7 @@ fn an_nf_of_another_version_is_refused_with_both_versions() {
 #[test]
 fn a_client_that_talks_nonsense_loses_its_connection_and_nobody_else_s() {
     use std::io::Write as _;
-    let manager = Manager::start(1, &generator(0, 1000), "[1]");
+    let manager = start(1, &generator(0, 1000), "[1]");
     let bystander = manager.connect();
     let nonsense: [&[u8]; 5] = [
         b"GET / HTTP/1.1\r\n\r\n",
@@ -366,9 +252,8 @@ fn a_client_that_talks_nonsense_loses_its_connection_and_nobody_else_s() {
 #[test]
 fn descriptors_sent_where_none_belong_are_closed() {
     use std::os::fd::AsFd as _;
-    let manager = Manager::start(1, &generator(0, 1000), "[1]");
-    let open_files =
-        || std::fs::read_dir(format!("/proc/{}/fd", manager.process.0.id())).unwrap().count();
+    let manager = start(1, &generator(0, 1000), "[1]");
+    let open_files = || manager.open_files();
     let socket = manager.connect();
     request_status(&socket).unwrap();
     let before = open_files();
@@ -388,8 +273,8 @@ fn descriptors_sent_where_none_belong_are_closed() {
 #[test]
 fn a_stopping_manager_lets_what_is_inside_come_out() {
     let Some(program) = nf_program() else { return };
-    let manager = Manager::start(1, &generator(0, 50_000), "[1, 2]");
-    let mut nfs = [manager.nf(&program, 1), manager.nf(&program, 2)];
+    let manager = start(1, &generator(0, 50_000), "[1, 2]");
+    let mut nfs = [manager.nf(&program, "1"), manager.nf(&program, "2")];
     until("packets flow", || (manager.status().ports[1].tx_pkts > 1000).then_some(()));
     manager.stop();
     for nf in &mut nfs {

@@ -43,8 +43,8 @@ pub struct NfArgs {
     #[arg(long, value_name = "PACKETS", value_parser = clap::value_parser!(u64).range(1..))]
     pub packet_limit: Option<u64>,
     /// Leave, in good order, so many seconds after joining the manager
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
-    pub time_limit_s: Option<u64>,
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub time_limit_s: Option<f64>,
     /// Core to run on, whatever the manager proposes
     #[arg(long, value_name = "CORE")]
     pub core: Option<u32>,
@@ -63,6 +63,15 @@ impl NfArgs {
             core: None,
         }
     }
+}
+
+/// Most seconds that a time can be: some thirty years.
+const MAX_SECONDS: f64 = 1e9;
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let is_good = |seconds: &f64| *seconds > 0.0 && *seconds <= MAX_SECONDS;
+    let seconds = text.parse().ok().filter(is_good);
+    seconds.ok_or_else(|| format!("expected more than 0, at most {MAX_SECONDS}"))
 }
 
 /// An NF that has no arguments of its own.
@@ -143,13 +152,14 @@ mod tests {
             parse("--packet-limit", "5000000000").unwrap().nf.packet_limit,
             Some(5_000_000_000)
         );
-        assert_eq!(parse("--time-limit-s", "1").unwrap().nf.time_limit_s, Some(1));
+        assert_eq!(parse("--time-limit-s", "2.5").unwrap().nf.time_limit_s, Some(2.5));
         assert_eq!(parse("--core", "0").unwrap().nf.core, Some(0));
         let wrong = [
             ("--packet-limit", "0"),
             ("--packet-limit", "many"),
             ("--time-limit-s", "0"),
-            ("--time-limit-s", "1.5"),
+            ("--time-limit-s", "nan"),
+            ("--time-limit-s", "1e10"),
             ("--core", "-1"),
             ("--core", "4294967296"),
         ];

@@ -11,6 +11,7 @@ use millrace::fabric::Fabric;
 use millrace::report;
 use millrace::server::{ControlSocket, Server, block_signals};
 use millrace::supervisor::{CoreMap, exec};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Owns the ports and moves packets between them and the network functions.
 #[derive(Parser)]
@@ -48,12 +49,24 @@ fn main() -> ExitCode {
     }
 }
 
+/// Allows as many open files as may be: an NF takes three, an edge between two another one, and the
+/// limit of a login is for programs that use select(2).
+fn raise_file_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(%error, soft, "the limit of open files cannot be raised");
+    }
+}
+
 fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::load(&args.config).context("configuration")?;
     if args.check {
         report::config_summary(&config);
         return Ok(());
     }
+    raise_file_limit();
     let cores = CoreMap::of_this_thread();
     let signals = block_signals()?;
     // The socket first: a second manager must not touch the first one's ports.

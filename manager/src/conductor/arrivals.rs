@@ -108,13 +108,18 @@ impl Conductor {
             .map_err(|error| ErrorReply { code: ErrorCode::UnknownService, message: error.message })
     }
 
-    /// What will be wanted when the first plan is in force, which is what NFs that come early ask for.
+    /// What will be wanted when the change under way is in force. At the start NFs may come before the
+    /// first one is, and ask for what it brings.
     fn model_to_be(&self) -> &Model {
         use super::requests::Asked;
         use super::switch::State;
-        match (&self.state, self.pending.front().map(|pending| &pending.what)) {
-            (State::Idle, Some(Asked::First(model))) => model,
-            _ => &self.model,
+        match &self.state {
+            State::Connecting(connecting) => connecting.model(),
+            State::Switching(switching) => switching.model(),
+            State::Idle => match self.pending.front().map(|pending| &pending.what) {
+                Some(Asked::First(model)) => model,
+                _ => &self.model,
+            },
         }
     }
 }

@@ -17,6 +17,23 @@ impl Conductor {
         true
     }
 
+    /// Lets NFs leave whose service has become isolated, or ceased to be: what an NF may reach was
+    /// given to it when it attached. The supervisor replaces those that the manager started.
+    pub(super) fn drain_differently_isolated(&mut self) {
+        let mut drained = Vec::new();
+        for record in self.registry.nfs() {
+            let Some(service) = self.model.service(record.service) else { continue };
+            if service.spec.isolated != record.isolated && service.spec.command.is_none() {
+                let now = if record.isolated { "not isolated any more" } else { "isolated now" };
+                let why = format!("service {:?} is {now}: start the NF again", service.name());
+                drained.push((record.instance, why));
+            }
+        }
+        for (instance, why) in drained {
+            self.drain_nf(instance, Leave::Told(why));
+        }
+    }
+
     /// Takes out an NF that is gone. Every buffer it had is back in the pool afterwards; what its
     /// neighbours still push towards it comes back as it is found.
     ///

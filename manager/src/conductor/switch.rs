@@ -65,6 +65,20 @@ pub(super) struct Switching {
     outcomes: Vec<Outcome>,
 }
 
+impl Connecting {
+    /// What will be wanted.
+    pub(super) fn model(&self) -> &Model {
+        &self.prepared.model
+    }
+}
+
+impl Switching {
+    /// What will be wanted.
+    pub(super) fn model(&self) -> &Model {
+        &self.prepared.model
+    }
+}
+
 impl Conductor {
     /// Begins what waits, if anything does.
     pub(super) fn begin(&mut self, fabric: &mut Fabric, now: Instant) {
@@ -262,6 +276,7 @@ impl Conductor {
         self.note_outcomes(&outcomes);
         self.model = prepared.model;
         self.model_changed = true;
+        self.drain_differently_isolated();
         for instance in prepared.next.joining {
             if let Some(record) = self.registry.get_mut(instance)
                 && record.state == NfState::Joining

@@ -128,13 +128,14 @@ impl Server {
             }
             None => return,
         };
+        let core = self.core_of(peer.pid);
         let welcome = if self.draining {
             Err(ErrorReply { code: ErrorCode::Stopping, message: "the manager is stopping".into() })
         } else {
             self.conductor
                 .service_of(request)
                 .and_then(|service| self.may_attach(&service, peer.pid))
-                .and_then(|()| self.conductor.attach(request, peer, None, &mut self.fabric))
+                .and_then(|()| self.conductor.attach(request, peer, core, &mut self.fabric))
         };
         match welcome {
             Ok(welcome) => {

@@ -69,6 +69,12 @@ impl Server {
         })
     }
 
+    /// The core that a process was started on, if the manager chose one for it.
+    pub(super) fn core_of(&self, pid: i32) -> Option<u32> {
+        let leader = self.supervisor.owner(pid)?;
+        self.supervisor.nfs().find(|nf| nf.pid == leader)?.core
+    }
+
     /// Ends the NFs that the manager started; the others go by themselves.
     pub(super) fn end_nfs(&mut self) -> Result<(), ServerError> {
         let began = Instant::now();

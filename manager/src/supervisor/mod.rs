@@ -87,6 +87,10 @@ pub struct Wanted {
     pub packet_limit: Option<u64>,
     /// Leave after so long, seconds.
     pub time_limit_s: Option<f64>,
+    /// Hand packets over only through the manager. What an NF may reach is given to it when it
+    /// attaches, so another one has to.
+    #[serde(default)]
+    pub isolated: bool,
 }
 
 impl Wanted {
@@ -103,6 +107,7 @@ impl Wanted {
             user: spec.user.clone(),
             packet_limit: spec.packet_limit,
             time_limit_s: spec.time_limit_s,
+            isolated: spec.isolated,
         })
     }
 

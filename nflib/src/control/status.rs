@@ -198,6 +198,9 @@ pub struct NfStatus {
     pub uid: u32,
     /// Packets delivered to it.
     pub rx_pkts: u64,
+    /// Of those, packets that the manager handed over; the others came straight from NFs.
+    #[serde(default)]
+    pub from_manager_pkts: u64,
     /// Packets it returned.
     pub tx_pkts: u64,
     /// Of those, with action Drop.

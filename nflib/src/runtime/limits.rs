@@ -17,7 +17,7 @@ pub(super) struct Limits {
 
 impl Limits {
     pub(super) fn new(args: &NfArgs) -> Self {
-        let time = args.time_limit_s.map(Duration::from_secs);
+        let time = args.time_limit_s.map(Duration::from_secs_f64);
         Self { packets: args.packet_limit, time, since: None, taken_before_pkts: 0 }
     }
 
@@ -52,7 +52,7 @@ mod tests {
         let args = NfArgs::new(ServiceRef::Id(1), "unused");
         let none = Limits::new(&args);
         assert_eq!((none.packets_left(), none.time_left()), (u64::MAX, None));
-        let args = NfArgs { packet_limit: Some(100), time_limit_s: Some(3600), ..args };
+        let args = NfArgs { packet_limit: Some(100), time_limit_s: Some(3600.0), ..args };
         let mut limits = Limits::new(&args);
         assert_eq!((limits.packets_left(), limits.time_left()), (100, None));
         limits.begin();

@@ -437,7 +437,7 @@ fn at_its_packet_limit_an_nf_leaves_in_good_order_and_not_before() {
 #[test]
 fn at_its_time_limit_an_nf_leaves_in_good_order_also_without_a_manager() {
     let place = place(false);
-    let args = NfArgs { time_limit_s: Some(1), ..place.args.clone() };
+    let args = NfArgs { time_limit_s: Some(1.0), ..place.args.clone() };
     let began = Instant::now();
     leaves_by_itself(&args, 0..3);
     assert!(began.elapsed() >= Duration::from_secs(1));

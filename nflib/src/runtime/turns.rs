@@ -148,7 +148,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             if now_ns >= self.next_control_ns {
                 self.next_control_ns = now_ns + CONTROL_INTERVAL_NS;
                 if self.listen(now_ns)? == Ending::ManagerGone {
-                    return Ok(Ending::ManagerGone);
+                    return Ok(self.without_manager());
                 }
             }
             if let Some(why) = self.reason_to_leave(stop, now_ns) {
@@ -266,6 +266,12 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             _ => {}
         }
         Ok(Ending::Stopped)
+    }
+
+    /// How to end when the connection is lost. One that was leaving has nobody left to wait for: its
+    /// last word may have come together with the end of the connection, as when a manager stops.
+    fn without_manager(&self) -> Ending {
+        if self.phase == Phase::Running { Ending::ManagerGone } else { Ending::Stopped }
     }
 
     fn connection_lost(error: &crate::control::ControlError) -> Ending {
