@@ -76,6 +76,7 @@ write_config() {
         printf 'workers = 1\npoll = "adaptive"\nring_capacity = 16384\n'
         printf '\n[pool]\nbuffers = 65536\nhugepages = "off"\n'
         port_config client other 16384
+        [[ -z $FAULT ]] || printf 'fault = { %s = 0.001, seed = %s }\n' "$FAULT" "$SEED"
         port_config web client 8192
         port_config other client 8192
         for service in a1 a2 b1 b2 b3 b4; do
