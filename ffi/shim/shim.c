@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include <rte_ether.h>
 #include <rte_hash.h>
@@ -487,6 +488,28 @@ int mr_hash_del(struct rte_hash *hash, const void *key)
 uint32_t mr_hash_of(struct rte_hash *hash, const void *key)
 {
 	return rte_hash_hash(hash, key);
+}
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25 /* since Linux 6.1 */
+#endif
+
+static int collapse_list(const struct rte_memseg_list *list, void *arg)
+{
+	const uintptr_t huge = 2 << 20;
+	uintptr_t start = RTE_ALIGN_CEIL((uintptr_t)list->base_va, huge);
+	uintptr_t end = RTE_ALIGN_FLOOR((uintptr_t)list->base_va + list->len, huge);
+
+	(void)arg;
+	/* Page by page: one that cannot be had must not keep the others from it. */
+	for (uintptr_t at = start; at < end; at += huge)
+		(void)madvise((void *)at, huge, MADV_COLLAPSE);
+	return 0;
+}
+
+void mr_memory_collapse(void)
+{
+	rte_memseg_list_walk(collapse_list, NULL);
 }
 
 uint64_t mr_hash_bench_lookup(struct rte_hash *hash, const void *keys, const uint32_t *hashes,

@@ -133,5 +133,7 @@ int mr_hash_del(struct rte_hash *hash, const void *key);
 uint64_t mr_hash_bench_lookup(struct rte_hash *hash, const void *keys, const uint32_t *hashes,
 			      uint32_t key_bytes, uint64_t count, uint32_t burst);
 uint32_t mr_hash_of(struct rte_hash *hash, const void *key);
+/* Asks the kernel to put EAL's memory on huge pages now, where it lies on ordinary ones. */
+void mr_memory_collapse(void);
 
 #endif

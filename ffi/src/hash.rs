@@ -43,6 +43,12 @@ impl PeerHash {
         unsafe { self.api.mr_hash_del(self.raw.as_ptr(), key.as_ptr().cast()) == 0 }
     }
 
+    /// Asks the kernel for huge pages behind what was added so far, where EAL has none.
+    pub fn collapse_pages(&self) {
+        // SAFETY: changes which pages EAL's memory lies on, and nothing in it.
+        unsafe { self.api.mr_memory_collapse() };
+    }
+
     /// The table's own hash of a key.
     #[must_use]
     pub fn hash_of(&self, key: &[u8]) -> u32 {
@@ -87,9 +93,10 @@ fn start_eal(api: &'static Api, memory_mib: u32) -> Result<(), LoadError> {
     let started = STARTED.get_or_init(|| {
         let huge = free_hugepages_mib() > u64::from(memory_mib);
         let memory = memory_mib.to_string();
-        let mut args = vec!["millrace-bench", "--in-memory", "--no-pci", "--no-telemetry"];
-        args.extend(["--log-level=critical", "-m", &memory]);
-        args.extend((!huge).then_some("--no-huge"));
+        let mut args = vec!["millrace-bench", "--no-pci", "--no-telemetry", "-m", &memory];
+        args.push("--log-level=critical");
+        // EAL refuses `--in-memory` together with `--no-huge`; both leave no files.
+        args.extend(if huge { &["--in-memory"][..] } else { &["--no-shconf", "--no-huge"] });
         let args: Vec<_> = args.into_iter().filter_map(|arg| CString::new(arg).ok()).collect();
         // EAL pins the thread that starts it.
         std::thread::scope(|scope| scope.spawn(|| init(api, &args)).join())

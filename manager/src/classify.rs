@@ -93,7 +93,7 @@ pub struct Classifier {
     /// Rules that were exchanged as a whole: their counters are taken over from here on.
     replaced: Option<(Box<RuleTables>, u32)>,
     /// Rules whose memory is to be given back elsewhere: that takes long.
-    discarded: Vec<Box<RuleTables>>,
+    discarded: Vec<RuleTables>,
 }
 
 impl Default for Classifier {
@@ -195,7 +195,7 @@ impl Classifier {
         if let Some(whole) = changes.whole {
             let old = Box::new(self.table.replace_rules(*whole));
             if let Some((older, _)) = self.replaced.replace((old, 0)) {
-                self.discarded.push(older);
+                self.discarded.push(*older);
             }
         } else if let Err(error) = self.table.apply(&changes.changes, self.now_ns()) {
             // The model checked them.
@@ -209,13 +209,13 @@ impl Classifier {
         if let Some((old, from)) = self.replaced.take() {
             match self.table.adopt_counters(&old, from, ADOPT_BUDGET_RULES) {
                 Some(next) => self.replaced = Some((old, next)),
-                None => self.discarded.push(old),
+                None => self.discarded.push(*old),
             }
         }
     }
 
     /// Rules whose memory somebody with more time is to give back.
-    pub fn take_discarded(&mut self) -> Vec<Box<RuleTables>> {
+    pub fn take_discarded(&mut self) -> Vec<RuleTables> {
         std::mem::take(&mut self.discarded)
     }
 

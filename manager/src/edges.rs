@@ -2,15 +2,16 @@
 //!
 //! An edge is made before the first plan that needs it, and both NFs have said that they have it
 //! before a packet follows that plan; so a flow never takes one way first and the other after. It is
-//! closed when no plan needs it and no packet follows an older one, and forgotten when both have said
-//! that they are done with it.
+//! closed when no plan needs it and no packet follows an older one: first the pushing NF is told, and
+//! when it has said that it pushes no more, the taking one. It is forgotten when that has taken all
+//! that was in it: should it die before, what it had must be found.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 
 use nflib::descriptor::{Delivery, Returned};
-use nflib::shm::{BufferIndex, Channel, EdgeRing};
+use nflib::shm::{BufferIndex, Channel, EdgeRing, still_there};
 
 use crate::plan::{Instances, NfNumber, Plan};
 
@@ -33,11 +34,30 @@ pub struct Edge {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EdgeState {
     Open,
-    /// Both ends were told; which of them still has to say that it is done.
+    /// Whether the pusher still has to say that it is done, and where the taker stands.
     Closing {
         from: bool,
-        to: bool,
+        to: Taker,
     },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taker {
+    /// Not told: something may be pushed yet.
+    Untold,
+    /// Told, and has to say that it is done.
+    Told,
+    /// Has said so, or is gone.
+    Done,
+}
+
+/// Who is to be told now that an edge closes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tell {
+    /// The NF that pushes.
+    pub from: bool,
+    /// The NF that takes.
+    pub to: bool,
 }
 
 /// All edges.
@@ -82,7 +102,8 @@ impl Edges {
     /// As [`EdgeRing::create`].
     pub fn open(&mut self, pair: Pair, capacity: u32) -> io::Result<&Edge> {
         let edge = Edge { ring: EdgeRing::create(capacity)?, capacity, state: EdgeState::Open };
-        Ok(self.edges.entry(pair).insert_entry(edge).into_mut())
+        self.edges.remove(&pair);
+        Ok(self.edges.entry(pair).or_insert(edge))
     }
 
     /// The edge of a pair, open or closing.
@@ -104,28 +125,43 @@ impl Edges {
         open.map(|(pair, _)| *pair).filter(|pair| !wanted.contains(pair)).collect()
     }
 
-    /// Notes that an edge's ends were told to close it. An end that is gone need not answer.
-    pub fn closing(&mut self, pair: Pair, from_there: bool, to_there: bool) {
-        if let Some(edge) = self.edges.get_mut(&pair) {
-            edge.state = EdgeState::Closing { from: from_there, to: to_there };
-        }
-        self.forget_closed();
+    /// Closes an edge, and says which end is to be told so at once. An end that is gone need not
+    /// answer. May be called again when an end has died meanwhile.
+    pub fn close(&mut self, pair: Pair, from_there: bool, to_there: bool) -> Tell {
+        let Some(edge) = self.edges.get_mut(&pair) else { return Tell::default() };
+        let (was_open, from, to) = match edge.state {
+            EdgeState::Open => (true, true, Taker::Untold),
+            EdgeState::Closing { from, to } => (false, from, to),
+        };
+        let from = from && from_there;
+        let to = if to_there { to } else { Taker::Done };
+        let tell = Tell { from: was_open && from, to: !from && to == Taker::Untold };
+        let to = if tell.to { Taker::Told } else { to };
+        edge.state = EdgeState::Closing { from, to };
+        tell
     }
 
-    /// An NF has acted on everything it was told: it is done with its edges that are closing.
-    pub fn synced(&mut self, nf: NfNumber) {
+    /// An NF has acted on everything it was told: it is done with its edges that are closing. Returns
+    /// those whose taking NF is to be told now.
+    pub fn synced(&mut self, nf: NfNumber) -> Vec<Pair> {
+        let mut tell = Vec::new();
         for (&(pushes, takes), edge) in &mut self.edges {
-            if let EdgeState::Closing { from, to } = &mut edge.state {
-                *from &= pushes != nf;
-                *to &= takes != nf;
+            let EdgeState::Closing { from, to } = &mut edge.state else { continue };
+            if pushes == nf && std::mem::take(from) && *to == Taker::Untold {
+                *to = Taker::Told;
+                tell.push((pushes, takes));
+            } else if takes == nf && *to == Taker::Told {
+                *to = Taker::Done;
             }
         }
-        self.forget_closed();
+        tell
     }
 
-    fn forget_closed(&mut self) {
-        let done = EdgeState::Closing { from: false, to: false };
-        self.edges.retain(|_, edge| edge.state != done);
+    /// Forgets edges with which both ends are done and in which nothing is left. To be called when
+    /// what was pushed towards the dead has been taken out.
+    pub fn forget_closed(&mut self) {
+        let done = EdgeState::Closing { from: false, to: Taker::Done };
+        self.edges.retain(|_, edge| edge.state != done || !edge.ring.remains().is_empty());
     }
 
     /// True while an NF is an end of some edge: its number must not be given to another.
@@ -165,34 +201,32 @@ impl Edges {
     /// neighbours push later is found by [`drain_orphans`](Self::drain_orphans).
     #[must_use]
     pub fn remains_of(&self, nf: NfNumber, channel: &Channel) -> Vec<BufferIndex> {
-        let mut taken = Vec::new();
-        let mut own = Vec::new();
-        let mut passed_on = BTreeSet::new();
-        let workers = (0..channel.geometry().workers).filter_map(|w| channel.remains(w));
-        for (towards_nf, from_nf) in workers {
-            if let Some((read, waiting)) = towards_nf.unreleased::<Delivery>() {
-                taken.extend(read.iter().map(|d| d.buffer));
-                own.extend(waiting.iter().map(|d| d.buffer));
-            }
+        let (mut unread, mut kept) = (Vec::new(), channel.held_buffers());
+        let mut passed_on = HashSet::new();
+        let mut note = |(read, waiting): (Vec<Delivery>, Vec<Delivery>)| {
+            kept.extend(read.iter().map(|packet| packet.buffer));
+            unread.extend(waiting.iter().map(|packet| packet.buffer));
+        };
+        // A ring with impossible indices tells nothing: its packets come back when the domain's last
+        // NF has gone.
+        for (towards_nf, from_nf) in
+            (0..channel.geometry().workers).filter_map(|worker| channel.remains(worker))
+        {
+            towards_nf.unreleased().map(&mut note);
             let pushed = from_nf.unsettled::<Returned>().unwrap_or_default();
-            passed_on.extend(pushed.iter().map(|r| r.buffer));
+            passed_on.extend(pushed.iter().map(|packet| packet.buffer));
         }
         for (&(from, to), edge) in &self.edges {
             let remains = edge.ring.remains();
-            if to == nf
-                && let Some((read, waiting)) = remains.drain::<Delivery>()
-            {
-                taken.extend(read.iter().map(|d| d.buffer));
-                own.extend(waiting.iter().map(|d| d.buffer));
+            if to == nf {
+                remains.drain().map(&mut note);
             }
             if from == nf {
                 let pushed = remains.unsettled::<Delivery>().unwrap_or_default();
-                passed_on.extend(pushed.iter().map(|d| d.buffer));
+                passed_on.extend(pushed.iter().map(|packet| packet.buffer));
             }
         }
-        taken.extend(channel.held_buffers());
-        own.extend(taken.into_iter().filter(|buffer| !passed_on.contains(buffer)));
-        own
+        still_there(unread, kept, &passed_on)
     }
 
     /// What neighbours pushed towards NFs that are gone, since the last look.

@@ -30,7 +30,8 @@ pub struct Passage {
     pub ingress: PortId,
     /// Times the worker gave it to an NF or moved it to another chain; bounds loops that NFs make.
     pub visits: u8,
-    /// The worker's epoch when the packet came in: changes wait for the packets of older ones.
+    /// The worker's epoch when the packet came in: changes wait for the packets of older ones. 0: so
+    /// long ago that nobody knows.
     pub epoch: u8,
 }
 
@@ -108,6 +109,13 @@ impl OwnershipTable {
         let passage = slot.passage;
         self.held_buffers -= 1;
         Ok(passage)
+    }
+
+    /// Gives the packets that NFs have epoch 0, so that the other numbers can be used anew.
+    pub fn forget_epochs(&mut self) {
+        for slot in &mut self.slots {
+            slot.passage.epoch = 0;
+        }
     }
 
     /// Takes back every buffer of `holder`, with its packet's passage, appended to `out`. For one

@@ -5,6 +5,9 @@
 //! and so are all after it that are like it; when the last packet of the old plan has come out,
 //! the parked ones go, in order. Flows whose path stays as it was do not wait.
 //!
+//! A packet that an NF sends to a service can reach one that its route does not name. If it is that
+//! service whose instances change, the packet is parked there, not where it came in.
+//!
 //! An NF that keeps packets cannot hold a change up for ever: after [`PATIENCE`] the parked ones go
 //! all the same, and the change is reported as one that may have cost order.
 #![forbid(unsafe_code)]
@@ -13,27 +16,45 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nflib::descriptor::PortId;
+use nflib::descriptor::{PortId, ServiceId};
 
 use crate::change::Outcome;
 use crate::classify::{ChangedRules, Verdict};
 use crate::flow::FlowKey;
+use crate::ownership::Passage;
 use crate::plan::Plan;
 use crate::plan::delta::PathDelta;
 use crate::ports::PortPacket;
 
-/// How long packets of the old plan may take to come out.
-const PATIENCE: Duration = Duration::from_millis(300);
+/// How long packets of the old plan may take to come out, unless a worker is told otherwise.
+pub const PATIENCE: Duration = Duration::from_millis(300);
 
-/// A packet that waits, classified by the new rules.
+/// A packet that waits.
 #[derive(Clone, Copy, Debug)]
 pub struct Parked {
     /// The packet.
     pub packet: PortPacket,
-    /// The port it came in by.
-    pub ingress: PortId,
-    /// Where it will go.
-    pub verdict: Verdict,
+    /// What it waits to do.
+    pub next: Next,
+}
+
+/// What a packet waits to do.
+#[derive(Clone, Copy, Debug)]
+pub enum Next {
+    /// To begin its path.
+    Enter {
+        /// The port it came in by.
+        ingress: PortId,
+        /// What the new rules say of it.
+        verdict: Verdict,
+    },
+    /// To go to the service that an NF sends it to.
+    Jump {
+        /// How far it has come.
+        passage: Passage,
+        /// The service.
+        service: ServiceId,
+    },
 }
 
 /// A change under way.
@@ -46,6 +67,7 @@ pub struct Transition {
     limit_pkts: usize,
     parked_total: u64,
     began: Instant,
+    patience: Duration,
     /// When the old packets were out, or were waited for no longer; and whether they were out.
     freed: Option<(Instant, bool)>,
 }
@@ -53,7 +75,13 @@ pub struct Transition {
 impl Transition {
     /// Begins now. At most `limit_pkts` wait here; more wait at the ports.
     #[must_use]
-    pub fn new(plan: &Plan, delta: Arc<PathDelta>, rules: ChangedRules, limit_pkts: usize) -> Self {
+    pub fn new(
+        plan: &Plan,
+        delta: Arc<PathDelta>,
+        rules: ChangedRules,
+        limit_pkts: usize,
+        patience: Duration,
+    ) -> Self {
         Self {
             generation: plan.generation,
             delta,
@@ -62,6 +90,7 @@ impl Transition {
             limit_pkts,
             parked_total: 0,
             began: Instant::now(),
+            patience,
             freed: None,
         }
     }
@@ -72,9 +101,17 @@ impl Transition {
         self.parked.len() < self.limit_pkts
     }
 
-    /// Whether a packet's flow changes its path.
+    /// Whether nobody waits any more: packets go on as they come.
+    fn is_over(&self) -> bool {
+        self.freed.is_some() && self.parked.is_empty()
+    }
+
+    /// Whether a packet must wait because its flow changes its path.
     #[must_use]
-    pub fn concerns(&self, verdict: Verdict, flow_hash: u32, key: Option<&FlowKey>) -> bool {
+    pub fn parks(&self, verdict: Verdict, flow_hash: u32, key: Option<&FlowKey>) -> bool {
+        if self.is_over() {
+            return false;
+        }
         let moves = match verdict {
             Verdict::Chain(chain) => self.delta.moves(chain, flow_hash),
             Verdict::Egress | Verdict::Out(_) | Verdict::Drop(_) => false,
@@ -82,10 +119,18 @@ impl Transition {
         moves || self.rules.concern(key)
     }
 
-    /// Whether packets' headers must be read to tell.
+    /// Whether a packet of the new plan that an NF sends to a service must wait, because its flow
+    /// meets another instance there than before.
+    #[must_use]
+    pub fn parks_jump(&self, service: ServiceId, flow_hash: u32) -> bool {
+        !self.is_over() && self.delta.moves_to_service(service, flow_hash)
+    }
+
+    /// Whether packets' headers must be read to tell: for the rules they meet, or for the hash that
+    /// says who moves, which the new plan itself may need no more.
     #[must_use]
     pub fn reads_headers(&self) -> bool {
-        matches!(self.rules, ChangedRules::Some(_))
+        self.delta.needs_hash() || matches!(self.rules, ChangedRules::Some(_))
     }
 
     /// Lets a packet wait.
@@ -108,7 +153,7 @@ impl Transition {
     /// Whether the change takes longer than it should.
     #[must_use]
     pub fn is_overdue(&self, now: impl Fn() -> Instant) -> bool {
-        now().saturating_duration_since(self.began) > PATIENCE
+        now().saturating_duration_since(self.began) > self.patience
     }
 
     /// The packet that goes first.
@@ -138,7 +183,7 @@ impl Transition {
     #[must_use]
     pub fn outcome(&self) -> Option<Outcome> {
         let (freed, in_order) = self.freed?;
-        self.parked.is_empty().then(|| Outcome {
+        self.is_over().then(|| Outcome {
             generation: self.generation,
             parked_pkts: self.parked_total,
             waited: freed.saturating_duration_since(self.began),

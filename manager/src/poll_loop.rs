@@ -139,7 +139,7 @@ pub enum Report {
     /// Rules have run out here.
     Expired(Vec<Expired>),
     /// Memory to be given back by somebody with more time.
-    Discarded(Vec<Box<RuleTables>>),
+    Discarded(Vec<RuleTables>),
     /// The worker has stopped; its last books, with every buffer free that can be.
     Stopped(Snapshot),
 }

@@ -89,9 +89,15 @@ pub fn started(config: &Config, fabric: &Fabric) {
 
 /// Where every packet went.
 pub fn final_summary(status: &Status) {
+    print!("{}", final_books(status));
+}
+
+/// Where every packet went: a line of sums, and one for each place and reason of drops.
+#[must_use]
+pub fn final_books(status: &Status) -> String {
     let books = &status.accounting;
-    println!(
-        "stopped: rx {} = tx {} + dropped {} + held {} ({})",
+    let mut text = format!(
+        "stopped: rx {} = tx {} + dropped {} + held {} ({})\n",
         books.rx_pkts,
         books.tx_pkts,
         books.dropped_pkts,
@@ -99,6 +105,7 @@ pub fn final_summary(status: &Status) {
         if books.balanced { "balanced" } else { "NOT balanced" }
     );
     for drop in &status.drops {
-        println!("  dropped at {}: {} {}", drop.place, drop.pkts, drop.reason);
+        text += &format!("  dropped at {}: {} {}\n", drop.place, drop.pkts, drop.reason);
     }
+    text
 }

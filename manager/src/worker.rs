@@ -14,7 +14,7 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nflib::descriptor::{ActionCode, ChainId, Delivery, PortId, Returned, ServiceId};
 use nflib::shm::{BufferIndex, Channel, Consumer, Doorbell, Producer, RegionGeometry};
@@ -23,7 +23,7 @@ use crate::change::{Change, Outcome};
 use crate::classify::{Classifier, Verdict};
 use crate::model::End;
 use crate::ownership::{Holder, OFF_ROUTE, OwnershipTable, Passage, TRUSTED};
-use crate::parking::{Parked, Transition};
+use crate::parking::{Next, PATIENCE, Parked, Transition};
 use crate::plan::{NfNumber, Plan, PlannedService};
 use crate::pool::BufferPool;
 use crate::ports::{MAX_BURST_PKTS, PortPacket, PortQueue};
@@ -31,7 +31,8 @@ use crate::stats::{DropCounters, DropReason, NfCounters, WorkerCounters};
 
 /// Packets an NF may return in one turn before the worker looks at the ports again.
 const COLLECT_BURST_PKTS: usize = MAX_BURST_PKTS;
-/// Parked packets let go in one turn: more than come in, so that the queue ends.
+/// Parked packets let go in one turn, for each queue that packets may come in by: more than come in,
+/// so that those who wait become fewer.
 const RELEASE_PKTS: usize = 4 * MAX_BURST_PKTS;
 /// Times a worker gives a packet to an NF or moves it to another chain; ends the loops that
 /// ToService and branches can make.
@@ -100,15 +101,20 @@ pub struct Worker {
     ports: Vec<WorkerPort>,
     classifier: Classifier,
     plan: Arc<Plan>,
+    /// The plan before, while packets may be inside that follow it.
+    old_plan: Option<Arc<Plan>>,
     /// For each service, by its slot, where its drops are counted.
     service_drops: Vec<Arc<DropCounters>>,
     nfs: Vec<Option<NfEdge>>,
-    /// Counts the changes of plan; packets remember the one they came in under.
+    /// Counts the changes of plan, from 1 to 255 and again; packets remember the one they came in
+    /// under.
     epoch: u8,
     /// Packets with NFs that came in under the present epoch.
     fresh_pkts: usize,
     /// A change of plan under way.
     transition: Option<Transition>,
+    /// How long packets of an older plan may take to come out.
+    patience: Duration,
     /// NFs and ports with something staged: what to flush, however many there are.
     dirty_nfs: Vec<NfNumber>,
     dirty_ports: Vec<PortId>,
@@ -138,11 +144,13 @@ impl Worker {
             ports,
             classifier,
             plan: Arc::default(),
+            old_plan: None,
             service_drops: Vec::new(),
             nfs: Vec::new(),
             epoch: 0,
             fresh_pkts: 0,
             transition: None,
+            patience: PATIENCE,
             dirty_nfs: Vec::new(),
             dirty_ports: Vec::new(),
             counters,
@@ -193,12 +201,13 @@ impl Worker {
             for (at, packet) in received.drain(..).enumerate() {
                 let verdict = self.classifier.verdict(at);
                 let parks = self.transition.as_ref().is_some_and(|transition| {
-                    transition.concerns(verdict, packet.flow_hash, self.classifier.key(at))
+                    transition.parks(verdict, packet.flow_hash, self.classifier.key(at))
                 });
+                let ingress = port as PortId;
                 if parks {
-                    self.park(Parked { packet, ingress: port as PortId, verdict });
+                    self.park(Parked { packet, next: Next::Enter { ingress, verdict } });
                 } else {
-                    self.enter(&plan, packet, port as PortId, verdict);
+                    self.enter(&plan, packet, ingress, verdict);
                 }
             }
         }
@@ -367,9 +376,9 @@ impl Worker {
             0
         });
         if count > 0 {
-            let plan = Arc::clone(&self.plan);
+            let plans = Plans { new: Arc::clone(&self.plan), old: self.old_plan.clone() };
             for descriptor in &returned[..count] {
-                self.accept(&plan, number, descriptor);
+                self.accept(&plans, number, descriptor);
             }
             if let Some(edge) = self.nfs[number].as_mut() {
                 // Only now: a slot is the NF's again when its packet has been passed on.
@@ -382,7 +391,7 @@ impl Worker {
 
     /// Checks one returned descriptor and does what it says.
     #[inline]
-    fn accept(&mut self, plan: &Plan, number: usize, returned: &Returned) {
+    fn accept(&mut self, plans: &Plans, number: usize, returned: &Returned) {
         let Some(edge) = self.nfs[number].as_ref() else { return };
         let Ok(mut passage) = self.owners.take_back(returned.buffer, edge.holder) else {
             edge.counters.violations.add(1);
@@ -390,6 +399,7 @@ impl Worker {
         };
         self.fresh_pkts -= usize::from(passage.epoch == self.epoch);
         edge.counters.tx_pkts.add(1);
+        let plan = plans.of(&passage, self.epoch);
         let in_buffer =
             self.geometry.contains(returned.buffer, returned.offset_bytes, returned.len_bytes);
         let at_hop = edge.may_be_at(plan, &passage, returned.hop);
@@ -429,6 +439,21 @@ impl Worker {
     /// An NF sends a packet to a service. If the packet's route contains it, the packet goes on from
     /// there; if not, it comes back to the end of its route.
     fn jump(&mut self, plan: &Plan, packet: PortPacket, passage: Passage, service: ServiceId) {
+        let parks = passage.epoch == self.epoch
+            && self.transition.as_ref().is_some_and(|t| t.parks_jump(service, packet.flow_hash));
+        if parks {
+            return self.park(Parked { packet, next: Next::Jump { passage, service } });
+        }
+        self.go_to_service(plan, packet, passage, service);
+    }
+
+    fn go_to_service(
+        &mut self,
+        plan: &Plan,
+        packet: PortPacket,
+        passage: Passage,
+        service: ServiceId,
+    ) {
         let Some(to) = plan.service(service) else {
             return self.drop_here(packet.buffer, DropReason::UnknownService);
         };
@@ -509,6 +534,24 @@ impl Worker {
     }
 }
 
+/// The plans that packets inside follow.
+struct Plans {
+    new: Arc<Plan>,
+    old: Option<Arc<Plan>>,
+}
+
+impl Plans {
+    /// The plan of a packet: from end to end the one it came in under, lest it overtakes others of
+    /// its flow in a chain or at a service that it comes to later.
+    #[inline]
+    fn of(&self, passage: &Passage, epoch: u8) -> &Plan {
+        match &self.old {
+            Some(old) if passage.epoch != epoch => old,
+            _ => &self.new,
+        }
+    }
+}
+
 impl NfEdge {
     #[cold]
     fn break_off(&mut self) {
@@ -520,14 +563,12 @@ impl NfEdge {
     /// Whether a packet that the worker gave away at `passage.hop` can be at `hop` with this NF.
     #[inline]
     fn may_be_at(&self, plan: &Plan, passage: &Passage, hop: u8) -> bool {
-        if hop == passage.hop {
-            return true;
+        if self.holder != TRUSTED || hop == OFF_ROUTE {
+            return hop == passage.hop;
         }
-        // Neighbours passed it on, inside the domain and along the route.
+        // Neighbours may have passed it on, inside the domain and along the route.
         let service = || plan.route(passage.route)?.hops.get(usize::from(hop));
-        self.holder == TRUSTED
-            && hop > passage.hop
-            && service().is_some_and(|service| service.id == self.service)
+        hop >= passage.hop && service().is_some_and(|service| service.id == self.service)
     }
 }
 
@@ -537,12 +578,23 @@ impl Worker {
     pub fn begin_change(&mut self, change: Change) {
         debug_assert!(self.transition.is_none(), "a change began during another");
         self.service_drops.extend(change.new_services);
-        self.plan = Arc::clone(&change.plan);
+        self.old_plan = Some(std::mem::replace(&mut self.plan, Arc::clone(&change.plan)));
         let rules = self.classifier.apply(change.rules);
-        self.epoch = self.epoch.wrapping_add(1);
+        self.epoch = self.epoch.checked_add(1).unwrap_or_else(|| {
+            // Somebody may have kept a packet since the number was used last.
+            self.owners.forget_epochs();
+            1
+        });
         self.fresh_pkts = 0;
         let limit_pkts = self.pool.count() as usize / 4;
-        self.transition = Some(Transition::new(&change.plan, change.delta, rules, limit_pkts));
+        let (plan, delta, patience) = (&change.plan, change.delta, self.patience);
+        self.transition = Some(Transition::new(plan, delta, rules, limit_pkts, patience));
+    }
+
+    /// Sets how long packets of an older plan may take to come out in the changes to come; 300 ms
+    /// unless set.
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
     }
 
     /// True while packets of an older plan are inside or parked ones wait.
@@ -555,6 +607,9 @@ impl Worker {
     pub fn take_outcome(&mut self) -> Option<Outcome> {
         let done = self.transition.as_ref()?.outcome()?;
         self.transition = None;
+        if done.in_order {
+            self.old_plan = None;
+        }
         Some(done)
     }
 
@@ -573,8 +628,9 @@ impl Worker {
             return 0;
         }
         let plan = Arc::clone(&self.plan);
+        let queues: usize = self.ports.iter().map(|port| port.queues.len()).sum();
         let mut released = 0;
-        while released < RELEASE_PKTS
+        while released < RELEASE_PKTS * queues.max(1)
             && let Some(parked) = self.transition.as_ref().and_then(Transition::first)
         {
             if !self.has_room_for(&plan, parked) {
@@ -583,18 +639,30 @@ impl Worker {
             let Some(parked) = self.transition.as_mut().and_then(Transition::release) else {
                 break;
             };
-            self.enter(&plan, parked.packet, parked.ingress, parked.verdict);
+            match parked.next {
+                Next::Enter { ingress, verdict } => {
+                    self.enter(&plan, parked.packet, ingress, verdict);
+                }
+                Next::Jump { passage, service } => {
+                    self.go_to_service(&plan, parked.packet, passage, service);
+                }
+            }
             released += 1;
         }
         released
     }
 
-    /// Whether the ring of a parked packet's first NF is at most half full: a crowd that waited must
+    /// Whether the ring of a parked packet's next NF is at most half full: a crowd that waited must
     /// not be lost in the rush.
     fn has_room_for(&mut self, plan: &Plan, parked: Parked) -> bool {
-        let Verdict::Chain(chain) = parked.verdict else { return true };
-        let hop = plan.route_of(chain).and_then(|route| route.hops.first());
-        let nf = hop.and_then(|hop| hop.instances.pick(parked.packet.flow_hash));
+        let service = match parked.next {
+            Next::Enter { verdict: Verdict::Chain(chain), .. } => {
+                plan.route_of(chain).and_then(|route| route.hops.first())
+            }
+            Next::Enter { .. } => None,
+            Next::Jump { service, .. } => plan.service(service),
+        };
+        let nf = service.and_then(|hop| hop.instances.pick(parked.packet.flow_hash));
         let edge = nf.and_then(|nf| self.nfs.get_mut(usize::from(nf))?.as_mut());
         let overdue = self.transition.as_ref().is_none_or(|t| t.is_overdue(Instant::now));
         overdue

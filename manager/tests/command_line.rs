@@ -388,14 +388,23 @@ fn fields_help_and_version_need_no_manager() {
 #[test]
 fn a_configuration_is_checked_without_a_manager() {
     let fake = Fake::away();
-    let good = fake.file("good.toml", "[[port]]\nname = \"s\"\nbackend = \"sink\"\n");
+    let port = "[[port]]\nname = \"s\"\nbackend = \"sink\"\n";
+    let chain = "[[chain]]\nname = \"web\"\nservices = [\"fw\"]\nend = \"out:s\"\n";
+    let good = fake.file("good.toml", &format!("{port}{chain}"));
     let said = fake.run(&["check", &good]);
-    assert!(
-        said.text().contains("good.toml: good") && said.out.contains("ports     s"),
-        "{said:?}"
-    );
+    for line in [
+        "good.toml: good\n",
+        "ports     s\n",
+        "service   fw: started by hand\n",
+        "chain     web: fw; end out:s\n",
+        "rules     0\n",
+        "note: ",
+    ] {
+        assert!(said.text().contains(line), "{line:?} is missing in:\n{}", said.out);
+    }
     let value: serde_json::Value = fake.run(&["check", &good, "--json"]).json();
-    assert_eq!(value["ports"][0], "s");
+    assert_eq!((&value["ports"][0], &value["chains"][0]["end"]), (&"s".into(), &"out:s".into()));
+    assert_eq!(value["services"][0]["name"], "fw");
     let bad = fake.file("bad.toml", "[[port]]\nname = \"s\"\nbackend = \"snik\"\n");
     let said = fake.run(&["check", &bad]);
     assert!(said.complaint(1).contains("bad.toml:1: ") && said.err.contains("sink"), "{said:?}");

@@ -144,7 +144,9 @@ fn rule() -> impl Strategy<Value = Rule> {
     )
 }
 
+#[allow(clippy::large_enum_variant, reason = "a few of them, in a test")]
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a few of them, in a test")]
 enum Change {
     Add(Rule),
     /// The n-th of those there are, or one that is not there.
@@ -492,7 +494,7 @@ fn flags_make_one_entry_a_flow_unless_a_rule_asks_for_them() {
         flags,
         fragment: 0,
     };
-    let mut send = |table: &mut FlowTable| {
+    let send = |table: &mut FlowTable| {
         let keys = [packet(0).key(0), packet(1).key(0)];
         let mut out = [Verdict::default(); 2];
         table.classify_burst(&keys, &mut [0; 2], &[60; 2], 0, &mut out);
@@ -524,7 +526,7 @@ fn a_change_lets_flows_alone_that_it_does_not_concern() {
         fragment: 0,
     };
     let keys: Vec<_> = (0..4).map(|src| packet(src).key(0)).collect();
-    let mut send = |table: &mut FlowTable| {
+    let send = |table: &mut FlowTable| {
         let mut out = [Verdict::default(); 4];
         table.classify_burst(&keys, &mut [0; 4], &[60; 4], 0, &mut out);
         out.map(|verdict| verdict.outcome)

@@ -1,20 +1,41 @@
-// The chain as a picture: ports that packets come in by, services in order, ports they leave by.
+// Chains as pictures: ports that packets come in by, services in order, ports they leave by.
 
 import { el, keep, setAttribute, setLines, setText, svg } from "./dom.js";
 import { rate } from "./format.js";
 
 const LINK_MARK = { up: "●", down: "○", gone: "✕" };
 
-/** Draws the chain of `view` into `list`, an <ol>. */
-export function drawChain(list, view) {
-  keep(list, stages(view), (item) => item.key, make, update);
+/** Draws every chain of `view` into `box`; without any, the way straight from port to port. */
+export function drawChains(box, view) {
+  const none = { name: "No chain: from port to port", services: [], end: "egress" };
+  const chains = view.status.chains.length > 0 ? view.status.chains : [none];
+  keep(box, chains, (chain) => chain.name, makeChain, (node, chain) => {
+    setText(node.querySelector("h3"), title(chain));
+    keep(node.querySelector("ol"), stages(view, chain), (item) => item.key, make, update);
+  });
 }
 
-function stages({ status, rates }) {
+function makeChain() {
+  return el("div", {}, el("h3", { class: "chain-name" }), el("ol", { class: "chain" }));
+}
+
+function title(chain) {
+  const end = chain.end === "egress" ? "" : `, then ${chain.end}`;
+  return `${chain.name}${end}`;
+}
+
+/** A service, as a chain names it: by id or by name. */
+function serviceOf(status, named) {
+  const known = status.services.find((service) => service.id === named || service.name === named);
+  return known ?? { id: named, name: String(named) };
+}
+
+function stages({ status, rates }, chain) {
   const egress = new Set(status.ports.map((port) => port.egress));
   const comeIn = status.ports.filter((port) => port.egress || port.rx_pkts > 0);
   const leave = status.ports.filter((port) => egress.has(port.name) || port.tx_pkts > 0);
-  const services = status.chain.map((service, at) => serviceStage(service, at, status, rates));
+  const services = chain.services.map((named, at) =>
+    serviceStage(serviceOf(status, named), at, status, rates));
   const sent = leave.map((port) => rates.ports.get(port.name)?.tx_pps);
   return [
     portStage("in", "In by", comeIn, rates, "rx_pps"),
@@ -38,15 +59,18 @@ function portStage(key, title, ports, rates, direction) {
 }
 
 function serviceStage(service, at, status, rates) {
-  const nfs = status.nfs.filter((nf) => nf.service === service);
+  const nfs = status.nfs.filter((nf) => nf.service === service.id);
   const known = nfs.map((nf) => rates.nfs.get(nf.instance)?.rx_pps);
-  const lines = nfs.map((nf) => ({ text: `● ${nf.name} #${nf.instance}`, class: "main" }));
+  const lines = nfs.map((nf) => ({
+    text: `● ${nf.name} #${nf.instance}${nf.state === "running" ? "" : ` (${nf.state})`}`,
+    class: "main",
+  }));
   if (nfs.length === 0) lines.push({ text: "✕ no NF attached", class: "main bad" });
   nfs.forEach((nf) => lines.push(...dropLines(rates, `nf:${nf.instance}`)));
-  lines.push(...dropLines(rates, `service:${service}`));
+  lines.push(...dropLines(rates, `service:${service.name}`));
   return {
     key: `service-${at}`,
-    title: `Service ${service}`,
+    title: `Service ${service.name}`,
     lines,
     kind: nfs.length === 0 ? "service missing" : "service",
     edge: { pps: sumOf(known) },

@@ -1,7 +1,7 @@
 // The page: follows the stream of events and draws each.
 
 import { drawBooks, drawPool } from "./books.js";
-import { drawChain } from "./chain.js";
+import { drawChains } from "./chain.js";
 import { setText } from "./dom.js";
 import { clock, duration } from "./format.js";
 import { follow } from "./stream.js";
@@ -26,7 +26,7 @@ function draw() {
   const view = { status, rates: byName(latest.rates) };
   setText($("facts"), facts(status));
   $("no-chain").hidden = true;
-  drawChain($("chain"), view);
+  drawChains($("chains"), view);
   drawTables(view);
   drawBooks($("books"), status.accounting);
   drawPool($("pool"), status.pool);

@@ -64,16 +64,16 @@ export function drawTables({ status, rates }) {
   const ports = status.ports.map((port) => ({ port, now: rates.ports.get(port.name) }));
   drawTable("ports", PORT_COLUMNS, ports, (item) => item.port.name, "The manager has no port.");
   const nfs = status.nfs.map((nf) => ({ nf, now: rates.nfs.get(nf.instance) }));
-  drawTable("nfs", NF_COLUMNS, nfs, (item) => item.nf.instance, noNfs(status.chain));
+  drawTable("nfs", NF_COLUMNS, nfs, (item) => item.nf.instance, noNfs(status.services));
   const drops = status.drops.map((drop) => ({ drop, pps: dropRate(rates, drop) }));
   const key = ({ drop }) => JSON.stringify([drop.place, drop.reason]);
   drawTable("drops", DROP_COLUMNS, drops, key, "✓ No packet has been dropped.");
 }
 
-function noNfs(chain) {
-  if (chain.length === 0) return "The chain is empty: packets go from port to port.";
-  const services = `service${chain.length > 1 ? "s" : ""} ${chain.join(", ")}`;
-  return `No NF is attached; the chain waits for ${services}. Start one: millrace-nf.`;
+function noNfs(services) {
+  if (services.length === 0) return "No service is wanted: packets go from port to port.";
+  const names = services.map((service) => service.name).join(", ");
+  return `No NF is attached; wanted: ${names}. Start one: millrace-nf.`;
 }
 
 function dropRate(rates, { place, reason }) {

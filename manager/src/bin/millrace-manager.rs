@@ -34,9 +34,6 @@ fn main() -> ExitCode {
     if let Some(code) = exec::run_if_asked() {
         return code;
     }
-    if let Some(failure) = millrace::supervisor::exec::run_if_asked() {
-        return failure;
-    }
     let args = Args::parse();
     if let Err(error) = nflib::log::init(&args.log) {
         eprintln!("millrace-manager: {error}");

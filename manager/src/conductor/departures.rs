@@ -48,13 +48,12 @@ impl Conductor {
     /// Takes back what NFs pushed towards neighbours that are gone.
     pub(super) fn reclaim_orphans(&mut self, fabric: &mut Fabric) -> Result<(), FabricError> {
         let found = self.edges.drain_orphans(|nf| self.registry.by_number(nf).is_none());
-        if found.is_empty() {
-            return Ok(());
-        }
         for (nf, buffer) in found {
             let slot = self.departed.get(&nf).copied().unwrap_or(0);
             fabric.reclaim(slot, &[buffer])?;
         }
+        // Only now: a neighbour's last packets may have come just before its word that it is done.
+        self.edges.forget_closed();
         let edges = &self.edges;
         self.departed.retain(|&nf, _| edges.involve(nf));
         Ok(())

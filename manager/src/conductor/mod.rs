@@ -213,7 +213,8 @@ impl Conductor {
         record.sync_answered = record.sync_answered.max(token);
         if record.sync_answered == record.sync_sent {
             let nf = record.nf;
-            self.edges.synced(nf);
+            let silent_now = self.edges.synced(nf);
+            self.close_in_edges(&silent_now);
         }
     }
 

@@ -179,18 +179,34 @@ impl Conductor {
         Ok(())
     }
 
-    /// Tells both ends of edges to close them.
+    /// Closes edges, the pushing end first.
     pub(super) fn close_edges(&mut self, pairs: &[Pair]) {
         let mut ends = BTreeSet::new();
         for &(from, to) in pairs {
             let there = |nf| self.registry.by_number(nf).is_some();
             let (from_there, to_there) = (there(from), there(to));
-            self.edges.closing((from, to), from_there, to_there);
-            self.write(from, Reply::CloseOutEdge { nf: to }, None);
-            self.write(to, Reply::CloseInEdge { nf: from }, None);
-            ends.extend([from, to]);
+            let tell = self.edges.close((from, to), from_there, to_there);
+            if tell.from {
+                self.write(from, Reply::CloseOutEdge { nf: to }, None);
+                ends.insert(from);
+            }
+            if tell.to {
+                self.write(to, Reply::CloseInEdge { nf: from }, None);
+                ends.insert(to);
+            }
         }
         for nf in ends {
+            self.ask_to_sync(nf);
+        }
+    }
+
+    /// Tells NFs to close edges by which nothing more comes.
+    pub(super) fn close_in_edges(&mut self, pairs: &[Pair]) {
+        let takers: BTreeSet<_> = pairs.iter().map(|&(_, to)| to).collect();
+        for &(from, to) in pairs {
+            self.write(to, Reply::CloseInEdge { nf: from }, None);
+        }
+        for nf in takers {
             self.ask_to_sync(nf);
         }
     }

@@ -69,7 +69,7 @@ pub struct FlowTable {
 }
 
 impl FlowTable {
-    /// No rules, and a cache for so many flows (0: none; 144 bytes each, taken at once).
+    /// No rules, and a cache for so many flows (0: none; 192 bytes each, taken at once).
     #[must_use]
     pub fn new(cached_flows: u32) -> Self {
         let cache = (cached_flows > 0).then(|| FlowCache::new(cached_flows));
@@ -221,29 +221,32 @@ impl FlowTable {
             }
         }
         let version = self.rules.version();
-        let mut hits = 0;
+        // Bit n: packet n's flow was found; its verdict is right, too.
+        let (mut found, mut right) = (0_u64, 0_u64);
         for n in 0..len {
-            if at[n] == NO_ENTRY || !cache.entry(at[n]).is_flow_of(&keys[n], &self.cache_mask) {
-                at[n] = NO_ENTRY;
+            if at[n] == NO_ENTRY {
                 continue;
             }
-            hits += 1;
             let entry = cache.entry(at[n]);
-            if entry.version == version && entry.path[0] != NO_SLOT {
+            let is_it = entry.is_flow_of(&keys[n], &self.cache_mask);
+            let current = is_it && entry.version == version;
+            found |= u64::from(is_it) << n;
+            right |= u64::from(current) << n;
+            if current && entry.path[0] != NO_SLOT {
                 self.rules.prefetch_counters(entry.path[0]);
             }
         }
-        cache.stats.hits += hits;
+        cache.stats.hits += u64::from(found.count_ones());
+        let mut disturbed = false;
         for n in 0..len {
             // A miss of this very burst may have put another flow into the entry.
-            let known = at[n] != NO_ENTRY
-                && cache.entry(at[n]).version == version
-                && cache.entry(at[n]).is_flow_of(&keys[n], &self.cache_mask);
+            let known = right >> n & 1 == 1
+                && (!disturbed || cache.entry(at[n]).is_flow_of(&keys[n], &self.cache_mask));
             let at = if known {
                 at[n]
             } else {
-                let missed = at[n] == NO_ENTRY;
-                match self.find_or_add(cache, places[n], &keys[n], missed) {
+                disturbed = true;
+                match self.find_or_add(cache, places[n], &keys[n], found >> n & 1 == 0) {
                     Some(at) => at,
                     None => {
                         out[n] = self.classify_uncached(&keys[n], bytes[n], now_ns);

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -123,9 +124,8 @@ impl Planner {
         let mut services = BTreeMap::new();
         let named = wanted.chains.iter().flat_map(|chain| chain.services.iter().copied());
         for id in named.chain(wanted.instances.keys().copied()) {
-            if !services.contains_key(&id) {
-                let service = self.plan_service(id, wanted.instances.get(&id));
-                services.insert(id, service);
+            if let Entry::Vacant(place) = services.entry(id) {
+                place.insert(self.plan_service(id, wanted.instances.get(&id)));
             }
         }
         let needs_hash = services.values().any(|s| matches!(s.instances, Instances::Many(_)));

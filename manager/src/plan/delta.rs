@@ -21,6 +21,7 @@ pub struct PathDelta {
     chains: Vec<Option<Box<[Versions]>>>,
     /// Services whose instances changed, for packets that an NF sends to a service.
     services: Vec<(ServiceId, Arc<super::PlannedService>, Arc<super::PlannedService>)>,
+    needs_hash: bool,
 }
 
 type Versions = (Option<Arc<Route>>, Option<Arc<Route>>);
@@ -36,8 +37,10 @@ impl PathDelta {
                 id(old) != id(new)
             })
             .collect();
+        let services = changed_services(old, new);
+        let needs_hash = old.needs_hash || new.needs_hash;
         if !changed.contains(&true) {
-            return Self { chains: Vec::new(), services: changed_services(old, new) };
+            return Self { chains: Vec::new(), services, needs_hash };
         }
         let chains = (0..count)
             .map(|chain| {
@@ -49,7 +52,14 @@ impl PathDelta {
                 (!versions.is_empty()).then_some(versions)
             })
             .collect();
-        Self { chains, services: changed_services(old, new) }
+        Self { chains, services, needs_hash }
+    }
+
+    /// Whether a flow's hash is needed to tell if it moves: some service has several instances, or
+    /// had.
+    #[must_use]
+    pub fn needs_hash(&self) -> bool {
+        self.needs_hash
     }
 
     /// True when no flow moves.

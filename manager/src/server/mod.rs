@@ -98,6 +98,8 @@ pub struct Server {
     drain_limit: Duration,
     /// Somebody asked for the end.
     stopping: bool,
+    /// The connections that asked: they get the final books.
+    wait_for_end: Vec<u64>,
     /// The workers were told to drain.
     draining: bool,
 }
@@ -148,6 +150,7 @@ impl Server {
             signals,
             started: Instant::now(),
             stopping: false,
+            wait_for_end: Vec::new(),
             draining: false,
         })
     }
@@ -185,8 +188,24 @@ impl Server {
             self.tell_nfs_to_stop();
         }
         self.end_nfs()?;
+        let last = self.status()?;
+        for id in std::mem::take(&mut self.wait_for_end) {
+            self.connections.send(id, &Reply::Status(Box::new(last.clone())));
+        }
         self.connections.flush_for(Duration::from_millis(100));
-        Ok(status::take(&mut self.fabric, &self.conductor, self.started)?)
+        Ok(last)
+    }
+
+    /// Everything there is to see, with what the supervisor knows.
+    fn status(&mut self) -> Result<control::Status, ServerError> {
+        let mut status = status::take(&mut self.fabric, &self.conductor, self.started)?;
+        for service in &mut status.services {
+            if let Some(state) = self.supervisor.state(service.id) {
+                service.restarts = state.restarts;
+                service.waiting = state.waiting;
+            }
+        }
+        Ok(status)
     }
 
     fn tell_nfs_to_stop(&mut self) {

@@ -11,7 +11,6 @@ use crate::conductor::RequestId;
 use crate::config::Config;
 use crate::model::Model;
 use crate::registry::Leave;
-use crate::status;
 
 /// Who waits for which change.
 #[derive(Default)]
@@ -68,7 +67,7 @@ impl Server {
                 self.answer_of(instance, token, result);
             }
             (_, Request::Status) => {
-                let status = status::take(&mut self.fabric, &self.conductor, self.started)?;
+                let status = self.status()?;
                 self.connections.send(id, &Reply::Status(Box::new(status)));
             }
             (None, request) => self.command(id, request)?,
@@ -109,6 +108,7 @@ impl Server {
             Request::Shutdown => {
                 tracing::info!("stopping by a command: draining");
                 self.stopping = true;
+                self.wait_for_end.push(id);
                 self.connections.send(id, &Reply::Done);
             }
             other => {

@@ -113,6 +113,9 @@ impl fmt::Display for Event {
     }
 }
 
+/// How [`ServiceState::waiting`] begins where no further try is made.
+pub const GIVEN_UP: &str = "given up: ";
+
 /// How a service is doing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceState {

@@ -49,7 +49,8 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 pub use cores::{CoreMap, Holder, NoCore};
-pub use event::{Event, NfProcess, ServiceState, What};
+pub use event::{Event, GIVEN_UP, NfProcess, ServiceState, What};
+pub use launch::find_program;
 pub use output::LINES_KEPT;
 pub use process::How;
 use process::{Found, OsProcesses, Processes};
@@ -428,8 +429,9 @@ impl<P: Processes> Supervisor<P> {
             leaving,
             restarts: service.restarts,
             waiting: service.slots.iter().find_map(|slot| match &slot.state {
-                State::Due { why, .. } | State::GivenUp(why) => Some(why.clone()),
-                _ => None,
+                State::Due { why, .. } => Some(why.clone()),
+                State::GivenUp(why) => Some(format!("{GIVEN_UP}{why}")),
+                State::Running(_) | State::Done(_) => None,
             }),
         })
     }

@@ -200,7 +200,7 @@ fn one_that_refuses_its_arguments_is_given_up_with_its_last_lines() {
     let Some(What::GaveUp { why, said, .. }) = events.last() else { panic!("{events:?}") };
     assert_eq!(why, "exit code 2: the last line");
     assert_eq!(said.len(), 3);
-    assert_eq!(b.waiting(), *why);
+    assert_eq!(b.waiting(), format!("given up: {why}"));
     assert_eq!(started(&b.after(Duration::from_secs(3600))), 0);
     let mended = Wanted { command: vec!["nf".into(), "--good".into()], ..wanted(1, 1) };
     assert_eq!(started(&b.want(&[mended])), 1);

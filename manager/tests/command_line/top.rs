@@ -62,6 +62,18 @@ fn lines_go_on_while_the_manager_goes_and_comes() {
     assert_eq!(end(&mut child).code(), Some(0));
 }
 
+#[test]
+fn a_manager_that_says_nothing_is_told_from_one_that_is_away() {
+    let (_never, answer) = std::sync::mpsc::channel::<()>();
+    let answer = std::sync::Mutex::new(answer);
+    let fake = Fake::new(move |_| {
+        let _ = answer.lock().unwrap().recv();
+        None
+    });
+    let said = fake.run_words("top --once --interval 0.01");
+    assert!(said.complaint(1).contains("has not answered for 1 s"), "{said:?}");
+}
+
 /// `millrace top` on a pseudo-terminal.
 struct Session {
     child: Child,

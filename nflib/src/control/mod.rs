@@ -32,9 +32,9 @@ use crate::shm::{LAYOUT_VERSION, RegionGeometry, recv_with_fds, send_with_fds};
 pub const PROTOCOL_VERSION: u32 = 2;
 /// Where the manager listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/millrace/manager.sock";
-/// Longest frame a manager accepts from a peer, bytes: room for the longest message as a list of
-/// numbers in JSON.
-pub const MAX_REQUEST_BYTES: usize = 256 << 10;
+/// Longest frame a manager accepts from a peer, bytes: room for a configuration file of some 20,000
+/// rules.
+pub const MAX_REQUEST_BYTES: usize = 4 << 20;
 /// Longest frame a client accepts from the manager, bytes.
 pub const MAX_REPLY_BYTES: usize = 64 << 20;
 
@@ -88,7 +88,8 @@ pub enum Request {
         /// What, at most [`MAX_MESSAGE_BYTES`].
         payload: Vec<u8>,
     },
-    /// Drain and end the manager, and the NFs it started. Answered by [`Reply::Done`] at once.
+    /// Drain and end the manager, and the NFs it started. Answered by [`Reply::Done`] at once, and by
+    /// [`Reply::Status`] with the final books when everything has ended.
     Shutdown,
     /// From an attached NF: all messages up to [`Reply::Sync`] with this number are acted on.
     Synced {

@@ -30,7 +30,7 @@ pub use hints::{advise_huge_pages, prefetch};
 pub use mapping::{Mapping, PageKind};
 pub use process::{clear_ambient_capabilities, pidfd_open};
 pub use region::{HugePages, Region, RegionError, RegionGeometry};
-pub use remains::remaining_buffers;
+pub use remains::{remaining_buffers, still_there};
 pub use ring::{
     Consumer, HeapRing, Producer, Remains, RingError, RingMemory, SLOT_BYTES, SharedRing, SlotValue,
 };

@@ -38,17 +38,28 @@ pub fn remaining_buffers<M: RingMemory>(
     for output in outputs_returned {
         passed_on.extend(output.unsettled::<Returned>()?.iter().map(|packet| packet.buffer));
     }
-    let mut remaining: Vec<_> =
-        held.iter().copied().filter(|buffer| !passed_on.contains(buffer)).collect();
+    let (mut kept, mut unread) = (held.to_vec(), Vec::new());
     for input in inputs {
         let (taken, waiting) = input.unreleased::<Delivery>()?;
-        let kept = taken.iter().map(|packet| packet.buffer).filter(|b| !passed_on.contains(b));
-        remaining.extend(kept);
-        remaining.extend(waiting.iter().map(|packet| packet.buffer));
+        kept.extend(taken.iter().map(|packet| packet.buffer));
+        unread.extend(waiting.iter().map(|packet| packet.buffer));
     }
+    Some(still_there(unread, kept, &passed_on))
+}
+
+/// The rule itself: what waits unread, and what was read or held and not passed on. Each once, by
+/// rising number.
+#[must_use]
+pub fn still_there(
+    unread: Vec<BufferIndex>,
+    kept: Vec<BufferIndex>,
+    passed_on: &HashSet<BufferIndex>,
+) -> Vec<BufferIndex> {
+    let mut remaining = unread;
+    remaining.extend(kept.into_iter().filter(|buffer| !passed_on.contains(buffer)));
     remaining.sort_unstable();
     remaining.dedup();
-    Some(remaining)
+    remaining
 }
 
 #[cfg(all(test, not(loom)))]

@@ -466,6 +466,14 @@ impl<M: RingMemory> Remains<M> {
         Some(found)
     }
 
+    /// True when the consumer has released all that was pushed. A ring whose indices cannot be is not
+    /// empty.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let tail = self.memory.tail().load(Ordering::Acquire);
+        self.memory.head().load(Ordering::Acquire) == tail
+    }
+
     /// What the (dead) producer had pushed since it settled, consumed meanwhile or not.
     #[must_use]
     pub fn unsettled<T: SlotValue + Default>(&self) -> Option<Vec<T>> {

@@ -48,14 +48,10 @@ pub fn show(applied: &Applied, mood: Mood) -> String {
     out
 }
 
-/// `25.0 %`, and how it came about when there were several steps: `50.0 % (33.3 % + 25.0 %)`.
+/// `25.0 %`; of a change in several steps, each: `33.3 %, then 25.0 %`.
 fn moved(applied: &Applied) -> String {
-    let all = percent(applied.moved_share);
-    if applied.moves.len() < 2 {
-        return all;
-    }
     let steps: Vec<_> = applied.moves.iter().map(|&share| percent(share)).collect();
-    format!("{all} ({})", steps.join(" + "))
+    if steps.len() > 1 { steps.join(", then ") } else { percent(applied.moved_share) }
 }
 
 fn took(us: u64) -> String {
@@ -107,8 +103,8 @@ mod tests {
 
     #[test]
     fn each_step_of_a_change_is_told_its_share() {
-        let steps = Applied { moved_share: 0.5, moves: vec![0.33, 0.25], ..applied() };
-        assert!(show(&steps, Mood::Done).contains("50.0 % (33.0 % + 25.0 %) of the flows moved"));
+        let steps = Applied { moved_share: 0.33, moves: vec![0.33, 0.25], ..applied() };
+        assert!(show(&steps, Mood::Done).contains(": 33.0 %, then 25.0 % of the flows moved"));
         let one = Applied { moves: vec![0.25], ..applied() };
         assert!(show(&one, Mood::Done).contains(" 25.0 % of the flows moved"));
     }

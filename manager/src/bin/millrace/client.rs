@@ -104,6 +104,19 @@ impl Client {
         }
     }
 
+    /// A further answer to what was asked last, waiting at most `limit` between its bytes.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn next_reply(&self, limit: Duration) -> Result<Reply, ClientError> {
+        let io = |error| io_error(&self.path, error, limit);
+        // Zero would be no limit.
+        let timeout = limit.max(Duration::from_millis(1));
+        self.socket.set_read_timeout(Some(timeout)).map_err(io)?;
+        let answer = control::recv(&self.socket, MAX_REPLY_BYTES);
+        Ok(answer.map_err(|error| self.error(error, limit))?.0)
+    }
+
     /// An answer that does not fit the question.
     pub fn unexpected(&self, question: &'static str) -> ClientError {
         ClientError::Foreign { path: self.path.clone(), reason: ControlError::Unexpected(question) }

@@ -7,6 +7,7 @@
 mod applied;
 mod chain;
 mod client;
+mod down;
 mod drops;
 mod explain;
 mod file;
@@ -22,6 +23,7 @@ mod stats;
 mod status;
 mod table;
 mod top;
+mod up;
 mod words;
 
 use std::path::PathBuf;
@@ -90,6 +92,10 @@ enum Noun {
     Stats(stats::Options),
     /// A live view of ports, NFs, chains, drops and cores
     Top(top::Options),
+    /// Start a manager, and the NFs of its services
+    Up(up::Options),
+    /// Drain and end a manager, and the NFs it started
+    Down(down::Options),
     /// Check a configuration file; needs no manager
     Check(file::CheckOptions),
     /// What a configuration file would change
@@ -147,6 +153,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Noun::Drops(options) => drops::run(globals, &options)?,
         Noun::Stats(options) => stats::run(globals, &options)?,
         Noun::Top(options) => return top::run(globals, &options),
+        Noun::Up(options) => up::run(globals, &options)?,
+        Noun::Down(options) => return down::run(globals, &options),
         Noun::Check(options) => file::check(globals, &options)?,
         Noun::Diff(options) => file::diff(globals, &options)?,
         Noun::Apply(options) => file::apply(globals, &options)?,

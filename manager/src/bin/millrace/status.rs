@@ -35,7 +35,7 @@ fn head(status: &Status) -> String {
         n => format!(", {n} of them took too long to keep the order"),
     };
     format!(
-        "millrace {} (pid {}), up {}, {} rules, {} changes{unordered}{changing}\n\
+        "millrace {} (pid {}), up {}, rules {}, changes {}{unordered}{changing}\n\
          buffers: {} of {} bytes on {pages}: {} free, {} at NFs, {} at ports, {} waiting for a change\n",
         clean(&status.version),
         status.pid,
@@ -82,7 +82,7 @@ mod tests {
         };
         assert_eq!(
             head(&status),
-            "millrace 1.2.3 (pid 7), up 12 s, 3 rules, 5 changes, 1 of them took too long to keep \
+            "millrace 1.2.3 (pid 7), up 12 s, rules 3, changes 5, 1 of them took too long to keep \
              the order, changing now\n\
              buffers: 64 of 2048 bytes on ordinary pages: 60 free, 1 at NFs, 2 at ports, 1 \
              waiting for a change\n"

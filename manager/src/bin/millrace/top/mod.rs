@@ -1,6 +1,7 @@
 //! `millrace top`: a live view of ports, NFs, chains, rates, drops and cores.
 #![forbid(unsafe_code)]
 
+mod body;
 mod cores;
 mod keys;
 mod reading;
