@@ -112,6 +112,11 @@ impl Transition {
         if self.is_over() {
             return false;
         }
+        if self.freed.is_some() && self.parked.is_empty() {
+            // Nobody is left whom it could overtake. Without this, steady traffic would always find
+            // the last of the queue still there, and the change would never end.
+            return false;
+        }
         let moves = match verdict {
             Verdict::Chain(chain) => self.delta.moves(chain, flow_hash),
             Verdict::Egress | Verdict::Out(_) | Verdict::Drop(_) => false,
