@@ -122,7 +122,7 @@ check_step() {
     bound=$(((most - least) * 100 / most + TOLERANCE_PERCENT))
     local percent
     percent=$(awk -v share="$share" 'BEGIN { printf "%d", share * 100 + 0.999 }')
-    check "scale: $from to $to" "$percent % of flows moved (at most $bound %), $used instances in use" \
+    check "scale: $from to $to" "$percent % of flows moved (bound $bound %), $used instances used" \
         "percent > 0 && percent <= bound && used == to && WHOLE <= most - least"
 }
 

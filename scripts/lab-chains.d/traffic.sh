@@ -4,7 +4,7 @@
 # Its packets go to addresses that no kernel has, Ethernet and IP, so none answers them.
 
 DST_MAC=02:6d:72:6c:00:fe
-SOURCE=10.79.9.1 TO_HTTP=10.79.9.2 TO_OTHER=10.79.9.3
+TO_HTTP=10.79.9.2 TO_OTHER=10.79.9.3
 
 # Sums over all parts, by the names that the reports use.
 declare -A TOTAL=([sent]=0 [received]=0 [lost]=0 [reordered]=0 [duplicated]=0 [invented]=0
@@ -17,6 +17,8 @@ start_traffic() {
     PART=$1 PHASE=0
     RUN_ID=$((SEED * 16 + ${#PART}))
     SENT=$STATE/sent-$PART.json
+    # Another seed spreads the flows otherwise over instances.
+    local source=10.79.$((10 + SEED % 240)).1
     local kind
     declare -gA RECEIVER_PID=()
     for kind in web/http other/udp; do start_receiver "${kind%/*}" "${kind#*/}"; done
@@ -24,7 +26,7 @@ start_traffic() {
     KERNEL_DROPS_BEFORE=$KERNEL_DROPS
     SENDER_LOG=$STATE/log/sender-$PART.json
     spawn "$SENDER_LOG" ip netns exec mrl-client "$BIN_DIR/lab-traffic" send \
-        --interface mrl-client0 --dst-mac "$DST_MAC" --from "$SOURCE" --to "$TO_HTTP" "$TO_OTHER" \
+        --interface mrl-client0 --dst-mac "$DST_MAC" --from "$source" --to "$TO_HTTP" "$TO_OTHER" \
         --run-id "$RUN_ID" --flows "$FLOWS" --rate-pps "$RATE_PPS" --seed "$SEED" --report "$SENT"
     SENDER_PID=$SPAWNED_PID
     let_traffic_flow
