@@ -101,7 +101,8 @@ impl Transition {
         self.parked.len() < self.limit_pkts
     }
 
-    /// Whether nobody waits any more: packets go on as they come.
+    /// Whether nobody waits any more: packets go on as they come. Without this, steady traffic would
+    /// always find the last of the queue still there, and the change would never end.
     fn is_over(&self) -> bool {
         self.freed.is_some() && self.parked.is_empty()
     }
@@ -110,11 +111,6 @@ impl Transition {
     #[must_use]
     pub fn parks(&self, verdict: Verdict, flow_hash: u32, key: Option<&FlowKey>) -> bool {
         if self.is_over() {
-            return false;
-        }
-        if self.freed.is_some() && self.parked.is_empty() {
-            // Nobody is left whom it could overtake. Without this, steady traffic would always find
-            // the last of the queue still there, and the change would never end.
             return false;
         }
         let moves = match verdict {
