@@ -1,6 +1,10 @@
 //! NFs that go: because they want to, because they are told to, or because they are dead.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
+
+use nflib::shm::BufferIndex;
+
 use super::Conductor;
 use crate::fabric::{Fabric, FabricError};
 use crate::registry::{Leave, NfRecord, NfState};
@@ -65,9 +69,14 @@ impl Conductor {
     /// Takes back what NFs pushed towards neighbours that are gone.
     pub(super) fn reclaim_orphans(&mut self, fabric: &mut Fabric) -> Result<(), FabricError> {
         let found = self.edges.drain_orphans(|nf| self.registry.by_number(nf).is_none());
+        // Together: each order waits for a worker, and there may be a ringful.
+        let mut by_slot: BTreeMap<u16, Vec<BufferIndex>> = BTreeMap::new();
         for (nf, buffer) in found {
             let slot = self.departed.get(&nf).copied().unwrap_or(0);
-            fabric.reclaim(slot, &[buffer])?;
+            by_slot.entry(slot).or_default().push(buffer);
+        }
+        for (slot, buffers) in by_slot {
+            fabric.reclaim(slot, &buffers)?;
         }
         // Only now: a neighbour's last packets may have come just before its word that it is done.
         self.edges.forget_closed();
