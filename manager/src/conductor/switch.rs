@@ -54,6 +54,8 @@ pub(super) struct Prepared {
 #[derive(Debug)]
 pub(super) struct Connecting {
     prepared: Prepared,
+    /// Edges to open as soon as an earlier one of the same pair is gone.
+    missing: BTreeSet<Pair>,
     /// NFs that have not said yet that they have their edges, with the number they will say.
     silent: Vec<(NfNumber, u64)>,
     opened: Vec<Pair>,
@@ -157,19 +159,33 @@ impl Conductor {
     }
 
     /// Makes the edges that the plan needs and tells both ends of each.
+    ///
+    /// Two NFs that hand packets over through the manager now, for want of an edge, go on so: with an
+    /// edge a packet would overtake those of its flow that are with the manager.
     fn open_edges(&mut self, prepared: Prepared, ring_capacity: u32) -> Connecting {
-        let mut silent = BTreeSet::new();
-        let mut opened = Vec::new();
         let trusted = |nf| self.registry.by_number(nf).is_some_and(|record| !record.isolated);
-        for pair in wanted_pairs(&prepared.plan, trusted) {
-            // One that is closing keeps its way through the manager until the next change.
+        let mut missing = wanted_pairs(&prepared.plan, trusted);
+        let in_use = wanted_pairs(self.planner.current(), trusted);
+        missing.retain(|pair| !self.edges.is_open(*pair) && !in_use.contains(pair));
+        let mut connecting =
+            Connecting { prepared, missing, silent: Vec::new(), opened: Vec::new() };
+        self.open_missing(&mut connecting, ring_capacity);
+        connecting
+    }
+
+    /// Opens what is missing. An edge of an earlier plan between the same two that is still closing
+    /// has to be gone first.
+    fn open_missing(&mut self, connecting: &mut Connecting, ring_capacity: u32) {
+        let mut ends = BTreeSet::new();
+        for pair in std::mem::take(&mut connecting.missing) {
             if self.edges.get(pair).is_some() {
+                connecting.missing.insert(pair);
                 continue;
             }
             match self.open_edge(pair, ring_capacity) {
                 Ok(()) => {
-                    silent.extend([pair.0, pair.1]);
-                    opened.push(pair);
+                    ends.extend([pair.0, pair.1]);
+                    connecting.opened.push(pair);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "no direct edge: packets pass the manager");
@@ -177,9 +193,8 @@ impl Conductor {
                 }
             }
         }
-        let silent =
-            silent.into_iter().filter_map(|nf| Some((nf, self.ask_to_sync(nf)?))).collect();
-        Connecting { prepared, silent, opened }
+        let asked = ends.into_iter().filter_map(|nf| Some((nf, self.ask_to_sync(nf)?)));
+        connecting.silent.extend(asked);
     }
 
     fn open_edge(&mut self, pair: Pair, ring_capacity: u32) -> std::io::Result<()> {
@@ -232,25 +247,24 @@ impl Conductor {
         fabric: &mut Fabric,
         now: Instant,
     ) {
+        self.open_missing(&mut connecting, fabric.channel_geometry().ring_capacity);
         connecting.silent.retain(|&(nf, token)| {
             self.registry.by_number(nf).is_some_and(|record| record.sync_answered < token)
         });
         let waited = now.saturating_duration_since(connecting.prepared.began);
-        if !connecting.silent.is_empty() && waited < CONNECT_LIMIT {
+        let ready = connecting.silent.is_empty() && connecting.missing.is_empty();
+        if !ready && waited < CONNECT_LIMIT {
             self.state = State::Connecting(connecting);
             return;
         }
-        if !connecting.silent.is_empty() {
-            // Packets between these go through the manager: each is told to forget the edge in the
-            // same breath as to use it, when it looks again.
+        if !ready {
+            // An NF that is silent pushes through the manager: it is told to forget the edge in the
+            // same breath as to use it, when it looks again. One that takes finds what was pushed then.
             let silent = |nf: NfNumber| connecting.silent.iter().any(|&(s, _)| s == nf);
-            let pairs: Vec<_> = connecting
-                .opened
-                .iter()
-                .copied()
-                .filter(|&(f, t)| silent(f) || silent(t))
-                .collect();
-            tracing::warn!(nfs = connecting.silent.len(), "NFs do not answer: no direct edges");
+            let opened = connecting.opened.iter().copied();
+            let pairs: Vec<_> = opened.filter(|&(from, _)| silent(from)).collect();
+            let nfs = connecting.silent.len();
+            tracing::warn!(nfs, edges = pairs.len(), "NFs do not answer: no direct edges");
             self.close_edges(&pairs);
         }
         let prepared = connecting.prepared;
