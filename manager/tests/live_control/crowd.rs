@@ -1,9 +1,10 @@
 //! A thousand instances, and a thousand services, of NFs that only say what must be said.
 
 use std::io::{ErrorKind, Read as _};
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 
-use nflib::control::{FrameReader, MAX_REPLY_BYTES, Reply, Request};
+use nflib::control::{self, FrameReader, MAX_REPLY_BYTES, Reply, Request};
 
 use super::raw::RawNf;
 use super::running::{MANAGER, Manager, assert_nothing_lost, until};
@@ -35,38 +36,46 @@ fn has_room() -> bool {
     true
 }
 
-/// Attached NFs that answer what the manager wants answered.
+/// NFs that answer what the manager wants answered.
 struct Crowd {
-    nfs: Vec<(RawNf, FrameReader)>,
+    nfs: Vec<(UnixStream, FrameReader)>,
+    attached: usize,
     detached: usize,
 }
 
 impl Crowd {
+    /// All ask at once, as when a machine starts.
     fn attach(manager: &Manager, services: impl Iterator<Item = String>) -> Self {
-        // All at once, as when a machine starts.
-        let sockets: Vec<_> = services.map(|service| RawNf::ask(manager, &service)).collect();
-        let welcomed = |socket| {
-            let nf = RawNf::welcomed(socket).unwrap();
-            nf.socket.set_nonblocking(true).unwrap();
-            (nf, FrameReader::new(MAX_REPLY_BYTES))
+        let ask = |service: String| {
+            let socket = RawNf::ask(manager, &service);
+            socket.set_nonblocking(true).unwrap();
+            (socket, FrameReader::new(MAX_REPLY_BYTES))
         };
-        Self { nfs: sockets.into_iter().map(welcomed).collect(), detached: 0 }
+        let mut crowd = Self { nfs: services.map(ask).collect(), attached: 0, detached: 0 };
+        until("all are attached", || {
+            crowd.serve();
+            (crowd.attached == crowd.nfs.len()).then_some(())
+        });
+        crowd
     }
 
     /// Acts on everything that was said to anybody.
     fn serve(&mut self) {
-        for (nf, reader) in &mut self.nfs {
+        for (mut socket, reader) in self.nfs.iter_mut().map(|(socket, reader)| (&*socket, reader)) {
             let mut bytes = [0; 4096];
             // A plain read: descriptors that come along are closed unseen.
-            match (&nf.socket).read(&mut bytes) {
-                Ok(0) => panic!("the manager hung up on instance {}", nf.instance()),
+            match socket.read(&mut bytes) {
+                Ok(0) => panic!("the manager hung up"),
                 Ok(count) => reader.extend(&bytes[..count]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
                 Err(error) => panic!("{error}"),
             }
             while let Some(reply) = reader.next_message::<Reply>().unwrap() {
                 match reply {
-                    Reply::Sync { token } => nf.say(&Request::Synced { token }),
+                    Reply::Sync { token } => {
+                        control::send(socket, &Request::Synced { token }, &[]).unwrap();
+                    }
+                    Reply::Attached(_) => self.attached += 1,
                     Reply::Detached => self.detached += 1,
                     Reply::Error(error) => panic!("{error}"),
                     _ => {}
@@ -77,8 +86,8 @@ impl Crowd {
 
     /// All leave at once, in good order.
     fn leave(mut self, manager: &Manager) {
-        for (nf, _) in &self.nfs {
-            nf.say(&Request::Detach);
+        for (socket, _) in &self.nfs {
+            control::send(socket, &Request::Detach, &[]).unwrap();
         }
         until("all are told that nothing more comes", || {
             self.serve();
@@ -136,8 +145,10 @@ fn a_thousand_services_stand_in_long_chains_and_each_has_its_nf() {
         })
         .collect();
     let manager = manager(&(traffic() + &services + &chains + &chain("default", &[])));
-    let status = manager.status();
-    assert_eq!((status.services.len(), status.chains.len()), (COUNT, COUNT / LONG + 1));
+    until("all are there", || {
+        let status = manager.status();
+        ((status.services.len(), status.chains.len()) == (COUNT, COUNT / LONG + 1)).then_some(())
+    });
     let mut crowd = Crowd::attach(&manager, names.iter().cloned());
     let status = until("each service has its NF", || {
         crowd.serve();

@@ -44,16 +44,19 @@ fn a_command_that_asks_for_the_impossible_gets_one_line_and_nothing_changes() {
     let cases: &[(&[&str], &[&str])] = &[
         (&["chain", "add", "x", "--services", "a,nat"], &["no service \"nat\"", "there are a, b"]),
         (&["chain", "add", "web", "--services", "a"], &["a chain \"web\" already"]),
-        (&["chain", "add", "x", "--end", "chain:x"], &["x → x", "another end"]),
-        (&["chain", "add", "x", "--end", "out:wan"], &["no port \"wan\"; there are out"]),
-        (&["chain", "add", "x", "--end", "nowhere"], &["nowhere", "expected"]),
+        (&["chain", "add", "x", "--services", "", "--end", "chain:x"], &["x → x", "another end"]),
+        (
+            &["chain", "add", "x", "--services", "", "--end", "out:wan"],
+            &["no port \"wan\"; there are out"],
+        ),
+        (&["chain", "add", "x", "--services", "", "--end", "nowhere"], &["nowhere", "expected"]),
         (&["chain", "remove", "web"], &["\"web\" cannot be removed", "few"]),
         (&["chain", "remove", "nil"], &["no chain \"nil\""]),
         (&["chain", "show", "nil"], &["nil"]),
-        (&["rule", "add", "in_port=wan", "then", "drop"], &["no port \"wan\""]),
-        (&["rule", "add", "then", "chain=nil"], &["no chain \"nil\""]),
-        (&["rule", "add", "tp_dst=80", "then", "drop"], &["ip_proto"]),
-        (&["rule", "add", "--name", "few", "then", "drop"], &["\"few\""]),
+        (&["rule", "add", "--priority", "1", "in_port=wan", "then", "drop"], &["no port \"wan\""]),
+        (&["rule", "add", "--priority", "1", "then", "chain=nil"], &["no chain \"nil\""]),
+        (&["rule", "add", "--priority", "1", "tp_dst=80", "then", "drop"], &["ip_proto"]),
+        (&["rule", "add", "--priority", "1", "--name", "few", "then", "drop"], &["\"few\""]),
         (&["rule", "remove", "999"], &["999"]),
         (&["rule", "remove", "nil"], &["nil"]),
         (&["service", "scale", "a", "2"], &["\"a\"", "started by hand"]),
@@ -61,7 +64,7 @@ fn a_command_that_asks_for_the_impossible_gets_one_line_and_nothing_changes() {
         (&["nf", "stop", "77"], &["no instance 77"]),
         (&["nf", "call", "77", "hello"], &["no instance 77"]),
         (&["nf", "call", "a", "hello"], &["service a has no instance"]),
-        (&["flow", "explain", "--in-port", "wan", "udp", "1.1.1.1:1", "2.2.2.2:2"], &["\"wan\""]),
+        (&["flow", "explain", "--in", "wan", "udp", "1.1.1.1:1", "2.2.2.2:2"], &["\"wan\""]),
     ];
     for (args, words) in cases {
         assert_one_line(&millrace(&manager, args), words);

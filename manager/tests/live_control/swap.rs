@@ -1,11 +1,12 @@
 //! Chains are exchanged while packets flow.
 
 use nflib::control::{Reply, Request, Status};
+use nix::sys::signal::Signal;
 
 use super::running::{
     Manager, assert_faultless, assert_nothing_lost, nf_program, nfs_of, until, verified,
 };
-use super::tables::{FLOWS, WAITING, chain, few_to, services, traffic};
+use super::tables::{FLOWS, WAITING, by_hand, chain, few_to, rule, services, traffic};
 
 /// Packets that each NF of a service has had, all instances together.
 fn rx(status: &Status, service: &str) -> u64 {
@@ -76,6 +77,8 @@ fn a_chain_turned_round_shortened_and_emptied_uses_exactly_its_nfs() {
             assert_eq!(got > 0, visits > 0, "{service} in {order:?} got {got}");
         }
         assert_nothing_lost(&manager.status(), &["out"]);
+        // Pairs that were parted a moment ago, too, have an edge again.
+        assert_eq!(vias(&manager).iter().skip(1).filter(|via| *via != "direct").count(), 0);
     }
     manager.apply(&tables(&[])).unwrap();
     manager.assert_all_back();
@@ -123,13 +126,40 @@ fn neighbours_in_a_chain_hand_packets_over_without_the_manager() {
     manager.stop();
 }
 
+#[test]
+fn two_nfs_that_began_without_an_edge_go_on_so_and_keep_every_order() {
+    let Some(program) = nf_program() else { return };
+    let tables = |order: &[&str]| {
+        traffic() + &services(&["first"]) + &by_hand("late") + &chain("default", order)
+    };
+    let manager = Manager::start(WAITING, &tables(&["late", "first"]));
+    let late = manager.nf(&program, "late");
+    manager.settled(&[("first", 1), ("late", 1)]);
+    manager.apply(&tables(&["first"])).unwrap();
+    gets(&manager, &[]);
+    // It is to take packets from its neighbour and to hand some on, and does not answer: its neighbour
+    // may push all the same, it may not.
+    late.signal(Signal::SIGSTOP);
+    manager.apply(&tables(&["late", "first", "late"])).unwrap();
+    late.signal(Signal::SIGCONT);
+    gets(&manager, &["late", "first"]);
+    assert_eq!(vias(&manager), ["manager", "manager", "direct"]);
+    // A change that has nothing to do with them is no occasion to let packets overtake others.
+    let unrelated = rule("unrelated", 1, "ip_proto = \"tcp\"", "drop = true");
+    manager.apply(&(tables(&["late", "first", "late"]) + &unrelated)).unwrap();
+    gets(&manager, &["late", "first"]);
+    assert_eq!(vias(&manager), ["manager", "manager", "direct"]);
+    let status = manager.status();
+    assert_nothing_lost(&status, &["out"]);
+    assert_eq!(status.plan.unordered_changes, 0, "{:?}", status.plan);
+    manager.stop();
+}
+
 /// How each hop of the default chain is reached.
 fn vias(manager: &Manager) -> Vec<String> {
     let frame = super::rules::udp_frame([198, 18, 0, (FLOWS - 1) as u8], 1024, 9);
     match manager.ask(&Request::Explain { in_port: None, frame }) {
-        Reply::Explained(explanation) => {
-            explanation.hops.into_iter().map(|hop| hop.via).collect()
-        }
+        Reply::Explained(explanation) => explanation.hops.into_iter().map(|hop| hop.via).collect(),
         other => panic!("{other:?}"),
     }
 }
