@@ -42,7 +42,10 @@ fn a_file_with_any_mistake_is_refused_in_one_line_and_changes_nothing() {
         (good() + &chain("few", &["b"]), &["two chains are named \"few\""]),
         (good() + &service("a", 2), &["two services are named \"a\""]),
         (good() + &few_to("default"), &["rule few", "stand there already"]),
-        (good() + &rule("r", 1, "in_port = \"wan\"", "drop = true"), &["no port \"wan\"", "in, out"]),
+        (
+            good() + &rule("r", 1, "in_port = \"wan\"", "drop = true"),
+            &["no port \"wan\"", "in, out"],
+        ),
         (good() + &rule("r", 1, "ip_proto = \"udp\"", "out = \"wan\""), &["no port \"wan\""]),
         (good() + &rule("r", 1, "ip_proto = \"udp\"", "chain = \"nil\""), &["no chain \"nil\""]),
         (good() + &rule("r", 1, "ip_proto = \"upd\"", "drop = true"), &["upd"]),
@@ -113,9 +116,14 @@ fn a_dry_run_says_what_an_apply_would_do_and_does_nothing() {
         + &rule("no-tcp", 10, "ip_proto = \"tcp\"", "drop = true");
     let dry = manager.apply_text(manager.text(&next), true).unwrap();
     let lines: Vec<_> = dry.changes.iter().map(ToString::to_string).collect();
-    for line in
-        ["~ service a", "- service b", "+ service c", "- chain few", "~ chain default", "- rule few"]
-    {
+    for line in [
+        "~ service a",
+        "- service b",
+        "+ service c",
+        "- chain few",
+        "~ chain default",
+        "- rule few",
+    ] {
         assert!(lines.iter().any(|l| l.starts_with(line)), "{line}: {lines:#?}");
     }
     assert!(lines.iter().any(|line| line.starts_with("+ rule no-tcp")), "{lines:#?}");

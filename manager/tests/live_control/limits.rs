@@ -2,9 +2,7 @@
 
 use nflib::control::Status;
 
-use super::running::{
-    Manager, assert_nothing_lost, is_alive, nf_program, nfs_of, until,
-};
+use super::running::{Manager, assert_nothing_lost, is_alive, nf_program, nfs_of, until};
 use super::scale::{scale, wait_for_pkts};
 use super::tables::{WAITING, by_hand, chain, service_with, services, traffic};
 
@@ -58,7 +56,8 @@ fn an_nf_with_a_time_limit_leaves_its_flows_to_another() {
     let _stays = manager.nf(&program, "mid");
     let mut goes = std::process::Command::new(&program);
     goes.args(["forward", "--log", "error", "--service", "mid", "--time-limit-s", "1.5"]);
-    let mut goes = super::running::Process(goes.arg("--socket").arg(manager.socket()).spawn().unwrap());
+    let mut goes =
+        super::running::Process(goes.arg("--socket").arg(manager.socket()).spawn().unwrap());
     let status = manager.settled(&[("mid", 2), ("timed", 1)]);
     let timed = only(&status, "timed");
     assert_eq!(goes.exit_code(), Some(0));

@@ -71,12 +71,7 @@ impl NetworkFunction for Postman {
         }
     }
 
-    fn sent(
-        &mut self,
-        _: MessageToken,
-        result: Result<u32, SendRefusal>,
-        _: &mut Context<'_>,
-    ) {
+    fn sent(&mut self, _: MessageToken, result: Result<u32, SendRefusal>, _: &mut Context<'_>) {
         let _ = self.told.send(format!("sent: {result:?}"));
     }
 }
@@ -151,10 +146,7 @@ fn nfs_send_each_other_messages_and_commands_are_answered() {
 
     // What an NF does not understand is its answer, too.
     let reply = call(&manager, named("a"), b"what");
-    assert_eq!(
-        reply,
-        Reply::Called { answers: vec![(a, Err("not understood: what".into()))] }
-    );
+    assert_eq!(reply, Reply::Called { answers: vec![(a, Err("not understood: what".into()))] });
     first.close();
     second.close();
     manager.stop();

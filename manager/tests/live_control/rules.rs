@@ -44,8 +44,7 @@ fn write_capture(path: &Path, frames: &[Vec<u8>]) {
 }
 
 fn spec(name: &str, priority: u16, matches: &[(&str, &str)], then: &str) -> RuleSpec {
-    let mut rule =
-        RuleSpec { name: Some(name.into()), priority, ..RuleSpec::default() };
+    let mut rule = RuleSpec { name: Some(name.into()), priority, ..RuleSpec::default() };
     for (field, value) in matches {
         let value = nflib::control::spec::Value::Text((*value).into());
         MatchSpec::set(&mut rule.matches, field, value).unwrap();

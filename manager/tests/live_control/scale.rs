@@ -74,10 +74,8 @@ fn one_to_four_to_two_instances_moves_few_flows_and_loses_none() {
 #[test]
 fn instances_started_by_hand_share_and_leave_with_exit_code_0() {
     let Some(program) = nf_program() else { return };
-    let tables = traffic()
-        + &by_hand("mid")
-        + &service("last", 1)
-        + &chain("default", &["mid", "last"]);
+    let tables =
+        traffic() + &by_hand("mid") + &service("last", 1) + &chain("default", &["mid", "last"]);
     let manager = Manager::start(WAITING, &tables);
     let mut nfs: Vec<_> = (0..3).map(|_| manager.nf(&program, "mid")).collect();
     manager.settled(&[("mid", 3), ("last", 1)]);

@@ -127,9 +127,7 @@ fn neighbours_in_a_chain_hand_packets_over_without_the_manager() {
 fn vias(manager: &Manager) -> Vec<String> {
     let frame = super::rules::udp_frame([198, 18, 0, (FLOWS - 1) as u8], 1024, 9);
     match manager.ask(&Request::Explain { in_port: None, frame }) {
-        Reply::Explained(explanation) => {
-            explanation.hops.into_iter().map(|hop| hop.via).collect()
-        }
+        Reply::Explained(explanation) => explanation.hops.into_iter().map(|hop| hop.via).collect(),
         other => panic!("{other:?}"),
     }
 }
