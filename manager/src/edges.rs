@@ -7,6 +7,7 @@
 //! that was in it: should it die before, what it had must be found.
 #![forbid(unsafe_code)]
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 
@@ -102,8 +103,13 @@ impl Edges {
     /// As [`EdgeRing::create`].
     pub fn open(&mut self, pair: Pair, capacity: u32) -> io::Result<&Edge> {
         let edge = Edge { ring: EdgeRing::create(capacity)?, capacity, state: EdgeState::Open };
-        self.edges.remove(&pair);
-        Ok(self.edges.entry(pair).or_insert(edge))
+        Ok(match self.edges.entry(pair) {
+            Entry::Occupied(mut old) => {
+                old.insert(edge);
+                old.into_mut()
+            }
+            Entry::Vacant(place) => place.insert(edge),
+        })
     }
 
     /// The edge of a pair, open or closing.

@@ -165,7 +165,6 @@ fn rule() -> impl Strategy<Value = Rule> {
 
 #[allow(clippy::large_enum_variant, reason = "a few of them, in a test")]
 #[derive(Clone, Debug)]
-#[allow(clippy::large_enum_variant, reason = "a few of them, in a test")]
 enum Change {
     Add(Rule),
     /// The n-th of those there are, or one that is not there.

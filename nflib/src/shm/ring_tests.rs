@@ -241,6 +241,44 @@ mod loom_models {
         });
     }
 
+    /// A neighbour pushes on to an NF that is dead while the manager drains the ring: each value is
+    /// found once, whole and in order, also the one that the dead had read, and the pusher finds room.
+    #[test]
+    fn an_orphaned_ring_is_drained_while_its_producer_pushes() {
+        loom::model(|| {
+            let ring = HeapRing::new(2, u32::MAX);
+            let mut producer = Producer::<Pair, _>::starting_at(ring.clone(), u32::MAX);
+            assert_eq!(producer.push_burst(&[value(0)]), Ok(1));
+            let mut dead = Consumer::<Pair, _>::starting_at(ring.clone(), u32::MAX);
+            assert_eq!(dead.read_burst(&mut [Pair::default(); 1]), Ok(1));
+            drop(dead);
+            let neighbour = thread::spawn(move || {
+                let mut sent = 1;
+                for _ in 0..2 {
+                    let burst: Vec<_> = (sent..4).map(value).collect();
+                    sent += producer.push_burst(&burst).unwrap() as u64;
+                }
+                producer.settle();
+                sent
+            });
+            let remains = Remains::of(ring);
+            let mut seen = 0;
+            let mut drain = || {
+                let (read, waiting) = remains.drain::<Pair>().unwrap();
+                for pair in read.iter().chain(&waiting) {
+                    assert_eq!(*pair, value(seen));
+                    seen += 1;
+                }
+                seen
+            };
+            drain();
+            drain();
+            let sent = neighbour.join().unwrap();
+            assert_eq!(drain(), sent);
+            assert!(remains.is_empty());
+        });
+    }
+
     /// Ownership travels with the descriptor: what the producer wrote into the buffer before the
     /// push is visible behind the read, and what the consumer wrote is visible on the way back.
     #[test]
