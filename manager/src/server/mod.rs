@@ -38,6 +38,8 @@ pub use socket::ControlSocket;
 
 /// Time between looks at the workers while they drain, or while a change is under way.
 const BUSY_LOOK_MS: u8 = 1;
+/// How long the first plan may take before clients are heard all the same.
+const BEGIN_LIMIT: Duration = Duration::from_secs(2);
 /// Longest time between looks at what has no descriptor to wait for.
 const HOUSEKEEPING_MS: u8 = 100;
 
@@ -160,6 +162,7 @@ impl Server {
     /// # Errors
     /// [`ServerError`] when the data path fails.
     pub fn run(mut self) -> Result<control::Status, ServerError> {
+        self.begin()?;
         while !self.stopping {
             self.serve()?;
             if let Ok(Some(signal)) = self.signals.read_signal() {
@@ -168,6 +171,16 @@ impl Server {
             }
         }
         self.drain()
+    }
+
+    /// Brings what the configuration wants into force, before anybody is heard.
+    fn begin(&mut self) -> Result<(), ServerError> {
+        let began = Instant::now();
+        while self.conductor.is_busy() && began.elapsed() < BEGIN_LIMIT {
+            self.conductor.turn(&mut self.fabric, Instant::now())?;
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        Ok(())
     }
 
     /// Stops receiving, lets what is inside come out, then tells the NFs to go.

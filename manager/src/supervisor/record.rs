@@ -31,19 +31,21 @@ pub struct Record {
 }
 
 impl Record {
-    /// A record of a process that exists now.
+    /// A record of a process that exists now, if only until it is reaped: it may be over sooner than
+    /// it is noted.
     ///
     /// # Errors
     /// When /proc cannot be read, or has no such process.
     pub fn of(pid: i32, core: Option<u32>, wanted: &Wanted) -> io::Result<Self> {
-        let start_ticks = start_ticks(pid)?;
+        let (_, start_ticks) = state_and_start(pid)?;
         Ok(Self { pid, start_ticks, boot: boot_id()?, core, wanted: wanted.clone() })
     }
 
     /// Whether its process is still there, and still the same.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        start_ticks(self.pid).is_ok_and(|ticks| ticks == self.start_ticks)
+        let runs = |(state, ticks)| !matches!(state, 'Z' | 'X') && ticks == self.start_ticks;
+        state_and_start(self.pid).is_ok_and(runs)
             && boot_id().is_ok_and(|boot| boot == self.boot)
     }
 }
@@ -52,17 +54,14 @@ fn boot_id() -> io::Result<String> {
     Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
-/// Start time of a process; an error also when it has ended and only waits to be reaped.
-fn start_ticks(pid: i32) -> io::Result<u64> {
+/// State and start time of a process, also of one that has ended and only waits to be reaped.
+fn state_and_start(pid: i32) -> io::Result<(char, u64)> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name, in parentheses, may contain anything, also parentheses and spaces.
     let mut fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
-    let state = fields.next();
+    let state = fields.next().and_then(|state| state.chars().next());
     let ticks = fields.nth(18).and_then(|field| field.parse().ok());
-    match (state, ticks) {
-        (Some("Z" | "X"), _) | (_, None) => Err(io::ErrorKind::NotFound.into()),
-        (_, Some(ticks)) => Ok(ticks),
-    }
+    state.zip(ticks).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// The folder with records and output of a manager's NFs.
