@@ -35,8 +35,8 @@ pub struct Spec {
     /// Its name
     name: String,
     /// Its services in order, by name or id, separated by commas; "" for none
-    #[arg(long, required = true, value_name = "A,B,C", value_delimiter = ',')]
-    services: Vec<String>,
+    #[arg(long, value_name = "A,B,C")]
+    services: String,
     /// What becomes of a packet at the end: egress, ingress, drop, out:PORT or chain:NAME
     #[arg(long, default_value = "egress")]
     end: String,
@@ -47,9 +47,9 @@ pub struct Spec {
 
 impl Spec {
     fn chain(self) -> anyhow::Result<ChainSpec> {
-        let services: Vec<_> = match &self.services[..] {
-            [empty] if empty.is_empty() => Vec::new(),
-            names => names.iter().map(|name| service(name)).collect::<anyhow::Result<_>>()?,
+        let services: Vec<_> = match self.services.trim() {
+            "" => Vec::new(),
+            names => names.split(',').map(service).collect::<anyhow::Result<_>>()?,
         };
         let mut chain =
             ChainSpec { name: self.name, services, end: self.end, ..Default::default() };
