@@ -275,7 +275,7 @@ mod tests {
     fn spec(services: &[&str], branches: &[(&str, &str)]) -> Spec {
         Spec {
             name: "web".into(),
-            services: services.iter().map(|&s| s.into()).collect(),
+            services: services.join(","),
             end: "egress".into(),
             branches: branches.iter().map(|&(n, c)| (n.into(), c.into())).collect(),
         }
