@@ -87,8 +87,12 @@ impl Conductor {
         if !self.replan && self.pending.is_empty() {
             return;
         }
-        self.replan = false;
+        let replan = std::mem::take(&mut self.replan);
         let (model, mut waiters) = self.take_pending();
+        if !replan && waiters.is_empty() {
+            // All that was asked for was refused: nothing changes, not even the plan's number.
+            return;
+        }
         let next = self.next_instances(&model);
         let plan = match self.plan_for(&model, &next) {
             Ok(plan) => plan,
