@@ -45,8 +45,7 @@ impl Record {
     #[must_use]
     pub fn is_alive(&self) -> bool {
         let runs = |(state, ticks)| !matches!(state, 'Z' | 'X') && ticks == self.start_ticks;
-        state_and_start(self.pid).is_ok_and(runs)
-            && boot_id().is_ok_and(|boot| boot == self.boot)
+        state_and_start(self.pid).is_ok_and(runs) && boot_id().is_ok_and(|boot| boot == self.boot)
     }
 }
 
