@@ -8,7 +8,7 @@ use nflib::descriptor::ServiceId;
 
 use super::process::How;
 
-/// Something happened. Its text is one line for the log; [`Event::Said`]'s is the NF's own line
+/// Something happened. Its text is one line for the log; [`What::Said`]'s is the NF's own line
 /// behind `service/pid:`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
