@@ -1,7 +1,8 @@
 //! Direct edges: rings from NF to NF, by which packets go on without the manager.
 //!
 //! An edge is made before the first plan that needs it, and both NFs have said that they have it
-//! before a packet follows that plan; so a flow never takes one way first and the other after. It is
+//! before a packet follows that plan; so a flow never takes one way first and the other after. A pair
+//! whose pushing NF did not say so in time goes through the manager for as long as both live. An edge is
 //! closed when no plan needs it and no packet follows an older one: first the pushing NF is told, and
 //! when it has said that it pushes no more, the taking one. It is forgotten when that has taken all
 //! that was in it: should it die before, what it had must be found.
