@@ -40,6 +40,7 @@ hugepages = "try"
 name = "in"
 backend = "generator"
 flows = 1000
+flow_hash = false
 [[port]]
 name = "out"
 backend = "sink"

@@ -45,6 +45,8 @@ pub struct GeneratorOptions {
     pub seed: u64,
     /// Number of queues.
     pub queues: u16,
+    /// Whether packets come with a flow hash, as from a NIC with receive-side scaling.
+    pub flow_hash: bool,
 }
 
 impl Default for GeneratorOptions {
@@ -56,6 +58,7 @@ impl Default for GeneratorOptions {
             count_pkts: 0,
             seed: 1,
             queues: 1,
+            flow_hash: true,
         }
     }
 }
@@ -186,6 +189,7 @@ struct GeneratorQueue {
     flows: u32,
     left_pkts: Option<u64>,
     pacer: Option<Pacer>,
+    gives_hash: bool,
     counters: Arc<QueueCounters>,
     discard: Discard,
     buffers: Vec<BufferIndex>,
@@ -203,6 +207,7 @@ impl GeneratorQueue {
             first_flow: u32::from(queue),
             flow_step: u32::from(options.queues),
             flows: options.flows,
+            gives_hash: options.flow_hash,
             left_pkts: counted.then(|| share(options.count_pkts, queue, options.queues)),
             pacer: paced.then(|| Pacer::new(share(options.rate_pps, queue, options.queues))),
             counters: Arc::default(),
@@ -253,7 +258,7 @@ impl PortQueue for GeneratorQueue {
             let template = &self.templates[self.next_template];
             let len_bytes = template.len_bytes();
             if template.write(region, buffer, offset_bytes, stamp) {
-                let flow_hash = flow_hash(stamp.flow);
+                let flow_hash = if self.gives_hash { flow_hash(stamp.flow) } else { 0 };
                 out.push(PortPacket { buffer, offset_bytes, len_bytes, flow_hash });
             } else {
                 self.unfit.push(buffer);
@@ -411,6 +416,12 @@ mod tests {
         assert_eq!(pacer.due_pkts(start + Duration::from_secs(1)), 10_000);
         pacer.sent_pkts += 10_000;
         assert_eq!(pacer.due_pkts(start + Duration::from_secs(1)), 0);
+    }
+
+    #[test]
+    fn a_hash_is_given_unless_it_is_not_wanted() {
+        assert!(options("").flow_hash);
+        assert!(!options("flow_hash = false").flow_hash);
     }
 
     #[test]
