@@ -1,15 +1,18 @@
 //! `millrace-nf NAME …`: the network functions that come with Millrace, in one program.
 //!
 //! Each NF is a folder of the same shape: `mod.rs` with its options, the NF and its tests, and
-//! `README.md`. To add one, write the folder and a line in [`Nf`] and in `main`.
+//! `README.md`. To add one, write the folder and a line in [`Nf`] and in [`Nf::build`].
 #![forbid(unsafe_code)]
 
+mod chain;
+mod firewall;
 mod forward;
 mod stamp;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use nflib::{NetworkFunction, NfArgs, NfError};
 
 /// Runs one of Millrace's network functions as an ordinary process.
 #[derive(Parser)]
@@ -17,15 +20,54 @@ use clap::{Parser, Subcommand};
 #[command(subcommand_value_name = "NAME", disable_help_subcommand = true)]
 struct Cli {
     #[command(subcommand)]
-    nf: Nf,
+    what: What,
 }
 
+/// An NF by itself, or several in one process.
 #[derive(Subcommand)]
-enum Nf {
+enum What {
+    #[command(flatten)]
+    One(Nf<NfArgs>),
+    /// Runs several NFs in one process, one after the other, as if they were one
+    Chain(chain::Options),
+}
+
+/// An NF: its name and its own options, beside those of `C`, which all have.
+#[derive(Clone, Subcommand)]
+enum Nf<C: clap::Args> {
+    /// Lets packets pass or drops them, by rules on addresses, protocol and ports
+    Firewall(With<C, firewall::Options>),
     /// Passes packets on, unchanged or with exchanged Ethernet addresses
-    Forward(forward::Options),
+    Forward(With<C, forward::Options>),
     /// Writes into each packet's trail that it was here; for labs
-    Stamp(stamp::Options),
+    Stamp(With<C, stamp::Options>),
+}
+
+/// The options that all NFs have, and an NF's own.
+#[derive(clap::Args, Clone)]
+struct With<C: clap::Args, O: clap::Args> {
+    #[command(flatten)]
+    common: C,
+    #[command(flatten)]
+    own: O,
+}
+
+impl<C: clap::Args> Nf<C> {
+    /// Its name, the options it shares with others, and the NF itself.
+    ///
+    /// # Errors
+    /// What is wrong with its own options, as one line.
+    fn build(&self) -> Result<(&'static str, &C, Box<dyn NetworkFunction>), NfError> {
+        Ok(match self {
+            Self::Firewall(with) => {
+                ("firewall", &with.common, Box::new(firewall::Firewall::new(&with.own)?))
+            }
+            Self::Forward(with) => {
+                ("forward", &with.common, Box::new(forward::Forward::new(&with.own)))
+            }
+            Self::Stamp(with) => ("stamp", &with.common, Box::new(stamp::Stamp::default())),
+        })
+    }
 }
 
 fn main() -> ExitCode {
@@ -33,10 +75,15 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return code,
     };
-    match cli.nf {
-        Nf::Forward(options) => {
-            nflib::run_as("forward", forward::Forward::new(&options), &options.nf)
+    let built = match &cli.what {
+        What::One(nf) => nf.build(),
+        What::Chain(options) => options.build(),
+    };
+    match built {
+        Ok((name, args, nf)) => nflib::run_as(name, nf, args),
+        Err(error) => {
+            eprintln!("millrace-nf: {error}");
+            ExitCode::FAILURE
         }
-        Nf::Stamp(options) => nflib::run_as("stamp", stamp::Stamp::default(), &options.nf),
     }
 }

@@ -8,13 +8,11 @@ use clap::Args;
 use nflib::descriptor::PortId;
 use nflib::headers::ETHERNET_BYTES;
 use nflib::settings::{self, Setting, Settings};
-use nflib::{Action, Burst, Context, NetworkFunction, NfArgs, NfError, Packet, Setup};
+use nflib::{Action, Burst, Context, NetworkFunction, NfError, Packet, Setup};
 
 /// Options of `forward`.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    #[command(flatten)]
-    pub nf: NfArgs,
     /// Send out by this port, instead of on along the chain
     #[arg(long, value_name = "PORT")]
     pub to_port: Option<PortId>,
@@ -154,8 +152,7 @@ mod tests {
     use super::*;
 
     fn forward(swap_macs: bool, to_port: Option<PortId>) -> TestBench<Forward> {
-        let nf = NfArgs::new(nflib::control::ServiceRef::Id(1), "unused");
-        TestBench::new(Forward::new(&Options { nf, to_port, swap_macs, print_every: Some(2) }))
+        TestBench::new(Forward::new(&Options { to_port, swap_macs, print_every: Some(2) }))
     }
 
     #[test]

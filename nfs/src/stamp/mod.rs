@@ -3,14 +3,11 @@
 
 use clap::Args;
 use nflib::trail::{self, Step};
-use nflib::{Action, Context, NetworkFunction, NfArgs, NfError, Packet, Setup};
+use nflib::{Action, Context, NetworkFunction, NfError, Packet, Setup};
 
 /// Options of `stamp`.
 #[derive(Args, Clone, Debug)]
-pub struct Options {
-    #[command(flatten)]
-    pub nf: NfArgs,
-}
+pub struct Options {}
 
 /// The NF.
 #[derive(Default)]
