@@ -4,7 +4,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use nflib::control::{AttachRequest, Attached, ErrorCode, ErrorReply};
+use nflib::control::{AttachRequest, Attached, ErrorCode, ErrorReply, ServiceRef};
 use nflib::shm::Channel;
 
 use super::Conductor;
@@ -34,6 +34,8 @@ impl Conductor {
         fabric: &mut Fabric,
     ) -> Result<Welcome, ErrorReply> {
         let service = self.service_of(request)?;
+        let jump_services = request.jumps_to.iter().map(|to| Ok(self.find_service(to)?.id));
+        let jump_services = jump_services.collect::<Result<_, ErrorReply>>()?;
         let exhausted = |message: String| ErrorReply { code: ErrorCode::Exhausted, message };
         let (planner, edges) = (&self.planner, &self.edges);
         let number = self.registry.free_number(|nf| planner.leads_to(nf) || edges.involve(nf));
@@ -62,6 +64,7 @@ impl Conductor {
             worker_buffers: fabric.worker_buffers(),
             manager_version: env!("CARGO_PKG_VERSION").to_owned(),
             core,
+            jump_services,
         };
         let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
         let fds = || -> std::io::Result<[OwnedFd; 4]> {
@@ -102,8 +105,12 @@ impl Conductor {
     /// The refusal to send to the NF.
     pub fn service_of(&self, request: &AttachRequest) -> Result<Arc<Service>, ErrorReply> {
         check_introduction(request)?;
+        self.find_service(&request.service)
+    }
+
+    fn find_service(&self, named: &ServiceRef) -> Result<Arc<Service>, ErrorReply> {
         self.model_to_be()
-            .find_service(&request.service)
+            .find_service(named)
             .cloned()
             .map_err(|error| ErrorReply { code: ErrorCode::UnknownService, message: error.message })
     }
