@@ -81,10 +81,10 @@ impl Options {
     pub fn build(&self) -> Result<(&'static str, &NfArgs, Box<dyn NetworkFunction>), NfError> {
         let mut stages = Vec::new();
         for stage in &self.stages.0 {
-            let (_, _, nf) = stage.build()?;
-            stages.push(nf);
+            let (name, _, nf) = stage.build()?;
+            stages.push((name.to_owned(), nf));
         }
-        Ok(("chain", &self.nf, Box::new(nflib::Fused::new(stages))))
+        Ok(("chain", &self.nf, Box::new(nflib::Fused::new(stages)?)))
     }
 }
 
