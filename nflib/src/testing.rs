@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod frames;
+mod hop;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::packet::PacketId;
 use crate::shm::{BufferIndex, HugePages, Region, RegionGeometry};
 
 pub use frames::FrameBuilder;
+pub use hop::{Hop, HopOptions};
 
 /// What the bench pretends the manager to be.
 #[derive(Clone, Copy, Debug)]

@@ -17,7 +17,7 @@ use super::marks::{HoldMap, Marks};
 
 /// How long an edge may stay full before what waits for it is refused: a neighbour that hangs must
 /// not stop this NF, and with it every chain that this NF is in.
-pub(super) const PATIENCE_NS: u64 = 50_000_000;
+pub(crate) const PATIENCE_NS: u64 = 50_000_000;
 
 /// Stands in `edge_of` where no edge is.
 const NO_EDGE: u16 = u16::MAX;
@@ -140,7 +140,7 @@ impl<M: RingMemory> OutEdge<M> {
 }
 
 /// All outputs of an NF.
-pub(super) struct Outputs<M> {
+pub(crate) struct Outputs<M> {
     lanes: Vec<Output<Returned, M>>,
     /// Buffer `b` goes back by lane `b / worker_buffers`.
     worker_buffers: u32,
@@ -158,7 +158,7 @@ pub(super) struct Outputs<M> {
 
 impl<M: RingMemory> Outputs<M> {
     /// `lanes`: the return rings, at least one, at most 65,535.
-    pub(super) fn new(
+    pub(crate) fn new(
         lanes: impl Iterator<Item = Producer<Returned, M>>,
         worker_buffers: u32,
         service: ServiceId,
@@ -178,18 +178,18 @@ impl<M: RingMemory> Outputs<M> {
     }
 
     /// Packets that were refused because the next NF took none.
-    pub(super) fn refused_pkts(&self) -> u64 {
+    pub(crate) fn refused_pkts(&self) -> u64 {
         self.refused_pkts
     }
 
     /// True while something waits for room.
     #[inline]
-    pub(super) fn have_leftovers(&self) -> bool {
+    pub(crate) fn have_leftovers(&self) -> bool {
         !self.dirty_lanes.is_empty() || !self.dirty_edges.is_empty()
     }
 
     /// Uses a ring to an NF from now on, instead of one it may have. `nf` is not [`NO_NF`].
-    pub(super) fn open_edge(
+    pub(crate) fn open_edge(
         &mut self,
         nf: u16,
         ring: Producer<Delivery, M>,
@@ -212,7 +212,7 @@ impl<M: RingMemory> Outputs<M> {
 
     /// Uses the ring to an NF no more; the manager passes on what waits for it. False when there is
     /// none.
-    pub(super) fn close_edge(&mut self, nf: u16) -> bool {
+    pub(crate) fn close_edge(&mut self, nf: u16) -> bool {
         let Some(place) = self.edge_of.get_mut(usize::from(nf)).filter(|at| **at != NO_EDGE) else {
             return false;
         };
@@ -227,7 +227,7 @@ impl<M: RingMemory> Outputs<M> {
 
     /// Queues a packet for where it is to go.
     #[inline]
-    pub(super) fn queue(&mut self, departure: &Departure) {
+    pub(crate) fn queue(&mut self, departure: &Departure) {
         let slot = &departure.slot;
         if let Some((place, hop)) = self.edge_for(slot, departure.action)
             && let Some(edge) = self.edges[usize::from(place)].as_mut()
@@ -304,7 +304,7 @@ impl<M: RingMemory> Outputs<M> {
     /// # Errors
     /// The manager broke a return ring. An edge that its NF broke is closed.
     #[inline]
-    pub(super) fn push_all<H: HoldMap>(
+    pub(crate) fn push_all<H: HoldMap>(
         &mut self,
         marks: &mut Marks<H>,
         now_ns: u64,
@@ -345,7 +345,7 @@ impl<M: RingMemory> Outputs<M> {
 
     /// Notes in the hold map what could not be pushed.
     #[inline]
-    pub(super) fn mark_leftovers<H: HoldMap>(&mut self, marks: &mut Marks<H>) {
+    pub(crate) fn mark_leftovers<H: HoldMap>(&mut self, marks: &mut Marks<H>) {
         for &place in &self.dirty_edges {
             if let Some(edge) = self.edges[usize::from(place)].as_mut() {
                 edge.output.mark_leftovers(marks);
@@ -358,7 +358,7 @@ impl<M: RingMemory> Outputs<M> {
 
     /// Settles every output that was pushed to, and wakes the NFs that got something.
     #[inline]
-    pub(super) fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         let Self { lanes, edges, dirty_lanes, dirty_edges, .. } = self;
         dirty_lanes.retain(|&place| {
             let lane = &mut lanes[usize::from(place)];

@@ -34,27 +34,22 @@ use super::marks::{HoldMap, Marks};
 use super::outputs::Outputs;
 
 /// An NF between its rings.
-pub(super) struct Passage<'n, N, M, H> {
-    pub(super) engine: Engine<&'n mut N>,
-    pub(super) inputs: Inputs<M>,
-    pub(super) outputs: Outputs<M>,
+pub(crate) struct Passage<N, M, H> {
+    pub(crate) engine: Engine<N>,
+    pub(crate) inputs: Inputs<M>,
+    pub(crate) outputs: Outputs<M>,
     marks: Marks<H>,
     /// Packets taken from the inputs.
-    pub(super) rx_pkts: u64,
+    pub(crate) rx_pkts: u64,
     /// Packets decided about, other than held.
-    pub(super) tx_pkts: u64,
+    pub(crate) tx_pkts: u64,
     /// Packets the NF dropped.
-    pub(super) drop_pkts: u64,
+    pub(crate) drop_pkts: u64,
 }
 
-impl<'n, N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<'n, N, M, H> {
+impl<N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<N, M, H> {
     /// `holds` is the NF's hold map, without any bit set.
-    pub(super) fn new(
-        engine: Engine<&'n mut N>,
-        inputs: Inputs<M>,
-        outputs: Outputs<M>,
-        holds: H,
-    ) -> Self {
+    pub(crate) fn new(engine: Engine<N>, inputs: Inputs<M>, outputs: Outputs<M>, holds: H) -> Self {
         let marks = Marks::new(holds);
         Self { engine, inputs, outputs, marks, rx_pkts: 0, tx_pkts: 0, drop_pkts: 0 }
     }
@@ -63,7 +58,7 @@ impl<'n, N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<'n, N, M, H> {
     ///
     /// # Errors
     /// The manager broke a ring.
-    pub(super) fn turn(&mut self, now_ns: u64) -> Result<usize, RingError> {
+    pub(crate) fn turn(&mut self, now_ns: u64) -> Result<usize, RingError> {
         let mut moved_pkts = 0;
         if self.outputs.have_leftovers() {
             moved_pkts += self.pass_on(None, now_ns)?;
@@ -111,7 +106,7 @@ impl<'n, N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<'n, N, M, H> {
     ///
     /// # Errors
     /// The manager broke a ring.
-    pub(super) fn pass_on(
+    pub(crate) fn pass_on(
         &mut self,
         input: Option<usize>,
         now_ns: u64,

@@ -351,7 +351,7 @@ fn routes() -> RouteTableWriter {
     routes
 }
 
-type Watching<'n> = Passage<'n, Fickle, Watched, WatchedHolds>;
+type Watching<'n> = Passage<&'n mut Fickle, Watched, WatchedHolds>;
 
 fn passage<'n>(nf: &'n mut Fickle, case: &Case, world: &Rc<RefCell<World>>) -> Watching<'n> {
     let watched = |ring: &HeapRing| Watched { ring: ring.clone(), world: Rc::clone(world) };
