@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::burst::MAX_BURST_PKTS;
+use crate::context::Departure;
 use crate::control::{SendRefusal, ServiceRef, Target};
 use crate::descriptor::{Delivery, NO_PORT};
 use crate::engine::Engine;
@@ -248,15 +249,10 @@ impl<N: NetworkFunction> TestBench<N> {
     fn collect(&mut self) {
         // Nobody has to be told here what is held.
         drop(self.engine.take_newly_held());
-        let departures = std::mem::take(&mut self.engine.out);
-        for departure in &departures {
-            let slot = &departure.slot;
+        for Departure { slot, action } in self.engine.take_departures() {
             self.free.push_back(slot.lease.buffer());
-            self.outputs.push(Output {
-                id: slot.id(),
-                action: departure.action,
-                bytes: self.engine.bytes(slot).to_vec(),
-            });
+            let bytes = self.engine.bytes(&slot).to_vec();
+            self.outputs.push(Output { id: slot.id(), action, bytes });
         }
         assert_eq!(
             self.free.len() + self.engine.held_pkts(),

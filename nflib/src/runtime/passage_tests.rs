@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use super::super::outputs::PATIENCE_NS;
 use super::*;
 use crate::branch::BranchId;
-use crate::descriptor::{ActionCode, Returned};
+use crate::descriptor::{ActionCode, Delivery, Returned};
 use crate::nf::Setup;
 use crate::packet::PacketId;
 use crate::shm::{

@@ -220,17 +220,15 @@ mod tests {
     }
 
     #[test]
-    fn every_packet_makes_a_hop_a_round() {
+    fn packets_go_round_come_out_at_the_routes_end_and_go_in_again() {
         for (nfs, in_flight_pkts) in [(1, 32), (1, 64), (3, 32), (1, 100)] {
             let mut hop = circle(nfs, false, in_flight_pkts);
             // The first round finds nothing and puts the packets in.
             assert_eq!(hop.run(1).unwrap(), 0);
-            let hops = hop.run(100).unwrap();
-            let expected = 100 * u64::from(in_flight_pkts.min(64));
-            assert!(hops >= expected && hops <= expected * nfs as u64, "{hops} of {expected}");
-            // Often enough to come out and go in again.
-            let hops = hops + hop.run(1000).unwrap();
-            assert!(hops > 10 * expected, "{hops}");
+            let hops = hop.run(1000).unwrap();
+            // An NF takes a burst a round by its edge, and one by its lane when packets go in.
+            let most = 1000 * u64::from(in_flight_pkts.min(64)) * nfs as u64;
+            assert!(hops > most / 4 / nfs as u64 && hops < most + most / 100, "{hops} of {most}");
             assert_eq!(hop.nfs().map(|nf| nf.pkts).sum::<u64>(), hops);
         }
     }
@@ -238,7 +236,7 @@ mod tests {
     #[test]
     fn a_jump_to_its_own_service_never_comes_out() {
         let mut hop = circle(1, true, 48);
-        hop.run(1).unwrap();
+        hop.run(2).unwrap();
         assert_eq!(hop.run(1000).unwrap(), 48_000);
     }
 
