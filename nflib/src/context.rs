@@ -18,7 +18,7 @@ pub enum HoldError {
     NotHeld(PacketId),
 }
 
-/// A packet on its way out of the NF.
+/// A packet on its way out of the NF, apart from its burst.
 #[derive(Debug)]
 pub(crate) struct Departure {
     pub(crate) slot: Slot,
@@ -196,16 +196,17 @@ impl Context<'_> {
         *self.stop = true;
     }
 
+    /// Keeps a packet, or gives it back, counted, when there is no room: it is to be dropped.
+    pub(crate) fn hold(&mut self, slot: Slot) -> Result<(), Slot> {
+        self.hold.insert(slot).inspect_err(|_| *self.hold_overflow_pkts += 1)
+    }
+
     /// Carries out an action.
-    #[inline]
     pub(crate) fn depart(&mut self, slot: Slot, action: Action) {
         let (slot, action) = match action {
-            Action::Hold => match self.hold.insert(slot) {
+            Action::Hold => match self.hold(slot) {
                 Ok(()) => return,
-                Err(slot) => {
-                    *self.hold_overflow_pkts += 1;
-                    (slot, Action::Drop)
-                }
+                Err(slot) => (slot, Action::Drop),
             },
             other => (slot, other),
         };

@@ -95,6 +95,13 @@ pub trait RingMemory {
     /// Copies `values` into the slots from free-running index `at` on, round the end if need be.
     /// At most [`capacity`](Self::capacity) values; the caller owns those slots.
     fn write<T: SlotValue>(&self, at: u32, values: &[T]);
+    /// As [`write`](Self::write), with `count` values that `value` makes in order, once each.
+    #[inline]
+    fn write_each<T: SlotValue>(&self, at: u32, count: usize, mut value: impl FnMut(usize) -> T) {
+        for n in 0..count {
+            self.write(at.wrapping_add(n as u32), &[value(n)]);
+        }
+    }
     /// Copies the slots from free-running index `at` on into `out`, once: whatever the peer writes
     /// afterwards, `out` stays as it is. At most [`capacity`](Self::capacity) values.
     fn read<T: SlotValue>(&self, at: u32, out: &mut [T]);
@@ -219,6 +226,22 @@ impl RingMemory for SharedRing {
     }
 
     #[inline]
+    fn write_each<T: SlotValue>(&self, at: u32, count: usize, mut value: impl FnMut(usize) -> T) {
+        let first = self.slots_to_the_end(at).min(count);
+        let mut write = |slot: NonNull<u8>, from: usize, to: usize| {
+            let slot = slot.cast::<T>().as_ptr();
+            for n in from..to {
+                // SAFETY: as in `write`: neither run is longer than the slots behind its first one.
+                unsafe { slot.add(n - from).write(value(n)) };
+            }
+        };
+        write(self.slot(at), 0, first);
+        if first < count {
+            write(self.slot(0), first, count);
+        }
+    }
+
+    #[inline]
     fn read<T: SlotValue>(&self, at: u32, out: &mut [T]) {
         let (first, second) = out.split_at_mut(self.slots_to_the_end(at).min(out.len()));
         let copy = |slot: NonNull<u8>, run: &mut [T]| {
@@ -289,19 +312,50 @@ impl<T: SlotValue, M: RingMemory> Producer<T, M> {
     /// [`RingError`] when the consumer's index is impossible; nothing was appended.
     #[inline]
     pub fn push_burst(&mut self, values: &[T]) -> Result<usize, RingError> {
-        if (self.free_slots() as usize) < values.len() {
-            self.refresh()?;
-        }
-        let count = values.len().min(self.free_slots() as usize);
+        let count = self.room_for(values.len())?;
         if count > 0 {
             self.memory.write(self.tail, &values[..count]);
-            self.tail = self.tail.wrapping_add(count as u32);
-            // Release: publishes the slots, and the packet bytes written before this call.
-            self.memory.tail().store(self.tail, Ordering::Release);
-            // The next burst is likely as long as this one.
-            self.memory.will_write(self.tail, count);
+            self.publish(count);
         }
         Ok(count)
+    }
+
+    /// As [`push_burst`](Self::push_burst), with `count` values that `value` makes from their position,
+    /// in order, once each, as far as there is room.
+    ///
+    /// # Errors
+    /// As [`push_burst`](Self::push_burst).
+    #[inline]
+    pub fn push_each(
+        &mut self,
+        count: usize,
+        value: impl FnMut(usize) -> T,
+    ) -> Result<usize, RingError> {
+        let count = self.room_for(count)?;
+        if count > 0 {
+            self.memory.write_each(self.tail, count, value);
+            self.publish(count);
+        }
+        Ok(count)
+    }
+
+    /// How many of `count` values fit.
+    #[inline]
+    fn room_for(&mut self, count: usize) -> Result<usize, RingError> {
+        if (self.free_slots() as usize) < count {
+            self.refresh()?;
+        }
+        Ok(count.min(self.free_slots() as usize))
+    }
+
+    /// Hands the slots that were just written to the consumer.
+    #[inline]
+    fn publish(&mut self, count: usize) {
+        self.tail = self.tail.wrapping_add(count as u32);
+        // Release: publishes the slots, and the packet bytes written before this call.
+        self.memory.tail().store(self.tail, Ordering::Release);
+        // The next burst is likely as long as this one.
+        self.memory.will_write(self.tail, count);
     }
 
     /// Says that whatever was pushed is no longer the pusher's by any other evidence: it has been
