@@ -36,7 +36,7 @@ fn delivery(buffer: u32) -> Delivery {
 fn neighbours_of_a_route_want_an_edge_unless_one_is_isolated_or_they_are_the_same() {
     let instances = [(1, vec![10]), (2, vec![20, 21]), (3, vec![30]), (4, vec![]), (5, vec![50])];
     let plan = plan(&[&[1, 2, 3], &[3, 4, 5], &[1, 1, 5]], &instances);
-    let wanted = wanted_pairs(&plan, |nf| nf != 21);
+    let wanted = wanted_pairs(&plan, |nf| Some(Wishes { trusted: nf != 21, jumps: &[] }));
     let expected = [(10, 20), (20, 30), (10, 50)];
     assert_eq!(wanted, BTreeSet::from(expected));
 }
@@ -46,7 +46,7 @@ fn a_hop_that_would_need_too_many_edges_passes_the_manager_and_others_do_not() {
     let many: Vec<NfNumber> = (100..170).collect();
     let others: Vec<NfNumber> = (200..270).collect();
     let plan = plan(&[&[1, 2, 3], &[3, 4]], &[(1, many), (2, others), (3, vec![1]), (4, vec![2])]);
-    let wanted = wanted_pairs(&plan, |_| true);
+    let wanted = wanted_pairs(&plan, |_| Some(Wishes { trusted: true, jumps: &[] }));
     assert!(wanted.len() <= MAX_EDGES);
     assert_eq!(wanted.len(), 70 + 1, "70 × 70 is more than {MAX_EDGES}");
     assert!(wanted.contains(&(200, 1)) && wanted.contains(&(1, 2)));
