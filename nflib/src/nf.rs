@@ -8,7 +8,7 @@ use thiserror::Error;
 use crate::branch::BranchId;
 use crate::burst::Burst;
 use crate::context::Context;
-use crate::control::SendRefusal;
+use crate::control::{SendRefusal, ServiceRef};
 pub use crate::descriptor::{PortId, ServiceId};
 use crate::message::MessageToken;
 use crate::packet::Packet;
@@ -39,7 +39,7 @@ pub enum Action {
 }
 
 /// What an NF is told when it is attached, before its first packet.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Setup {
     /// The service it was started for.
     pub service: ServiceId,
@@ -49,6 +49,8 @@ pub struct Setup {
     pub region: RegionGeometry,
     /// The most packets it may hold at once.
     pub hold_limit_pkts: usize,
+    /// The services of [`NetworkFunction::jumps_to`], in the same order.
+    pub jump_services: Vec<ServiceId>,
 }
 
 /// Why an NF refuses to start; one clear line.
@@ -101,6 +103,30 @@ pub trait NetworkFunction: Send {
     /// It gets at most a quarter of the region's buffers, so that the ports cannot run dry.
     fn hold_limit_pkts(&self) -> usize {
         DEFAULT_HOLD_LIMIT_PKTS
+    }
+
+    /// Empty buffers wanted, to make packets of its own; asked once per attachment. Each comes to
+    /// [`fill`](Self::fill), once. More than the manager can spare is refused.
+    fn loan_pkts(&self) -> u32 {
+        0
+    }
+
+    /// Makes a packet in an empty buffer that was lent, and decides about it. The packet begins behind
+    /// the headroom, without any byte ([`Packet::push_back`] adds some), on the first chain that
+    /// contains the NF's service, at this NF, and its ingress port is
+    /// [`NO_PORT`](crate::descriptor::NO_PORT). [`Action::Hold`] keeps the buffer for later;
+    /// [`Action::Drop`] gives it back.
+    fn fill(&mut self, packet: &mut Packet<'_>, ctx: &mut Context<'_>) -> Action {
+        let _ = (packet, ctx);
+        Action::Drop
+    }
+
+    /// The services that [`Action::ToService`] will name, so that the manager can open direct edges
+    /// to their instances, itself included, for packets whose route visits both; asked once per
+    /// attachment. The NF is told their ids at [`setup`](Self::setup). Other services can be named,
+    /// too: their packets go through the manager.
+    fn jumps_to(&self) -> Vec<ServiceRef> {
+        Vec::new()
     }
 
     /// How often [`tick`](Self::tick) is wanted; `None` for never. Asked again after each tick.
@@ -163,6 +189,18 @@ macro_rules! delegate {
 
             fn hold_limit_pkts(&self) -> usize {
                 (**self).hold_limit_pkts()
+            }
+
+            fn loan_pkts(&self) -> u32 {
+                (**self).loan_pkts()
+            }
+
+            fn fill(&mut self, packet: &mut Packet<'_>, ctx: &mut Context<'_>) -> Action {
+                (**self).fill(packet, ctx)
+            }
+
+            fn jumps_to(&self) -> Vec<ServiceRef> {
+                (**self).jumps_to()
             }
 
             fn tick_interval(&self) -> Option<Duration> {

@@ -4,7 +4,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use nflib::control::{AttachRequest, Attached, ErrorCode, ErrorReply};
+use nflib::control::{AttachRequest, Attached, ErrorCode, ErrorReply, ServiceRef};
 use nflib::descriptor::ServiceId;
 use nflib::shm::Channel;
 
@@ -111,8 +111,12 @@ impl Conductor {
     /// The refusal to send to the NF.
     pub fn service_of(&self, request: &AttachRequest) -> Result<Arc<Service>, ErrorReply> {
         check_introduction(request)?;
+        self.find_service(&request.service)
+    }
+
+    fn find_service(&self, named: &ServiceRef) -> Result<Arc<Service>, ErrorReply> {
         self.model_to_be()
-            .find_service(&request.service)
+            .find_service(named)
             .cloned()
             .map_err(|error| ErrorReply { code: ErrorCode::UnknownService, message: error.message })
     }
@@ -126,10 +130,10 @@ impl Conductor {
             );
             return Err(ErrorReply { code: ErrorCode::BadRequest, message });
         }
-        let id = |named| self.model_to_be().find_service(named).map(|service| service.id);
+        let id = |named| self.find_service(named).map(|service| service.id);
         request.jumps_to.iter().map(id).collect::<Result<_, _>>().map_err(|error| {
-            let message = format!("the NF is to send packets to a service: {}", error.message);
-            ErrorReply { code: ErrorCode::UnknownService, message }
+            let message = format!("the NF is to send packets to a service: {error}");
+            ErrorReply { message, ..error }
         })
     }
 

@@ -98,6 +98,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             instance: terms.instance,
             region: terms.region,
             hold_limit_pkts: nf.hold_limit_pkts().min(hold_cap_pkts),
+            jump_services: terms.jump_services,
         };
         let (deliveries, returns): (Vec<_>, Vec<_>) =
             (0..channel.geometry().workers).filter_map(|worker| channel.nf_ends(worker)).unzip();
@@ -105,7 +106,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
         let passage = Passage::new(
             Engine::new(nf, region, setup, first_arrival, 0)?,
             Inputs::new(deliveries.into_iter()),
-            Outputs::new(returns.into_iter(), terms.worker_buffers, routes),
+            Outputs::new(returns.into_iter(), terms.worker_buffers, terms.service, routes),
             Arc::clone(&channel),
         );
         Ok(Self {
