@@ -141,6 +141,12 @@ impl<N: NetworkFunction> Engine<N> {
         ctx.depart(slot, action);
     }
 
+    /// Tells the NF that it leaves. What it lets go is in `out`.
+    pub(crate) fn leaving(&mut self, now_ns: u64) {
+        let (nf, mut ctx) = self.nf_in_context(now_ns);
+        nf.leaving(&mut ctx);
+    }
+
     /// Takes the hold of an arrival's buffer. A descriptor that is nonsense costs nobody anything
     /// but itself: its buffer, if it names one, goes back as dropped and empty. Returns whether the
     /// packet is in.
