@@ -1,7 +1,7 @@
 //! The packets taken at once.
 #![forbid(unsafe_code)]
 
-use crate::context::Context;
+use crate::context::{Context, Departure};
 use crate::nf::Action;
 use crate::packet::{Packet, Slot};
 use crate::shm::{Lease, PacketMemory};
@@ -163,8 +163,51 @@ impl<'a> Burst<'a> {
     /// Ends the burst: what was not decided goes on along its chain.
     #[inline]
     pub(crate) fn finish(mut self, ctx: &mut Context<'_>) {
+        self.conclude(ctx);
+    }
+
+    /// Decides that what was not decided goes on along its chain. All is decided then.
+    #[inline]
+    pub(crate) fn conclude(&mut self, ctx: &mut Context<'_>) {
         self.decide_all(Action::Next, ctx);
         self.decisions.end_run();
+    }
+
+    /// Of a burst in which all is decided, makes one of the packets that go on, about which nothing is
+    /// decided; the others are moved to `done`.
+    pub(crate) fn keep_what_goes_on(&mut self, done: &mut Vec<Departure>) {
+        let all = Run { action: Action::Next, start: 0, end: self.leases.len() };
+        if self.decisions.runs() != [all] {
+            let mut kept = 0;
+            for at in 0..self.decisions.runs.len() {
+                let Run { action, start, end } = self.decisions.runs[at];
+                for at in start..end {
+                    if action != Action::Next {
+                        done.push(Departure { slot: self.take(at), action });
+                        continue;
+                    }
+                    if kept < at {
+                        // That place was left by a packet before this one.
+                        self.leases[kept] = self.leases[at].take();
+                    }
+                    kept += 1;
+                }
+            }
+            let leases = std::mem::take(&mut self.leases);
+            self.leases = &mut leases[..kept];
+        }
+        self.decisions.clear();
+    }
+
+    /// Moves all packets of a burst, in which all is decided, to `done`.
+    pub(crate) fn take_all(&mut self, done: &mut Vec<Departure>) {
+        for at in 0..self.decisions.runs.len() {
+            let Run { action, start, end } = self.decisions.runs[at];
+            for at in start..end {
+                done.push(Departure { slot: self.take(at), action });
+            }
+        }
+        self.decisions.clear();
     }
 
     /// A decision that does not go on with a run: another action, or out of order.

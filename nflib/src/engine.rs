@@ -239,6 +239,12 @@ impl<N: NetworkFunction> Engine<N> {
         Slot { lease, arrival: self.next_arrival - 1 }
     }
 
+    /// Tells the NF that it leaves. What it lets go is in `out`.
+    pub(crate) fn leaving(&mut self, now_ns: u64) {
+        let (nf, mut ctx) = self.nf_in_context(now_ns);
+        nf.leaving(&mut ctx);
+    }
+
     /// Ticks once if a tick is due. Returns whether it was.
     pub(crate) fn tick_if_due(&mut self, now_ns: u64) -> bool {
         if self.next_tick_ns.is_none_or(|due_ns| now_ns < due_ns) {

@@ -188,12 +188,7 @@ fn part_late(ctx: &mut Context<'_>, done: &mut Vec<Departure>) -> Vec<Slot> {
 }
 
 /// A single packet through stages; what becomes of it is in `done`.
-fn pass_one(
-    stages: &mut [Stage],
-    slot: Slot,
-    ctx: &mut Context<'_>,
-    done: &mut Vec<Departure>,
-) {
+fn pass_one(stages: &mut [Stage], slot: Slot, ctx: &mut Context<'_>, done: &mut Vec<Departure>) {
     let (mut lease, mut decisions) = ([slot.lease], Decisions::new());
     let mut burst = Burst::new(ctx.memory, &mut lease, &mut decisions, slot.arrival);
     let mut behind = Vec::new();

@@ -68,6 +68,17 @@ impl Outbox {
         self.waiting.is_empty()
     }
 
+    /// Messages that wait.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// The names of those that wait, without the oldest so many.
+    pub(crate) fn tokens_from(&self, from: usize) -> impl Iterator<Item = MessageToken> {
+        self.waiting.range(from..).map(|message| message.token)
+    }
+
     pub(crate) fn take(&mut self) -> Option<Outgoing> {
         self.waiting.pop_front()
     }

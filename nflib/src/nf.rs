@@ -163,6 +163,13 @@ pub trait NetworkFunction: Send {
         let _ = (token, result, ctx);
     }
 
+    /// Called when the NF begins to leave: it was told to, or a limit is reached. Packets still come,
+    /// until the last that was on its way is there. An NF that sends packets in a circle, or makes them,
+    /// drops them from now on, lest it is waited for in vain.
+    fn leaving(&mut self, ctx: &mut Context<'_>) {
+        let _ = ctx;
+    }
+
     /// Called once, after the last packet.
     fn shutdown(&mut self) {}
 }
@@ -223,6 +230,10 @@ macro_rules! delegate {
                 ctx: &mut Context<'_>,
             ) {
                 (**self).sent(token, result, ctx);
+            }
+
+            fn leaving(&mut self, ctx: &mut Context<'_>) {
+                (**self).leaving(ctx);
             }
 
             fn shutdown(&mut self) {

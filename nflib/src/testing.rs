@@ -161,6 +161,13 @@ impl<N: NetworkFunction> TestBench<N> {
         self.take_outputs()
     }
 
+    /// Tells the NF that it leaves, and returns what left it.
+    pub fn leave(&mut self) -> Vec<Output> {
+        self.engine.leaving(self.now_ns);
+        self.collect();
+        self.take_outputs()
+    }
+
     /// Shuts the NF down and returns what left it: packets it still held come back as dropped.
     pub fn shut_down(&mut self) -> Vec<Output> {
         self.engine.nf_mut().shutdown();

@@ -7,11 +7,13 @@
 mod chain;
 mod firewall;
 mod forward;
+mod speed_test;
 mod stamp;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use nflib::control::ServiceRef;
 use nflib::{NetworkFunction, NfArgs, NfError};
 
 /// Runs one of Millrace's network functions as an ordinary process.
@@ -39,6 +41,8 @@ enum Nf<C: clap::Args> {
     Firewall(With<C, firewall::Options>),
     /// Passes packets on, unchanged or with exchanged Ethernet addresses
     Forward(With<C, forward::Options>),
+    /// Makes packets that circulate, and measures how fast
+    SpeedTest(With<C, speed_test::Options>),
     /// Writes into each packet's trail that it was here; for labs
     Stamp(With<C, stamp::Options>),
 }
@@ -52,7 +56,19 @@ struct With<C: clap::Args, O: clap::Args> {
     own: O,
 }
 
-impl<C: clap::Args> Nf<C> {
+/// Options that an NF shares with others.
+trait Common: clap::Args {
+    /// The service to provide, where it is the NF's own and not that of a whole process.
+    fn service(&self) -> Option<&ServiceRef>;
+}
+
+impl Common for NfArgs {
+    fn service(&self) -> Option<&ServiceRef> {
+        Some(&self.service)
+    }
+}
+
+impl<C: Common> Nf<C> {
     /// Its name, the options it shares with others, and the NF itself.
     ///
     /// # Errors
@@ -64,6 +80,17 @@ impl<C: clap::Args> Nf<C> {
             }
             Self::Forward(with) => {
                 ("forward", &with.common, Box::new(forward::Forward::new(&with.own)))
+            }
+            Self::SpeedTest(with) => {
+                let service = with.common.service().ok_or_else(|| {
+                    NfError::new("speed-test makes its own packets and cannot be a part of a chain")
+                })?;
+                let nf = speed_test::SpeedTest::new(&with.own, service.clone());
+                (
+                    "speed-test",
+                    &with.common,
+                    Box::new(nf.map_err(|error| NfError::new(error.to_string()))?),
+                )
             }
             Self::Stamp(with) => ("stamp", &with.common, Box::new(stamp::Stamp::default())),
         })

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use nflib::control::{AttachRequest, Attached, ErrorCode, ErrorReply, ServiceRef};
+use nflib::descriptor::ServiceId;
 use nflib::shm::Channel;
 
 use super::Conductor;
@@ -12,6 +13,9 @@ use crate::fabric::Fabric;
 use crate::model::{Model, Service};
 use crate::registry::{MAX_NFS, Newcomer, Peer, check_introduction};
 use crate::worker::NewNf;
+
+/// Services that an NF may name to send packets to.
+const MAX_JUMPS: usize = 256;
 
 /// What is sent to an NF that was let in: the terms, and the files.
 pub struct Welcome {
@@ -34,8 +38,8 @@ impl Conductor {
         fabric: &mut Fabric,
     ) -> Result<Welcome, ErrorReply> {
         let service = self.service_of(request)?;
-        let jump_services = request.jumps_to.iter().map(|to| Ok(self.find_service(to)?.id));
-        let jump_services = jump_services.collect::<Result<_, ErrorReply>>()?;
+        let jumps = self.jumps_of(request)?;
+        self.check_loan(request.loan_pkts, &service, fabric)?;
         let exhausted = |message: String| ErrorReply { code: ErrorCode::Exhausted, message };
         let (planner, edges) = (&self.planner, &self.edges);
         let number = self.registry.free_number(|nf| planner.leads_to(nf) || edges.involve(nf));
@@ -52,6 +56,8 @@ impl Conductor {
             peer,
             channel: Arc::clone(&channel),
             core,
+            jumps: jumps.clone(),
+            loan_pkts: request.loan_pkts,
         };
         let record = self.registry.insert(nf, newcomer).map_err(|e| exhausted(e.to_string()))?;
         let instance = record.instance;
@@ -64,7 +70,7 @@ impl Conductor {
             worker_buffers: fabric.worker_buffers(),
             manager_version: env!("CARGO_PKG_VERSION").to_owned(),
             core,
-            jump_services,
+            jump_services: jumps,
         };
         let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
         let fds = || -> std::io::Result<[OwnedFd; 4]> {
@@ -115,9 +121,25 @@ impl Conductor {
             .map_err(|error| ErrorReply { code: ErrorCode::UnknownService, message: error.message })
     }
 
+    /// The services that an NF will send packets to by name.
+    fn jumps_of(&self, request: &AttachRequest) -> Result<Vec<ServiceId>, ErrorReply> {
+        if request.jumps_to.len() > MAX_JUMPS {
+            let message = format!(
+                "the NF names {} services to send packets to; at most {MAX_JUMPS} are possible",
+                request.jumps_to.len()
+            );
+            return Err(ErrorReply { code: ErrorCode::BadRequest, message });
+        }
+        let id = |named| self.find_service(named).map(|service| service.id);
+        request.jumps_to.iter().map(id).collect::<Result<_, _>>().map_err(|error| {
+            let message = format!("the NF is to send packets to a service: {error}");
+            ErrorReply { message, ..error }
+        })
+    }
+
     /// What will be wanted when the change under way is in force. At the start NFs may come before the
     /// first one is, and ask for what it brings.
-    fn model_to_be(&self) -> &Model {
+    pub(super) fn model_to_be(&self) -> &Model {
         use super::requests::Asked;
         use super::switch::State;
         match &self.state {

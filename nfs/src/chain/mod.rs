@@ -2,9 +2,10 @@
 #![forbid(unsafe_code)]
 
 use clap::{Args, Parser};
+use nflib::control::ServiceRef;
 use nflib::{NetworkFunction, NfArgs, NfError};
 
-use crate::Nf;
+use crate::{Common, Nf};
 
 /// Most NFs in one process.
 const MAX_STAGES: usize = 64;
@@ -27,6 +28,12 @@ struct Stages(Vec<Nf<Nothing>>);
 /// Stands where an NF has the options that all have: a stage shares the process's.
 #[derive(Args, Clone)]
 struct Nothing {}
+
+impl Common for Nothing {
+    fn service(&self) -> Option<&ServiceRef> {
+        None
+    }
+}
 
 /// One stage's words.
 #[derive(Parser)]
@@ -100,7 +107,8 @@ mod tests {
 
     #[test]
     fn each_stage_has_its_own_options() {
-        let stages = parse_stages("forward, firewall --rule \"deny tcp to any 23\", forward --swap-macs");
+        let stages =
+            parse_stages("forward, firewall --rule \"deny tcp to any 23\", forward --swap-macs");
         let stages = stages.map(|stages| stages.0).ok().unwrap();
         assert!(matches!(&stages[0], Nf::Forward(forward) if !forward.own.swap_macs));
         assert!(matches!(&stages[1], Nf::Firewall(firewall) if firewall.own.rules.len() == 1));

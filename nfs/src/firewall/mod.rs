@@ -188,7 +188,10 @@ mod tests {
     #[test]
     fn arp_passes_whatever_the_default_is() {
         let mut bench = firewall(&[], Verdict::Deny);
-        assert!(passes(&mut bench, &FrameBuilder::new().ethertype(0x0806).payload(&[0; 28]).build()));
+        assert!(passes(
+            &mut bench,
+            &FrameBuilder::new().ethertype(0x0806).payload(&[0; 28]).build()
+        ));
         assert!(!passes(&mut bench, &tcp_to(80)));
     }
 

@@ -172,7 +172,8 @@ impl FromStr for Rule {
                 "to" if rule.to == End::default() => &mut rule.to,
                 _ => return Err(format!("\"{word}\": expected from or to, each once")),
             };
-            let prefix = words.next().ok_or_else(|| format!("an address is missing after {word}"))?;
+            let prefix =
+                words.next().ok_or_else(|| format!("an address is missing after {word}"))?;
             end.prefix = if prefix == "any" { None } else { Some(prefix.parse()?) };
             if let Some(word) = words.next_if(|word| !matches!(*word, "from" | "to")) {
                 let range = ports(word);
@@ -244,7 +245,8 @@ mod tests {
 
     #[test]
     fn a_later_fragment_is_taken_by_a_rule_that_denies_its_ports_and_not_by_one_that_allows_them() {
-        let later = || v4([10, 0, 0, 1], [10, 0, 0, 2]).fragment(1480, false).proto(6).payload(b"data");
+        let later =
+            || v4([10, 0, 0, 1], [10, 0, 0, 2]).fragment(1480, false).proto(6).payload(b"data");
         assert!(takes("deny tcp to any 23", later()));
         assert!(!takes("allow tcp to any 23", later()));
         assert!(takes("allow tcp", later()));
