@@ -63,6 +63,23 @@ unsafe impl SlotValue for Returned {}
 
 const _: () = assert!(size_of::<Delivery>() == SLOT_BYTES && size_of::<Returned>() == SLOT_BYTES);
 
+impl Delivery {
+    /// How far the hop lies up in the second word.
+    const HOP_SHIFT: u32 = 56;
+
+    /// The same packet so many hops on, modulo 256.
+    #[inline]
+    pub(crate) fn hops_on(&self, hops: u8) -> Self {
+        // SAFETY: a Delivery is 16 bytes without padding, aligned to 16, and any bits are one.
+        let [place, mut rest]: [u64; 2] = unsafe { std::mem::transmute_copy(self) };
+        // The hop is the last byte, so that nothing is carried out of it. Field by field the compiler
+        // makes three times as many instructions of it.
+        rest = u64::from_le(rest).wrapping_add(u64::from(hops) << Self::HOP_SHIFT).to_le();
+        // SAFETY: as above.
+        unsafe { std::mem::transmute([place, rest]) }
+    }
+}
+
 /// The peer wrote an index that its side of the ring can never have.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("the peer's ring index is {found}, outside {oldest}..={newest}")]
@@ -199,12 +216,16 @@ impl RingMemory for SharedRing {
     #[inline]
     fn will_write(&self, at: u32, count: usize) {
         #[cfg(target_arch = "x86_64")]
-        for n in (0..count).step_by(LINE_BYTES / SLOT_BYTES) {
+        {
             use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-            let line = self.slot(at.wrapping_add(n as u32));
-            // SAFETY: the address is inside the ring; a prefetch changes nothing, and is no
-            // operation on a CPU without it.
-            unsafe { _mm_prefetch::<_MM_HINT_ET0>(line.as_ptr().cast()) };
+            let end = at.wrapping_add(count as u32);
+            let mut at = at;
+            while (end.wrapping_sub(at) as i32) > 0 {
+                // SAFETY: the address is inside the ring; a prefetch changes nothing, and is no
+                // operation on a CPU without it.
+                unsafe { _mm_prefetch::<_MM_HINT_ET0>(self.slot(at).as_ptr().cast()) };
+                at = at.wrapping_add((LINE_BYTES / SLOT_BYTES) as u32);
+            }
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = (at, count);
