@@ -192,8 +192,10 @@ impl<'a> Burst<'a> {
 
     /// Ends the burst: what was not decided goes on along its chain.
     #[inline]
-    pub(crate) fn finish(mut self, ctx: &mut Context<'_>) {
-        self.decide_all(Action::Next, ctx);
+    pub(crate) fn finish(&mut self, ctx: &mut Context<'_>) {
+        if self.decisions.upto < self.leases.len() {
+            self.decide_all(Action::Next, ctx);
+        }
         self.decisions.end_run();
     }
 

@@ -258,8 +258,13 @@ impl<N: NetworkFunction> Engine<N> {
         });
     }
 
-    /// The buffers of the packets that the NF began to hold since the last call, and still holds.
+    /// True when the NF began to hold packets since [`take_newly_held`](Self::take_newly_held).
     #[inline]
+    pub(crate) fn has_newly_held(&self) -> bool {
+        self.hold.has_newly_held()
+    }
+
+    /// The buffers of the packets that the NF began to hold since the last call, and still holds.
     pub(crate) fn take_newly_held(&mut self) -> impl Iterator<Item = BufferIndex> {
         self.hold.take_newly_held()
     }

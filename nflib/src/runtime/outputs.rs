@@ -86,7 +86,7 @@ impl<T: Named, M: RingMemory> Output<T, M> {
         marks: &mut Marks<H>,
     ) -> Result<usize, RingError> {
         debug_assert!(!self.unsettled && self.queued.is_empty(), "one push between settles");
-        let pushed = self.ring.push_each(packets.len(), |n| value(&packets[n]))?;
+        let pushed = self.ring.push_made(packets, &value)?;
         if pushed > 0 {
             self.unsettled = true;
             marks.clear(packets[..pushed].iter().map(Named::buffer));

@@ -112,11 +112,11 @@ pub trait RingMemory {
     /// Copies `values` into the slots from free-running index `at` on, round the end if need be.
     /// At most [`capacity`](Self::capacity) values; the caller owns those slots.
     fn write<T: SlotValue>(&self, at: u32, values: &[T]);
-    /// As [`write`](Self::write), with `count` values that `value` makes in order, once each.
+    /// As [`write`](Self::write), with the values that `value` makes of `from`.
     #[inline]
-    fn write_each<T: SlotValue>(&self, at: u32, count: usize, mut value: impl FnMut(usize) -> T) {
-        for n in 0..count {
-            self.write(at.wrapping_add(n as u32), &[value(n)]);
+    fn write_made<S, T: SlotValue>(&self, at: u32, from: &[S], value: impl Fn(&S) -> T) {
+        for (from, n) in from.iter().zip(0..) {
+            self.write(at.wrapping_add(n), &[value(from)]);
         }
     }
     /// Copies the slots from free-running index `at` on into `out`, once: whatever the peer writes
@@ -247,18 +247,18 @@ impl RingMemory for SharedRing {
     }
 
     #[inline]
-    fn write_each<T: SlotValue>(&self, at: u32, count: usize, mut value: impl FnMut(usize) -> T) {
-        let first = self.slots_to_the_end(at).min(count);
-        let mut write = |slot: NonNull<u8>, from: usize, to: usize| {
+    fn write_made<S, T: SlotValue>(&self, at: u32, from: &[S], value: impl Fn(&S) -> T) {
+        let (first, second) = from.split_at(self.slots_to_the_end(at).min(from.len()));
+        let write = |slot: NonNull<u8>, run: &[S]| {
             let slot = slot.cast::<T>().as_ptr();
-            for n in from..to {
+            for (n, from) in run.iter().enumerate() {
                 // SAFETY: as in `write`: neither run is longer than the slots behind its first one.
-                unsafe { slot.add(n - from).write(value(n)) };
+                unsafe { slot.add(n).write(value(from)) };
             }
         };
-        write(self.slot(at), 0, first);
-        if first < count {
-            write(self.slot(0), first, count);
+        write(self.slot(at), first);
+        if !second.is_empty() {
+            write(self.slot(0), second);
         }
     }
 
@@ -341,20 +341,19 @@ impl<T: SlotValue, M: RingMemory> Producer<T, M> {
         Ok(count)
     }
 
-    /// As [`push_burst`](Self::push_burst), with `count` values that `value` makes from their position,
-    /// in order, once each, as far as there is room.
+    /// As [`push_burst`](Self::push_burst), with the values that `value` makes of `from`.
     ///
     /// # Errors
     /// As [`push_burst`](Self::push_burst).
     #[inline]
-    pub fn push_each(
+    pub fn push_made<S>(
         &mut self,
-        count: usize,
-        value: impl FnMut(usize) -> T,
+        from: &[S],
+        value: impl Fn(&S) -> T,
     ) -> Result<usize, RingError> {
-        let count = self.room_for(count)?;
+        let count = self.room_for(from.len())?;
         if count > 0 {
-            self.memory.write_each(self.tail, count, value);
+            self.memory.write_made(self.tail, &from[..count], value);
             self.publish(count);
         }
         Ok(count)
