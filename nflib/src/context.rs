@@ -18,7 +18,7 @@ pub enum HoldError {
     NotHeld(PacketId),
 }
 
-/// A packet on its way out of the NF.
+/// A packet on its way out of the NF, apart from its burst.
 #[derive(Debug)]
 pub(crate) struct Departure {
     pub(crate) slot: Slot,
@@ -49,8 +49,15 @@ impl HoldTable {
         }
     }
 
+    #[inline]
     pub(crate) fn len(&self) -> usize {
         self.held.len()
+    }
+
+    /// True when some were held since the last [`take_newly_held`](Self::take_newly_held).
+    #[inline]
+    pub(crate) fn has_newly_held(&self) -> bool {
+        !self.newly_held.is_empty()
     }
 
     /// True when a packet in this buffer is held: then no descriptor can rightly name it.
@@ -95,7 +102,6 @@ impl HoldTable {
     }
 
     /// The buffers of the packets that were held since the last call and still are.
-    #[inline]
     pub(crate) fn take_newly_held(&mut self) -> impl Iterator<Item = BufferIndex> {
         let Self { position, newly_held, .. } = self;
         let position = &*position;
@@ -196,16 +202,17 @@ impl Context<'_> {
         *self.stop = true;
     }
 
+    /// Keeps a packet, or gives it back, counted, when there is no room: it is to be dropped.
+    pub(crate) fn hold(&mut self, slot: Slot) -> Result<(), Slot> {
+        self.hold.insert(slot).inspect_err(|_| *self.hold_overflow_pkts += 1)
+    }
+
     /// Carries out an action.
-    #[inline]
     pub(crate) fn depart(&mut self, slot: Slot, action: Action) {
         let (slot, action) = match action {
-            Action::Hold => match self.hold.insert(slot) {
+            Action::Hold => match self.hold(slot) {
                 Ok(()) => return,
-                Err(slot) => {
-                    *self.hold_overflow_pkts += 1;
-                    (slot, Action::Drop)
-                }
+                Err(slot) => (slot, Action::Drop),
             },
             other => (slot, other),
         };

@@ -5,22 +5,28 @@
 
 use std::sync::Arc;
 
-use crate::burst::{Burst, MAX_BURST_PKTS};
+use crate::burst::{Burst, Decisions, MAX_BURST_PKTS, Run};
 use crate::context::{Context, Departure, HoldTable};
 use crate::control::SendRefusal;
 use crate::descriptor::Delivery;
 use crate::message::{MessageToken, Outbox};
 use crate::nf::{Action, NetworkFunction, NfError, Setup};
 use crate::packet::Slot;
-use crate::shm::{BufferIndex, PacketMemory, Region};
+use crate::shm::{BufferIndex, Lease, PacketMemory, Region, Survey, survey};
 
 pub(crate) struct Engine<N> {
     nf: N,
     memory: PacketMemory,
     setup: Setup,
     hold: HoldTable,
-    slots: Vec<Option<Slot>>,
-    /// Decided packets, oldest first; the transport drains it.
+    /// The burst: descriptors as they came, until they are leases.
+    burst: Box<[Delivery; MAX_BURST_PKTS]>,
+    decisions: Decisions,
+    one_hop: bool,
+    /// Number of the first packet of the burst.
+    first_arrival: u64,
+    /// Decided packets that are not in [`decided`](Self::decided) and leave after those, oldest first;
+    /// the transport drains it.
     pub(crate) out: Vec<Departure>,
     /// Numbers packets, over all attachments of an NF, so that ids are never used again.
     pub(crate) next_arrival: u64,
@@ -51,7 +57,10 @@ impl<N: NetworkFunction> Engine<N> {
             memory: PacketMemory::new(region),
             setup,
             hold,
-            slots: Vec::with_capacity(MAX_BURST_PKTS),
+            burst: Box::new([Delivery::default(); MAX_BURST_PKTS]),
+            decisions: Decisions::new(),
+            one_hop: false,
+            first_arrival,
             out: Vec::with_capacity(2 * MAX_BURST_PKTS),
             next_arrival: first_arrival,
             next_tick_ns: None,
@@ -84,21 +93,64 @@ impl<N: NetworkFunction> Engine<N> {
         slot.bytes(&self.memory)
     }
 
-    /// Gives a burst to the NF; what it decides is in `out`.
+    /// Where the next burst is to be put, for [`run`](Self::run). Ends the burst before it.
     #[inline]
+    pub(crate) fn room(&mut self) -> &mut [Delivery; MAX_BURST_PKTS] {
+        self.decisions.clear();
+        &mut self.burst
+    }
+
+    /// Gives a burst, the first `count` in the [`room`](Self::room), to the NF; what it decides is in
+    /// [`decided`](Self::decided) and then in `out`.
+    #[inline]
+    pub(crate) fn run(&mut self, count: usize, now_ns: u64) {
+        let count = self.admit(count, now_ns);
+        let first_arrival = self.next_arrival;
+        self.first_arrival = first_arrival;
+        self.next_arrival += count as u64;
+        let Self { nf, memory, setup, hold, out, .. } = self;
+        let Self { hold_overflow_pkts, stop, outbox, burst, decisions, .. } = self;
+        let memory = &*memory;
+        let mut ctx =
+            Context { memory, setup, now_ns, hold, out, hold_overflow_pkts, stop, outbox };
+        let leases = Lease::all(&mut burst[..count]);
+        let mut burst = Burst::new(memory, leases, decisions, first_arrival);
+        nf.process_burst(&mut burst, &mut ctx);
+        burst.finish(&mut ctx);
+    }
+
+    /// Gives a copy of a burst to the NF.
     pub(crate) fn run_burst(&mut self, arrivals: &[Delivery], now_ns: u64) {
-        for &arrival in arrivals {
-            if self.admit(arrival) && arrival.is_loan() {
-                self.fill(now_ns);
+        self.room()[..arrivals.len()].copy_from_slice(arrivals);
+        self.run(arrivals.len(), now_ns);
+    }
+
+    /// What was decided about the packets of the burst that still lie in it, and whether all of them
+    /// were at one hop of one route. They leave in this order.
+    #[inline]
+    pub(crate) fn decided(&self) -> (&[Delivery], &[Run], bool) {
+        (&*self.burst, self.decisions.runs(), self.one_hop)
+    }
+
+    /// All decided packets, one by one.
+    pub(crate) fn take_departures(&mut self) -> Vec<Departure> {
+        let leases = Lease::all(&mut self.burst[..]);
+        let mut all = Vec::new();
+        for &Run { action, start, end } in self.decisions.runs() {
+            for (lease, at) in leases[start..end].iter_mut().zip(start..) {
+                let slot = Slot { lease: lease.take(), arrival: self.first_arrival + at as u64 };
+                all.push(Departure { slot, action });
             }
         }
-        let mut slots = std::mem::take(&mut self.slots);
-        let (nf, mut ctx) = self.nf_in_context(now_ns);
-        nf.process_burst(&mut Burst::new(ctx.memory, &mut slots), &mut ctx);
-        for undecided in slots.drain(..).flatten() {
-            ctx.depart(undecided, Action::Next);
-        }
-        self.slots = slots;
+        self.decisions.clear();
+        all.append(&mut self.out);
+        all
+    }
+
+    /// The decided packets have been seen to.
+    #[inline]
+    pub(crate) fn forget_decided(&mut self) {
+        self.decisions.clear();
     }
 
     /// The NF, and what it can ask and do while it is called.
@@ -132,10 +184,51 @@ impl<N: NetworkFunction> Engine<N> {
         nf.sent(token, result, &mut ctx);
     }
 
-    /// Gives the loan that was just admitted to the NF.
+    /// Checks a burst before anything is done with it; returns how many packets are left in it.
+    #[inline]
+    fn admit(&mut self, count: usize, now_ns: u64) -> usize {
+        let burst = &self.burst[..count];
+        let Survey { in_order, one_hop } = survey(burst, self.memory.geometry());
+        self.one_hop = one_hop;
+        let is_held = |arrival: &Delivery| self.hold.holds(arrival.buffer);
+        if in_order && (self.hold.len() == 0 || !burst.iter().any(is_held)) {
+            count
+        } else {
+            self.admit_one_by_one(count, now_ns)
+        }
+    }
+
+    /// A descriptor that is nonsense costs nobody anything but itself: its buffer, if it names one, goes
+    /// back as dropped and empty. Loans are given to the NF at once.
     #[cold]
-    fn fill(&mut self, now_ns: u64) {
-        let Some(mut slot) = self.slots.pop().flatten() else { return };
+    fn admit_one_by_one(&mut self, count: usize, now_ns: u64) -> usize {
+        let mut kept = 0;
+        for at in 0..count {
+            let arrival = self.burst[at];
+            if self.hold.holds(arrival.buffer) {
+                self.refused_pkts += 1;
+            } else if let Some(lease) = self.memory.lease(arrival) {
+                if arrival.is_loan() {
+                    self.fill(lease, now_ns);
+                } else {
+                    self.burst[kept] = arrival;
+                    kept += 1;
+                }
+            } else {
+                self.refused_pkts += 1;
+                let empty = Delivery { offset_bytes: 0, len_bytes: 0, ..arrival };
+                if let Some(lease) = self.memory.lease(empty) {
+                    let slot = self.arrived(lease);
+                    self.out.push(Departure { slot, action: Action::Drop });
+                }
+            }
+        }
+        kept
+    }
+
+    /// Gives a loan to the NF.
+    fn fill(&mut self, lease: Lease, now_ns: u64) {
+        let mut slot = self.arrived(lease);
         let (nf, mut ctx) = self.nf_in_context(now_ns);
         let action = nf.fill(&mut slot.view(ctx.memory), &mut ctx);
         ctx.depart(slot, action);
@@ -147,38 +240,9 @@ impl<N: NetworkFunction> Engine<N> {
         nf.leaving(&mut ctx);
     }
 
-    /// Takes the hold of an arrival's buffer. A descriptor that is nonsense costs nobody anything
-    /// but itself: its buffer, if it names one, goes back as dropped and empty. Returns whether the
-    /// packet is in.
-    #[inline]
-    fn admit(&mut self, arrival: Delivery) -> bool {
-        let Delivery { buffer, offset_bytes, len_bytes, flow_hash, route, port, hop } = arrival;
-        let slot = |lease, offset, len, arrival| Slot {
-            lease,
-            offset,
-            len,
-            port,
-            route,
-            hop,
-            flow_hash,
-            arrival,
-        };
-        if self.hold.holds(buffer) {
-            self.refused_pkts += 1;
-            false
-        } else if let Some(lease) = self.memory.lease(buffer, offset_bytes, len_bytes) {
-            self.slots.push(Some(slot(lease, offset_bytes, len_bytes, self.next_arrival)));
-            self.next_arrival += 1;
-            true
-        } else {
-            self.refused_pkts += 1;
-            if let Some(lease) = self.memory.lease(buffer, 0, 0) {
-                let slot = slot(lease, 0, 0, self.next_arrival);
-                self.next_arrival += 1;
-                self.out.push(Departure { slot, action: Action::Drop });
-            }
-            false
-        }
+    fn arrived(&mut self, lease: Lease) -> Slot {
+        self.next_arrival += 1;
+        Slot { lease, arrival: self.next_arrival - 1 }
     }
 
     /// Ticks once if a tick is due. Returns whether it was.
@@ -200,8 +264,13 @@ impl<N: NetworkFunction> Engine<N> {
         });
     }
 
-    /// The buffers of the packets that the NF began to hold since the last call, and still holds.
+    /// True when the NF began to hold packets since [`take_newly_held`](Self::take_newly_held).
     #[inline]
+    pub(crate) fn has_newly_held(&self) -> bool {
+        self.hold.has_newly_held()
+    }
+
+    /// The buffers of the packets that the NF began to hold since the last call, and still holds.
     pub(crate) fn take_newly_held(&mut self) -> impl Iterator<Item = BufferIndex> {
         self.hold.take_newly_held()
     }
@@ -256,7 +325,8 @@ mod tests {
         engine.run_burst(&[arrival(3, 2000, 100)], 0);
         let departure = engine.out.pop().unwrap();
         assert_eq!(departure.action, Action::Drop);
-        assert_eq!((departure.slot.lease.buffer(), departure.slot.len), (3, 0));
+        assert_eq!(departure.slot.lease.descriptor().len_bytes, 0);
+        assert_eq!(departure.slot.lease.buffer(), 3);
         assert_eq!((engine.refused_pkts, engine.held_pkts()), (1, 0));
     }
 

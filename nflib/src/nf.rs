@@ -92,11 +92,7 @@ pub trait NetworkFunction: Send {
     /// Decides about a burst. Packets leave in the order in which they are decided; one that was
     /// not decided leaves after the others, as [`Action::Next`].
     fn process_burst(&mut self, burst: &mut Burst<'_>, ctx: &mut Context<'_>) {
-        for at in 0..burst.len() {
-            let Some(mut packet) = burst.packet(at) else { continue };
-            let action = self.process(&mut packet, ctx);
-            burst.decide(at, action, ctx);
-        }
+        burst.decide_each(ctx, |packet, ctx| self.process(packet, ctx));
     }
 
     /// The most packets the NF wants to hold at once ([`Action::Hold`]); asked once per attachment.

@@ -13,7 +13,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-use crate::descriptor::{PortId, RouteId};
+use crate::descriptor::{Delivery, PortId, RouteId};
 use crate::shm::{Lease, PacketMemory};
 
 /// Names one packet during its stay at one NF. Not used again for another packet.
@@ -68,19 +68,10 @@ pub enum PacketError {
     },
 }
 
-/// A packet that this process holds: the buffer's lease and where the packet lies in it.
-///
-/// Invariant: `offset + len ≤ stride`, kept by the constructor and by every method of [`Packet`].
+/// A packet that this process holds, and its number among those that came.
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub(crate) lease: Lease,
-    pub(crate) offset: u16,
-    pub(crate) len: u16,
-    pub(crate) port: PortId,
-    /// The route it travels, and this NF's position in it.
-    pub(crate) route: RouteId,
-    pub(crate) hop: u8,
-    pub(crate) flow_hash: u32,
     pub(crate) arrival: u64,
 }
 
@@ -90,37 +81,35 @@ impl Slot {
     }
 
     pub(crate) fn view<'a>(&'a mut self, memory: &'a PacketMemory) -> Packet<'a> {
-        let id = self.id();
-        Packet {
-            buffer: memory.bytes_mut(&mut self.lease),
-            offset: &mut self.offset,
-            len: &mut self.len,
-            port: self.port,
-            route: self.route,
-            hop: self.hop,
-            flow_hash: &mut self.flow_hash,
-            id,
-        }
+        Packet { memory, lease: &mut self.lease, arrival: self.arrival }
     }
 
     pub(crate) fn bytes<'a>(&'a self, memory: &'a PacketMemory) -> &'a [u8] {
-        let from = usize::from(self.offset);
-        let buffer = memory.bytes(&self.lease);
-        buffer.get(from..from + usize::from(self.len)).unwrap_or_default()
+        bytes_of(&self.lease, memory)
     }
 }
 
+#[inline]
+fn bytes_of<'a>(lease: &'a Lease, memory: &'a PacketMemory) -> &'a [u8] {
+    let from = usize::from(lease.descriptor().offset_bytes);
+    let to = from + usize::from(lease.descriptor().len_bytes);
+    memory.bytes(lease).get(from..to).unwrap_or_default()
+}
+
 /// A view of one packet. The NF is its only holder while the view lives.
+///
+/// Invariant: `offset + len ≤ stride`, checked before a view is made and kept by every method.
 pub struct Packet<'a> {
-    /// The whole buffer.
-    buffer: &'a mut [u8],
-    offset: &'a mut u16,
-    len: &'a mut u16,
-    flow_hash: &'a mut u32,
-    port: PortId,
-    route: RouteId,
-    hop: u8,
-    id: PacketId,
+    memory: &'a PacketMemory,
+    lease: &'a mut Lease,
+    arrival: u64,
+}
+
+impl<'a> Packet<'a> {
+    #[inline]
+    pub(crate) fn new(memory: &'a PacketMemory, lease: &'a mut Lease, arrival: u64) -> Self {
+        Self { memory, lease, arrival }
+    }
 }
 
 impl Packet<'_> {
@@ -129,41 +118,56 @@ impl Packet<'_> {
     #[must_use]
     #[inline]
     pub fn bytes(&self) -> &[u8] {
-        let from = usize::from(*self.offset);
-        self.buffer.get(from..from + usize::from(*self.len)).unwrap_or_default()
+        bytes_of(self.lease, self.memory)
     }
 
     /// The frame, to change in place.
     #[must_use]
     #[inline]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        let from = usize::from(*self.offset);
-        self.buffer.get_mut(from..from + usize::from(*self.len)).unwrap_or_default()
+        let (from, len) = self.range();
+        self.buffer_mut(from, len)
+    }
+
+    #[inline]
+    fn buffer_mut(&mut self, from: usize, len: usize) -> &mut [u8] {
+        self.memory.bytes_mut(self.lease).get_mut(from..from + len).unwrap_or_default()
+    }
+
+    /// Offset and length.
+    #[inline]
+    fn range(&self) -> (usize, usize) {
+        let Delivery { offset_bytes, len_bytes, .. } = *self.lease.descriptor();
+        (usize::from(offset_bytes), usize::from(len_bytes))
     }
 
     /// Length of the frame in bytes.
     #[must_use]
     #[inline]
     pub fn len(&self) -> usize {
-        usize::from(*self.len)
+        self.range().1
     }
 
     /// True for a packet without any byte.
     #[must_use]
+    #[inline]
     pub fn is_empty(&self) -> bool {
-        *self.len == 0
+        self.len() == 0
     }
 
     /// Free bytes before the packet.
     #[must_use]
+    #[inline]
     pub fn headroom_bytes(&self) -> usize {
-        usize::from(*self.offset)
+        self.range().0
     }
 
     /// Free bytes after the packet.
     #[must_use]
+    #[inline]
     pub fn tailroom_bytes(&self) -> usize {
-        self.buffer.len() - usize::from(*self.offset) - self.len()
+        let (offset, len) = self.range();
+        self.memory.stride_bytes().saturating_sub(offset + len)
     }
 
     /// Makes the packet `n` bytes longer at its front and returns the new bytes, which hold
@@ -172,14 +176,11 @@ impl Packet<'_> {
     /// # Errors
     /// [`PacketError::NoHeadroom`]
     pub fn push_front(&mut self, n: usize) -> Result<&mut [u8], PacketError> {
-        let free_bytes = self.headroom_bytes();
-        let error = PacketError::NoHeadroom { wanted_bytes: n, free_bytes };
-        let added = u16::try_from(n).ok().filter(|_| n <= free_bytes).ok_or(error)?;
-        // offset + len ≤ stride ≤ u16::MAX, so the longer length fits.
-        *self.offset -= added;
-        *self.len += added;
-        let from = usize::from(*self.offset);
-        Ok(&mut self.buffer[from..from + n])
+        let (offset, len) = self.range();
+        let error = PacketError::NoHeadroom { wanted_bytes: n, free_bytes: offset };
+        let from = offset.checked_sub(n).ok_or(error)?;
+        self.set_range(from, len + n);
+        Ok(self.buffer_mut(from, n))
     }
 
     /// Removes the first `n` bytes and returns them; they stay readable until the next change.
@@ -187,11 +188,10 @@ impl Packet<'_> {
     /// # Errors
     /// [`PacketError::TooShort`]
     pub fn pop_front(&mut self, n: usize) -> Result<&[u8], PacketError> {
-        let removed = self.removable(n)?;
-        let from = usize::from(*self.offset);
-        *self.offset += removed;
-        *self.len -= removed;
-        Ok(&self.buffer[from..from + n])
+        let (offset, len) = self.range();
+        let rest = self.less(n)?;
+        self.set_range(offset + len - rest, rest);
+        Ok(self.buffer_mut(offset, n))
     }
 
     /// Makes the packet `n` bytes longer at its end and returns the new bytes, which hold whatever
@@ -201,11 +201,12 @@ impl Packet<'_> {
     /// [`PacketError::NoTailroom`]
     pub fn push_back(&mut self, n: usize) -> Result<&mut [u8], PacketError> {
         let free_bytes = self.tailroom_bytes();
-        let error = PacketError::NoTailroom { wanted_bytes: n, free_bytes };
-        let added = u16::try_from(n).ok().filter(|_| n <= free_bytes).ok_or(error)?;
-        let from = usize::from(*self.offset) + self.len();
-        *self.len += added;
-        Ok(&mut self.buffer[from..from + n])
+        if n > free_bytes {
+            return Err(PacketError::NoTailroom { wanted_bytes: n, free_bytes });
+        }
+        let (offset, len) = self.range();
+        self.set_range(offset, len + n);
+        Ok(self.buffer_mut(offset + len, n))
     }
 
     /// Removes the last `n` bytes.
@@ -213,34 +214,40 @@ impl Packet<'_> {
     /// # Errors
     /// [`PacketError::TooShort`]
     pub fn trim_back(&mut self, n: usize) -> Result<(), PacketError> {
-        *self.len -= self.removable(n)?;
+        let rest = self.less(n)?;
+        self.set_range(self.headroom_bytes(), rest);
         Ok(())
     }
 
-    fn removable(&self, n: usize) -> Result<u16, PacketError> {
-        u16::try_from(n)
-            .ok()
-            .filter(|n| n <= self.len)
-            .ok_or(PacketError::TooShort { wanted_bytes: n, len_bytes: self.len() })
+    /// The length without `n` bytes.
+    fn less(&self, n: usize) -> Result<usize, PacketError> {
+        let len_bytes = self.len();
+        let error = PacketError::TooShort { wanted_bytes: n, len_bytes };
+        len_bytes.checked_sub(n).ok_or(error)
+    }
+
+    /// Both are at most the stride, which 16 bits can say.
+    fn set_range(&mut self, offset: usize, len: usize) {
+        self.lease.set_range(offset as u16, len as u16);
     }
 
     /// The port the packet came in by.
     #[must_use]
     #[inline]
     pub fn ingress_port(&self) -> PortId {
-        self.port
+        self.lease.descriptor().port
     }
 
     /// The flow hash made at ingress: equal for all packets of one flow, 0 when none was made.
     #[must_use]
     #[inline]
     pub fn flow_hash(&self) -> u32 {
-        *self.flow_hash
+        self.lease.descriptor().flow_hash
     }
 
     /// Replaces the flow hash, for an NF that changed what the flow is.
     pub fn set_flow_hash(&mut self, flow_hash: u32) {
-        *self.flow_hash = flow_hash;
+        self.lease.set_flow_hash(flow_hash);
     }
 
     /// The route the packet travels: one version of a service chain. Packets of one route go
@@ -249,7 +256,7 @@ impl Packet<'_> {
     #[must_use]
     #[inline]
     pub fn route(&self) -> RouteId {
-        self.route
+        self.lease.descriptor().route
     }
 
     /// This NF's position in the packet's route, from 0: an NF whose service stands in a chain
@@ -257,22 +264,22 @@ impl Packet<'_> {
     #[must_use]
     #[inline]
     pub fn hop(&self) -> u8 {
-        self.hop
+        self.lease.descriptor().hop
     }
 
     /// The packet's name, by which it can be found again after [`Action::Hold`](crate::Action).
     #[must_use]
     #[inline]
     pub fn id(&self) -> PacketId {
-        self.id
+        PacketId { arrival: self.arrival, buffer: self.lease.buffer() }
     }
 }
 
 impl fmt::Debug for Packet<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Packet")
-            .field("id", &self.id)
-            .field("ingress_port", &self.port)
+            .field("id", &self.id())
+            .field("ingress_port", &self.ingress_port())
             .field("len_bytes", &self.len())
             .field("headroom_bytes", &self.headroom_bytes())
             .finish_non_exhaustive()
@@ -297,8 +304,10 @@ mod tests {
     }
 
     fn slot(memory: &PacketMemory, offset: u16, len: u16) -> Slot {
-        let lease = memory.lease(1, offset, len).unwrap();
-        Slot { lease, offset, len, port: 4, route: 2, hop: 0, flow_hash: 9, arrival: 1 }
+        let place =
+            Delivery { buffer: 1, offset_bytes: offset, len_bytes: len, ..Delivery::default() };
+        let lease = memory.lease(Delivery { port: 4, route: 2, flow_hash: 9, ..place }).unwrap();
+        Slot { lease, arrival: 1 }
     }
 
     #[test]

@@ -6,12 +6,14 @@
 #![forbid(unsafe_code)]
 
 mod frames;
+mod hop;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::burst::MAX_BURST_PKTS;
+use crate::context::Departure;
 use crate::control::{SendRefusal, ServiceRef, Target};
 use crate::descriptor::{Delivery, NO_PORT};
 use crate::engine::Engine;
@@ -21,6 +23,7 @@ use crate::packet::PacketId;
 use crate::shm::{BufferIndex, HugePages, Region, RegionGeometry};
 
 pub use frames::FrameBuilder;
+pub use hop::{Hop, HopOptions};
 
 /// What the bench pretends the manager to be.
 #[derive(Clone, Copy, Debug)]
@@ -253,15 +256,10 @@ impl<N: NetworkFunction> TestBench<N> {
     fn collect(&mut self) {
         // Nobody has to be told here what is held.
         drop(self.engine.take_newly_held());
-        let departures = std::mem::take(&mut self.engine.out);
-        for departure in &departures {
-            let slot = &departure.slot;
+        for Departure { slot, action } in self.engine.take_departures() {
             self.free.push_back(slot.lease.buffer());
-            self.outputs.push(Output {
-                id: slot.id(),
-                action: departure.action,
-                bytes: self.engine.bytes(slot).to_vec(),
-            });
+            let bytes = self.engine.bytes(&slot).to_vec();
+            self.outputs.push(Output { id: slot.id(), action, bytes });
         }
         assert_eq!(
             self.free.len() + self.engine.held_pkts(),

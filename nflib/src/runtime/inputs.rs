@@ -7,7 +7,7 @@ use crate::shm::{Consumer, RingMemory};
 
 /// Who pushes to an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub(crate) enum Source {
     /// A worker of the manager.
     Lane,
     /// Another NF; edges are numbered as they come. `closing` when it pushes no more.
@@ -15,14 +15,14 @@ pub(super) enum Source {
 }
 
 /// One ring to read.
-pub(super) struct Input<M> {
-    pub(super) ring: Consumer<Delivery, M>,
-    pub(super) source: Source,
+pub(crate) struct Input<M> {
+    pub(crate) ring: Consumer<Delivery, M>,
+    pub(crate) source: Source,
 }
 
 /// All inputs, each looked at once a turn.
-pub(super) struct Inputs<M> {
-    pub(super) all: Vec<Input<M>>,
+pub(crate) struct Inputs<M> {
+    pub(crate) all: Vec<Input<M>>,
     /// Whose turn it is.
     at: usize,
     /// Edges opened so far.
@@ -30,14 +30,14 @@ pub(super) struct Inputs<M> {
 }
 
 impl<M: RingMemory> Inputs<M> {
-    pub(super) fn new(lanes: impl Iterator<Item = Consumer<Delivery, M>>) -> Self {
+    pub(crate) fn new(lanes: impl Iterator<Item = Consumer<Delivery, M>>) -> Self {
         let all = lanes.map(|ring| Input { ring, source: Source::Lane }).collect();
         Self { all, at: 0, edges: 0 }
     }
 
     /// The input whose turn it is; the next call gives the one after it. There is at least one.
     #[inline]
-    pub(super) fn next(&mut self) -> usize {
+    pub(crate) fn next(&mut self) -> usize {
         if self.at >= self.all.len() {
             self.at = 0;
         }
@@ -46,13 +46,13 @@ impl<M: RingMemory> Inputs<M> {
     }
 
     /// True when nothing waits anywhere.
-    pub(super) fn are_empty(&self) -> bool {
+    pub(crate) fn are_empty(&self) -> bool {
         self.all.iter().all(|input| input.ring.is_empty())
     }
 
     /// Reads a ring from an NF from now on, beside one that this NF number may have already: who
     /// pushes there has not heard yet of the new one.
-    pub(super) fn open_edge(&mut self, nf: u16, ring: Consumer<Delivery, M>) {
+    pub(crate) fn open_edge(&mut self, nf: u16, ring: Consumer<Delivery, M>) {
         let source = Source::Edge { nf, number: self.edges, closing: false };
         self.edges += 1;
         self.all.push(Input { ring, source });
@@ -60,7 +60,7 @@ impl<M: RingMemory> Inputs<M> {
 
     /// The oldest ring from this NF gets nothing more: it is forgotten once it is empty. False when
     /// there is none.
-    pub(super) fn close_edge(&mut self, nf: u16) -> bool {
+    pub(crate) fn close_edge(&mut self, nf: u16) -> bool {
         let of_nf = |&source: &Source| match source {
             Source::Edge { nf: from, number, closing: false } if from == nf => Some(number),
             _ => None,
@@ -76,7 +76,7 @@ impl<M: RingMemory> Inputs<M> {
     }
 
     /// Forgets an input. Its place is taken by the last, which is looked at next.
-    pub(super) fn forget(&mut self, number: usize) {
+    pub(crate) fn forget(&mut self, number: usize) {
         self.all.swap_remove(number);
         self.at = number;
     }

@@ -4,7 +4,7 @@
 use crate::shm::{BufferIndex, Channel};
 
 /// A bit for each buffer, where the manager finds it after a death.
-pub(super) trait HoldMap {
+pub(crate) trait HoldMap {
     /// Sets or clears the bit of a buffer.
     fn set_held(&self, buffer: BufferIndex, held: bool);
     /// Whether the bit of a buffer is set.
@@ -22,19 +22,19 @@ impl HoldMap for std::sync::Arc<Channel> {
 }
 
 /// The hold map, and how many of its bits are set: with none, no packet is looked up.
-pub(super) struct Marks<H> {
+pub(crate) struct Marks<H> {
     map: H,
     set_bits: usize,
 }
 
 impl<H: HoldMap> Marks<H> {
     /// Over a map without any bit set.
-    pub(super) fn new(map: H) -> Self {
+    pub(crate) fn new(map: H) -> Self {
         Self { map, set_bits: 0 }
     }
 
     /// Sets the bit of a buffer if it is not set.
-    pub(super) fn set(&mut self, buffer: BufferIndex) {
+    pub(crate) fn set(&mut self, buffer: BufferIndex) {
         if !self.map.is_held(buffer) {
             self.map.set_held(buffer, true);
             self.set_bits += 1;
@@ -43,7 +43,7 @@ impl<H: HoldMap> Marks<H> {
 
     /// Clears the bits of buffers that were pushed on.
     #[inline]
-    pub(super) fn clear(&mut self, pushed: impl Iterator<Item = BufferIndex>) {
+    pub(crate) fn clear(&mut self, pushed: impl Iterator<Item = BufferIndex>) {
         if self.set_bits == 0 {
             return;
         }

@@ -9,12 +9,12 @@
 
 mod affinity;
 mod attach;
-mod inputs;
+pub(crate) mod inputs;
 mod limits;
 mod mailbox;
-mod marks;
-mod outputs;
-mod passage;
+pub(crate) mod marks;
+pub(crate) mod outputs;
+pub(crate) mod passage;
 mod turns;
 
 use std::ffi::OsStr;

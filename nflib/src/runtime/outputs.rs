@@ -5,19 +5,19 @@
 //! to, not by those there are.
 #![forbid(unsafe_code)]
 
+use crate::burst::Run;
 use crate::context::Departure;
 use crate::descriptor::{ActionCode, Delivery, Returned, RouteId, ServiceId};
 use crate::nf::Action;
-use crate::packet::Slot;
 use crate::shm::{
-    BufferIndex, Doorbell, NO_NF, Producer, RingError, RingMemory, RouteTable, SlotValue,
+    BufferIndex, Doorbell, HopEntry, NO_NF, Producer, RingError, RingMemory, RouteTable, SlotValue,
 };
 
 use super::marks::{HoldMap, Marks};
 
 /// How long an edge may stay full before what waits for it is refused: a neighbour that hangs must
 /// not stop this NF, and with it every chain that this NF is in.
-pub(super) const PATIENCE_NS: u64 = 50_000_000;
+pub(crate) const PATIENCE_NS: u64 = 50_000_000;
 
 /// Stands in `edge_of` where no edge is.
 const NO_EDGE: u16 = u16::MAX;
@@ -76,6 +76,27 @@ impl<T: Named, M: RingMemory> Output<T, M> {
         Ok(pushed)
     }
 
+    /// Pushes what fits of `packets`, made into values, without queueing it; the rest is queued, in
+    /// order. Nothing was queued before.
+    #[inline]
+    fn push_at_once<H: HoldMap>(
+        &mut self,
+        packets: &[Delivery],
+        value: impl Fn(&Delivery) -> T,
+        marks: &mut Marks<H>,
+    ) -> Result<usize, RingError> {
+        debug_assert!(!self.unsettled && self.queued.is_empty(), "one push between settles");
+        let pushed = self.ring.push_made(packets, &value)?;
+        if pushed > 0 {
+            self.unsettled = true;
+            marks.clear(packets[..pushed].iter().map(Named::buffer));
+        }
+        if pushed < packets.len() {
+            self.queued.extend(packets[pushed..].iter().map(value));
+        }
+        Ok(pushed)
+    }
+
     fn mark_leftovers<H: HoldMap>(&mut self, marks: &mut Marks<H>) {
         for value in &self.queued[self.marked..] {
             marks.set(value.buffer());
@@ -110,6 +131,17 @@ enum Room {
     Stuck,
 }
 
+/// Where packets of one hop of one route go, about which the same was decided.
+#[derive(Clone, Copy)]
+enum Way {
+    /// To the manager.
+    Lane,
+    /// By the edge at this place, to the NF at this hop.
+    Edge { place: u16, hop: u8 },
+    /// To one of a set of NFs, by the flow: by an edge where there is one.
+    ByFlow { entry: HopEntry, hop: u8 },
+}
+
 /// A direct edge to another NF.
 struct OutEdge<M> {
     nf: u16,
@@ -119,6 +151,16 @@ struct OutEdge<M> {
 }
 
 impl<M: RingMemory> OutEdge<M> {
+    /// Settles the ring if it was pushed to, and wakes the NF that got something.
+    #[inline]
+    fn settle(&mut self) {
+        if self.output.settle()
+            && let Some(bell) = &self.bell
+        {
+            bell.ring();
+        }
+    }
+
     /// Notes what a push told; true when what is left over shall be refused.
     #[inline]
     fn gives_up(&mut self, pushed: usize, now_ns: u64) -> bool {
@@ -140,7 +182,7 @@ impl<M: RingMemory> OutEdge<M> {
 }
 
 /// All outputs of an NF.
-pub(super) struct Outputs<M> {
+pub(crate) struct Outputs<M> {
     lanes: Vec<Output<Returned, M>>,
     /// Buffer `b` goes back by lane `b / worker_buffers`.
     worker_buffers: u32,
@@ -153,12 +195,14 @@ pub(super) struct Outputs<M> {
     /// Places in `lanes` and in `edges` of the outputs with something queued.
     dirty_lanes: Vec<u16>,
     dirty_edges: Vec<u16>,
+    /// Place of an edge that took a burst at once, until it is settled; else [`NO_EDGE`].
+    pushed_at_once: u16,
     refused_pkts: u64,
 }
 
 impl<M: RingMemory> Outputs<M> {
     /// `lanes`: the return rings, at least one, at most 65,535.
-    pub(super) fn new(
+    pub(crate) fn new(
         lanes: impl Iterator<Item = Producer<Returned, M>>,
         worker_buffers: u32,
         service: ServiceId,
@@ -173,23 +217,24 @@ impl<M: RingMemory> Outputs<M> {
             routes,
             dirty_lanes: Vec::new(),
             dirty_edges: Vec::new(),
+            pushed_at_once: NO_EDGE,
             refused_pkts: 0,
         }
     }
 
     /// Packets that were refused because the next NF took none.
-    pub(super) fn refused_pkts(&self) -> u64 {
+    pub(crate) fn refused_pkts(&self) -> u64 {
         self.refused_pkts
     }
 
-    /// True while something waits for room.
+    /// True while something is queued: between turns, waits for room.
     #[inline]
-    pub(super) fn have_leftovers(&self) -> bool {
+    pub(crate) fn have_leftovers(&self) -> bool {
         !self.dirty_lanes.is_empty() || !self.dirty_edges.is_empty()
     }
 
     /// Uses a ring to an NF from now on, instead of one it may have. `nf` is not [`NO_NF`].
-    pub(super) fn open_edge(
+    pub(crate) fn open_edge(
         &mut self,
         nf: u16,
         ring: Producer<Delivery, M>,
@@ -212,7 +257,7 @@ impl<M: RingMemory> Outputs<M> {
 
     /// Uses the ring to an NF no more; the manager passes on what waits for it. False when there is
     /// none.
-    pub(super) fn close_edge(&mut self, nf: u16) -> bool {
+    pub(crate) fn close_edge(&mut self, nf: u16) -> bool {
         let Some(place) = self.edge_of.get_mut(usize::from(nf)).filter(|at| **at != NO_EDGE) else {
             return false;
         };
@@ -225,35 +270,115 @@ impl<M: RingMemory> Outputs<M> {
         true
     }
 
-    /// Queues a packet for where it is to go.
+    /// Pushes a whole burst, if all of it takes one way, without looking at each packet. All are at one
+    /// hop of one route, and nothing is queued. `None`: not possible, nothing was done.
+    ///
+    /// # Errors
+    /// The manager broke a return ring.
     #[inline]
-    pub(super) fn queue(&mut self, departure: &Departure) {
-        let slot = &departure.slot;
-        if let Some((place, hop)) = self.edge_for(slot, departure.action)
-            && let Some(edge) = self.edges[usize::from(place)].as_mut()
-        {
-            if edge.output.queue(delivery(slot, hop)) {
-                self.dirty_edges.push(place);
+    pub(crate) fn push_at_once<H: HoldMap>(
+        &mut self,
+        packets: &[Delivery],
+        action: Action,
+        marks: &mut Marks<H>,
+        now_ns: u64,
+    ) -> Result<Option<usize>, RingError> {
+        let Some(first) = packets.first() else { return Ok(None) };
+        match self.way(first, action) {
+            Way::Edge { place, hop } => {
+                let Some(edge) = self.edges[usize::from(place)].as_mut() else { return Ok(None) };
+                let hops = hop.wrapping_sub(first.hop);
+                let value = |packet: &Delivery| packet.hops_on(hops);
+                let pushed = edge.output.push_at_once(packets, value, marks);
+                if pushed == Ok(packets.len()) {
+                    edge.room = Room::Free;
+                    self.pushed_at_once = place;
+                    return Ok(Some(packets.len()));
+                }
+                if pushed.is_ok() {
+                    self.dirty_edges.push(place);
+                }
+                // `None`: the edge was broken and is closed.
+                let Some(moved_pkts) = self.edge_pushed(place, pushed, now_ns) else {
+                    return Ok(None);
+                };
+                Ok(Some(moved_pkts + self.push_lanes(marks)?))
             }
-        } else {
-            self.give_back(returned(slot, departure.action));
+            Way::Lane if self.lanes.len() == 1 => {
+                let (code, target) = code_of(action);
+                let value = |packet: &Delivery| returned(packet, packet.hop, code, target);
+                let pushed = self.lanes[0].push_at_once(packets, value, marks)?;
+                self.dirty_lanes.push(0);
+                Ok(Some(pushed))
+            }
+            _ => Ok(None),
         }
     }
 
-    /// The edge to the NF that the packet goes to, and that NF's hop. `None`: by the manager.
-    #[inline]
-    fn edge_for(&self, slot: &Slot, action: Action) -> Option<(u16, u8)> {
-        if self.edge_of.is_empty() {
-            return None;
+    /// Queues packets about which the same was decided for where they are to go.
+    pub(crate) fn queue_run(&mut self, packets: &[Delivery], run: &Run) {
+        let mut way = None;
+        for packet in &packets[run.start..run.end] {
+            let at = (packet.route, packet.hop);
+            let way = match way {
+                Some((of, way)) if of == at => way,
+                _ => way.insert((at, self.way(packet, run.action))).1,
+            };
+            self.queue_by(way, packet, run.action);
         }
-        let hop = match action {
-            Action::Next => slot.hop.checked_add(1)?,
-            Action::ToService(service) => self.routes.hop_of(slot.route, service)?,
-            _ => return None,
+    }
+
+    /// Queues a packet for where it is to go.
+    pub(crate) fn queue(&mut self, departure: &Departure) {
+        let packet = departure.slot.lease.descriptor();
+        self.queue_by(self.way(packet, departure.action), packet, departure.action);
+    }
+
+    #[inline]
+    fn queue_by(&mut self, way: Way, packet: &Delivery, action: Action) {
+        let edge = match way {
+            Way::Lane => None,
+            Way::Edge { place, hop } => Some((place, hop)),
+            Way::ByFlow { entry, hop } => {
+                self.edge_to(self.routes.nf_of(entry, packet.flow_hash)).map(|place| (place, hop))
+            }
         };
-        let nf = self.routes.nf_at(slot.route, hop, slot.flow_hash)?;
-        let place = *self.edge_of.get(usize::from(nf))?;
-        (place != NO_EDGE).then_some((place, hop))
+        if let Some((place, hop)) = edge
+            && let Some(edge) = self.edges[usize::from(place)].as_mut()
+        {
+            if edge.output.queue(Delivery { hop, ..*packet }) {
+                self.dirty_edges.push(place);
+            }
+        } else {
+            let (code, target) = code_of(action);
+            self.give_back(returned(packet, packet.hop, code, target));
+        }
+    }
+
+    /// The way of a packet, and of all at the same hop of the same route.
+    #[inline]
+    fn way(&self, packet: &Delivery, action: Action) -> Way {
+        let by_edge = || {
+            if self.edge_of.is_empty() {
+                return None;
+            }
+            let hop = match action {
+                Action::Next => packet.hop.checked_add(1)?,
+                Action::ToService(service) => self.routes.hop_of(packet.route, service)?,
+                _ => return None,
+            };
+            match self.routes.entry_at(packet.route, hop)? {
+                HopEntry::Nf(nf) => Some(Way::Edge { place: self.edge_to(nf)?, hop }),
+                entry @ HopEntry::Set { .. } => Some(Way::ByFlow { entry, hop }),
+            }
+        };
+        by_edge().unwrap_or(Way::Lane)
+    }
+
+    /// The place of the edge to an NF.
+    #[inline]
+    fn edge_to(&self, nf: u16) -> Option<u16> {
+        self.edge_of.get(usize::from(nf)).copied().filter(|&place| place != NO_EDGE)
     }
 
     /// A packet that waited for an edge which is closed: the manager takes it there.
@@ -261,19 +386,19 @@ impl<M: RingMemory> Outputs<M> {
         let Delivery { route, hop, .. } = packet;
         match hop.checked_sub(1) {
             Some(here) if self.routes.service_at(route, here) == Some(self.service) => {
-                not_pushed(packet, here, ActionCode::Next, 0)
+                returned(&packet, here, ActionCode::Next, 0)
             }
             _ => {
                 // No edge leads to a hop that the route has not.
                 let service = self.routes.service_at(route, hop).unwrap_or_default();
-                not_pushed(packet, self.hop_on(route), ActionCode::ToService, service)
+                returned(&packet, self.hop_on(route), ActionCode::ToService, service)
             }
         }
     }
 
     /// A packet that the next NF does not take.
     fn refused(&self, packet: Delivery, nf: u16) -> Returned {
-        not_pushed(packet, self.hop_on(packet.route), ActionCode::Refused, nf)
+        returned(&packet, self.hop_on(packet.route), ActionCode::Refused, nf)
     }
 
     /// A hop at which a route visits this NF's service. A packet that was sent here off its route has
@@ -304,7 +429,7 @@ impl<M: RingMemory> Outputs<M> {
     /// # Errors
     /// The manager broke a return ring. An edge that its NF broke is closed.
     #[inline]
-    pub(super) fn push_all<H: HoldMap>(
+    pub(crate) fn push_all<H: HoldMap>(
         &mut self,
         marks: &mut Marks<H>,
         now_ns: u64,
@@ -314,6 +439,13 @@ impl<M: RingMemory> Outputs<M> {
         for at in (0..self.dirty_edges.len()).rev() {
             moved_pkts += self.push_edge(self.dirty_edges[at], marks, now_ns);
         }
+        moved_pkts += self.push_lanes(marks)?;
+        Ok(moved_pkts)
+    }
+
+    #[inline]
+    fn push_lanes<H: HoldMap>(&mut self, marks: &mut Marks<H>) -> Result<usize, RingError> {
+        let mut moved_pkts = 0;
         for &place in &self.dirty_lanes {
             moved_pkts += self.lanes[usize::from(place)].push(marks)?;
         }
@@ -323,29 +455,43 @@ impl<M: RingMemory> Outputs<M> {
     #[inline]
     fn push_edge<H: HoldMap>(&mut self, place: u16, marks: &mut Marks<H>, now_ns: u64) -> usize {
         let Some(edge) = self.edges[usize::from(place)].as_mut() else { return 0 };
+        let pushed = edge.output.push(marks);
+        self.edge_pushed(place, pushed, now_ns).unwrap_or_default()
+    }
+
+    /// Sees to an edge after a push: what it refuses is queued to go back, and a broken one is closed
+    /// (`None`). Returns the packets that moved.
+    #[inline]
+    fn edge_pushed(
+        &mut self,
+        place: u16,
+        pushed: Result<usize, RingError>,
+        now_ns: u64,
+    ) -> Option<usize> {
+        let edge = self.edges[usize::from(place)].as_mut()?;
         let nf = edge.nf;
-        let pushed_pkts = match edge.output.push(marks) {
+        let pushed_pkts = match pushed {
             Ok(pushed_pkts) => pushed_pkts,
             Err(error) => {
                 tracing::warn!("NF {nf} broke the ring to it: {error}; it is used no more");
                 self.close_edge(nf);
-                return 0;
+                return None;
             }
         };
         if !edge.gives_up(pushed_pkts, now_ns) {
-            return pushed_pkts;
+            return Some(pushed_pkts);
         }
         let refused = edge.output.take_leftovers();
         self.refused_pkts += refused.len() as u64;
         for &packet in &refused {
             self.give_back(self.refused(packet, nf));
         }
-        pushed_pkts + refused.len()
+        Some(pushed_pkts + refused.len())
     }
 
     /// Notes in the hold map what could not be pushed.
     #[inline]
-    pub(super) fn mark_leftovers<H: HoldMap>(&mut self, marks: &mut Marks<H>) {
+    pub(crate) fn mark_leftovers<H: HoldMap>(&mut self, marks: &mut Marks<H>) {
         for &place in &self.dirty_edges {
             if let Some(edge) = self.edges[usize::from(place)].as_mut() {
                 edge.output.mark_leftovers(marks);
@@ -358,7 +504,20 @@ impl<M: RingMemory> Outputs<M> {
 
     /// Settles every output that was pushed to, and wakes the NFs that got something.
     #[inline]
-    pub(super) fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
+        if self.pushed_at_once != NO_EDGE {
+            let place = std::mem::replace(&mut self.pushed_at_once, NO_EDGE);
+            if let Some(edge) = self.edges[usize::from(place)].as_mut() {
+                edge.settle();
+            }
+        }
+        if self.have_leftovers() {
+            self.settle_dirty();
+        }
+    }
+
+    /// Settles what was queued for; what has nothing queued any more leaves the lists.
+    fn settle_dirty(&mut self) {
         let Self { lanes, edges, dirty_lanes, dirty_edges, .. } = self;
         dirty_lanes.retain(|&place| {
             let lane = &mut lanes[usize::from(place)];
@@ -367,51 +526,27 @@ impl<M: RingMemory> Outputs<M> {
         });
         dirty_edges.retain(|&place| {
             let Some(edge) = edges[usize::from(place)].as_mut() else { return false };
-            if edge.output.settle()
-                && let Some(bell) = &edge.bell
-            {
-                bell.ring();
-            }
+            edge.settle();
             !edge.output.queued.is_empty()
         });
     }
 }
 
-fn returned(slot: &Slot, action: Action) -> Returned {
-    let (action, target) = match action {
+/// An action as it travels, and what it names.
+fn code_of(action: Action) -> (ActionCode, u16) {
+    match action {
         // A held packet never departs; if one did, dropping it would be the least harm.
         Action::Drop | Action::Hold => (ActionCode::Drop, 0),
         Action::Next => (ActionCode::Next, 0),
         Action::ToService(service) => (ActionCode::ToService, service),
         Action::Out(port) => (ActionCode::Out, u16::from(port)),
         Action::Branch(branch) => (ActionCode::Branch, branch.0),
-    };
-    Returned {
-        buffer: slot.lease.buffer(),
-        offset_bytes: slot.offset,
-        len_bytes: slot.len,
-        flow_hash: slot.flow_hash,
-        target,
-        hop: slot.hop,
-        action: action as u8,
     }
 }
 
-/// For the NF at position `hop`.
-fn delivery(slot: &Slot, hop: u8) -> Delivery {
-    Delivery {
-        buffer: slot.lease.buffer(),
-        offset_bytes: slot.offset,
-        len_bytes: slot.len,
-        flow_hash: slot.flow_hash,
-        route: slot.route,
-        port: slot.port,
-        hop,
-    }
-}
-
-/// A packet that was meant for an edge, for the manager.
-fn not_pushed(packet: Delivery, hop: u8, action: ActionCode, target: u16) -> Returned {
+/// A packet for the manager.
+#[inline]
+fn returned(packet: &Delivery, hop: u8, action: ActionCode, target: u16) -> Returned {
     Returned {
         buffer: packet.buffer,
         offset_bytes: packet.offset_bytes,

@@ -23,8 +23,7 @@
 //! While anything is left over, no input is read: what is not taken stays where its sender sees it.
 #![forbid(unsafe_code)]
 
-use crate::burst::MAX_BURST_PKTS;
-use crate::descriptor::Delivery;
+use crate::burst::Run;
 use crate::engine::Engine;
 use crate::nf::{Action, NetworkFunction};
 use crate::shm::{RingError, RingMemory};
@@ -34,27 +33,22 @@ use super::marks::{HoldMap, Marks};
 use super::outputs::Outputs;
 
 /// An NF between its rings.
-pub(super) struct Passage<'n, N, M, H> {
-    pub(super) engine: Engine<&'n mut N>,
-    pub(super) inputs: Inputs<M>,
-    pub(super) outputs: Outputs<M>,
+pub(crate) struct Passage<N, M, H> {
+    pub(crate) engine: Engine<N>,
+    pub(crate) inputs: Inputs<M>,
+    pub(crate) outputs: Outputs<M>,
     marks: Marks<H>,
     /// Packets taken from the inputs.
-    pub(super) rx_pkts: u64,
+    pub(crate) rx_pkts: u64,
     /// Packets decided about, other than held.
-    pub(super) tx_pkts: u64,
+    pub(crate) tx_pkts: u64,
     /// Packets the NF dropped.
-    pub(super) drop_pkts: u64,
+    pub(crate) drop_pkts: u64,
 }
 
-impl<'n, N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<'n, N, M, H> {
+impl<N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<N, M, H> {
     /// `holds` is the NF's hold map, without any bit set.
-    pub(super) fn new(
-        engine: Engine<&'n mut N>,
-        inputs: Inputs<M>,
-        outputs: Outputs<M>,
-        holds: H,
-    ) -> Self {
+    pub(crate) fn new(engine: Engine<N>, inputs: Inputs<M>, outputs: Outputs<M>, holds: H) -> Self {
         let marks = Marks::new(holds);
         Self { engine, inputs, outputs, marks, rx_pkts: 0, tx_pkts: 0, drop_pkts: 0 }
     }
@@ -63,7 +57,7 @@ impl<'n, N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<'n, N, M, H> {
     ///
     /// # Errors
     /// The manager broke a ring.
-    pub(super) fn turn(&mut self, now_ns: u64) -> Result<usize, RingError> {
+    pub(crate) fn turn(&mut self, now_ns: u64) -> Result<usize, RingError> {
         let mut moved_pkts = 0;
         if self.outputs.have_leftovers() {
             moved_pkts += self.pass_on(None, now_ns)?;
@@ -84,8 +78,7 @@ impl<'n, N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<'n, N, M, H> {
     /// A burst of one input, through all steps. Returns its packets.
     fn serve(&mut self, number: usize, now_ns: u64) -> Result<usize, RingError> {
         let input = &mut self.inputs.all[number];
-        let mut burst = [Delivery::default(); MAX_BURST_PKTS];
-        let count = match (input.ring.read_burst(&mut burst), input.source) {
+        let count = match (input.ring.read_burst(self.engine.room()), input.source) {
             (Ok(0), Source::Edge { closing: true, .. }) => {
                 self.inputs.forget(number);
                 return Ok(0);
@@ -100,7 +93,7 @@ impl<'n, N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<'n, N, M, H> {
         };
         if count > 0 {
             self.rx_pkts += count as u64;
-            self.engine.run_burst(&burst[..count], now_ns);
+            self.engine.run(count, now_ns);
             self.pass_on(Some(number), now_ns)?;
         }
         Ok(count)
@@ -111,26 +104,63 @@ impl<'n, N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<'n, N, M, H> {
     ///
     /// # Errors
     /// The manager broke a ring.
-    pub(super) fn pass_on(
+    pub(crate) fn pass_on(
         &mut self,
         input: Option<usize>,
         now_ns: u64,
     ) -> Result<usize, RingError> {
-        for buffer in self.engine.take_newly_held() {
-            self.marks.set(buffer);
+        if self.engine.has_newly_held() {
+            for buffer in self.engine.take_newly_held() {
+                self.marks.set(buffer);
+            }
+        }
+        let moved_pkts = match self.push_at_once(now_ns)? {
+            Some(moved_pkts) => moved_pkts,
+            None => self.queue_and_push(now_ns)?,
+        };
+        self.engine.forget_decided();
+        if self.outputs.have_leftovers() {
+            self.outputs.mark_leftovers(&mut self.marks);
+        }
+        if let Some(input) = input.and_then(|number| self.inputs.all.get_mut(number)) {
+            input.ring.release();
+        }
+        self.outputs.settle();
+        Ok(moved_pkts)
+    }
+
+    /// Step 3, when the same was decided about all packets of a burst, and all go the same way.
+    #[inline]
+    fn push_at_once(&mut self, now_ns: u64) -> Result<Option<usize>, RingError> {
+        let (packets, runs, one_hop) = self.engine.decided();
+        let &[Run { action, start, end }] = runs else { return Ok(None) };
+        if !one_hop || !self.engine.out.is_empty() || self.outputs.have_leftovers() {
+            return Ok(None);
+        }
+        let packets = &packets[start..end];
+        let moved_pkts = self.outputs.push_at_once(packets, action, &mut self.marks, now_ns)?;
+        if moved_pkts.is_some() {
+            self.tx_pkts += packets.len() as u64;
+            self.drop_pkts += if action == Action::Drop { packets.len() as u64 } else { 0 };
+        }
+        Ok(moved_pkts)
+    }
+
+    /// Step 3 in general: each packet is queued for its output, then each output gets its burst.
+    fn queue_and_push(&mut self, now_ns: u64) -> Result<usize, RingError> {
+        let (packets, runs, _) = self.engine.decided();
+        for run in runs {
+            let run_pkts = (run.end - run.start) as u64;
+            self.tx_pkts += run_pkts;
+            self.drop_pkts += if run.action == Action::Drop { run_pkts } else { 0 };
+            self.outputs.queue_run(packets, run);
         }
         for departure in self.engine.out.drain(..) {
             self.tx_pkts += 1;
             self.drop_pkts += u64::from(departure.action == Action::Drop);
             self.outputs.queue(&departure);
         }
-        let moved_pkts = self.outputs.push_all(&mut self.marks, now_ns)?;
-        self.outputs.mark_leftovers(&mut self.marks);
-        if let Some(input) = input.and_then(|number| self.inputs.all.get_mut(number)) {
-            input.ring.release();
-        }
-        self.outputs.settle();
-        Ok(moved_pkts)
+        self.outputs.push_all(&mut self.marks, now_ns)
     }
 }
 

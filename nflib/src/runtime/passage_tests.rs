@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use super::super::outputs::PATIENCE_NS;
 use super::*;
 use crate::branch::BranchId;
-use crate::descriptor::{ActionCode, Returned};
+use crate::descriptor::{ActionCode, Delivery, Returned};
 use crate::nf::Setup;
 use crate::packet::PacketId;
 use crate::shm::{
@@ -351,7 +351,7 @@ fn routes() -> RouteTableWriter {
     routes
 }
 
-type Watching<'n> = Passage<'n, Fickle, Watched, WatchedHolds>;
+type Watching<'n> = Passage<&'n mut Fickle, Watched, WatchedHolds>;
 
 fn passage<'n>(nf: &'n mut Fickle, case: &Case, world: &Rc<RefCell<World>>) -> Watching<'n> {
     let watched = |ring: &HeapRing| Watched { ring: ring.clone(), world: Rc::clone(world) };

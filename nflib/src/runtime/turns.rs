@@ -72,7 +72,7 @@ enum Phase {
 }
 
 pub(super) struct Turns<'n, N> {
-    passage: Passage<'n, N, SharedRing, Arc<Channel>>,
+    passage: Passage<&'n mut N, SharedRing, Arc<Channel>>,
     mailbox: Mailbox,
     channel: Arc<Channel>,
     bells: Arc<Doorbells>,

@@ -63,6 +63,23 @@ unsafe impl SlotValue for Returned {}
 
 const _: () = assert!(size_of::<Delivery>() == SLOT_BYTES && size_of::<Returned>() == SLOT_BYTES);
 
+impl Delivery {
+    /// How far the hop lies up in the second word.
+    const HOP_SHIFT: u32 = 56;
+
+    /// The same packet so many hops on, modulo 256.
+    #[inline]
+    pub(crate) fn hops_on(&self, hops: u8) -> Self {
+        // SAFETY: a Delivery is 16 bytes without padding, aligned to 16, and any bits are one.
+        let [place, mut rest]: [u64; 2] = unsafe { std::mem::transmute_copy(self) };
+        // The hop is the last byte, so that nothing is carried out of it. Field by field the compiler
+        // makes three times as many instructions of it.
+        rest = u64::from_le(rest).wrapping_add(u64::from(hops) << Self::HOP_SHIFT).to_le();
+        // SAFETY: as above.
+        unsafe { std::mem::transmute([place, rest]) }
+    }
+}
+
 /// The peer wrote an index that its side of the ring can never have.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("the peer's ring index is {found}, outside {oldest}..={newest}")]
@@ -95,6 +112,13 @@ pub trait RingMemory {
     /// Copies `values` into the slots from free-running index `at` on, round the end if need be.
     /// At most [`capacity`](Self::capacity) values; the caller owns those slots.
     fn write<T: SlotValue>(&self, at: u32, values: &[T]);
+    /// As [`write`](Self::write), with the values that `value` makes of `from`.
+    #[inline]
+    fn write_made<S, T: SlotValue>(&self, at: u32, from: &[S], value: impl Fn(&S) -> T) {
+        for (from, n) in from.iter().zip(0..) {
+            self.write(at.wrapping_add(n), &[value(from)]);
+        }
+    }
     /// Copies the slots from free-running index `at` on into `out`, once: whatever the peer writes
     /// afterwards, `out` stays as it is. At most [`capacity`](Self::capacity) values.
     fn read<T: SlotValue>(&self, at: u32, out: &mut [T]);
@@ -192,12 +216,16 @@ impl RingMemory for SharedRing {
     #[inline]
     fn will_write(&self, at: u32, count: usize) {
         #[cfg(target_arch = "x86_64")]
-        for n in (0..count).step_by(LINE_BYTES / SLOT_BYTES) {
+        {
             use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-            let line = self.slot(at.wrapping_add(n as u32));
-            // SAFETY: the address is inside the ring; a prefetch changes nothing, and is no
-            // operation on a CPU without it.
-            unsafe { _mm_prefetch::<_MM_HINT_ET0>(line.as_ptr().cast()) };
+            let end = at.wrapping_add(count as u32);
+            let mut at = at;
+            while (end.wrapping_sub(at) as i32) > 0 {
+                // SAFETY: the address is inside the ring; a prefetch changes nothing, and is no
+                // operation on a CPU without it.
+                unsafe { _mm_prefetch::<_MM_HINT_ET0>(self.slot(at).as_ptr().cast()) };
+                at = at.wrapping_add((LINE_BYTES / SLOT_BYTES) as u32);
+            }
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = (at, count);
@@ -215,6 +243,22 @@ impl RingMemory for SharedRing {
         copy(self.slot(at), first);
         if !second.is_empty() {
             copy(self.slot(0), second);
+        }
+    }
+
+    #[inline]
+    fn write_made<S, T: SlotValue>(&self, at: u32, from: &[S], value: impl Fn(&S) -> T) {
+        let (first, second) = from.split_at(self.slots_to_the_end(at).min(from.len()));
+        let write = |slot: NonNull<u8>, run: &[S]| {
+            let slot = slot.cast::<T>().as_ptr();
+            for (n, from) in run.iter().enumerate() {
+                // SAFETY: as in `write`: neither run is longer than the slots behind its first one.
+                unsafe { slot.add(n).write(value(from)) };
+            }
+        };
+        write(self.slot(at), first);
+        if !second.is_empty() {
+            write(self.slot(0), second);
         }
     }
 
@@ -289,19 +333,49 @@ impl<T: SlotValue, M: RingMemory> Producer<T, M> {
     /// [`RingError`] when the consumer's index is impossible; nothing was appended.
     #[inline]
     pub fn push_burst(&mut self, values: &[T]) -> Result<usize, RingError> {
-        if (self.free_slots() as usize) < values.len() {
-            self.refresh()?;
-        }
-        let count = values.len().min(self.free_slots() as usize);
+        let count = self.room_for(values.len())?;
         if count > 0 {
             self.memory.write(self.tail, &values[..count]);
-            self.tail = self.tail.wrapping_add(count as u32);
-            // Release: publishes the slots, and the packet bytes written before this call.
-            self.memory.tail().store(self.tail, Ordering::Release);
-            // The next burst is likely as long as this one.
-            self.memory.will_write(self.tail, count);
+            self.publish(count);
         }
         Ok(count)
+    }
+
+    /// As [`push_burst`](Self::push_burst), with the values that `value` makes of `from`.
+    ///
+    /// # Errors
+    /// As [`push_burst`](Self::push_burst).
+    #[inline]
+    pub fn push_made<S>(
+        &mut self,
+        from: &[S],
+        value: impl Fn(&S) -> T,
+    ) -> Result<usize, RingError> {
+        let count = self.room_for(from.len())?;
+        if count > 0 {
+            self.memory.write_made(self.tail, &from[..count], value);
+            self.publish(count);
+        }
+        Ok(count)
+    }
+
+    /// How many of `count` values fit.
+    #[inline]
+    fn room_for(&mut self, count: usize) -> Result<usize, RingError> {
+        if (self.free_slots() as usize) < count {
+            self.refresh()?;
+        }
+        Ok(count.min(self.free_slots() as usize))
+    }
+
+    /// Hands the slots that were just written to the consumer.
+    #[inline]
+    fn publish(&mut self, count: usize) {
+        self.tail = self.tail.wrapping_add(count as u32);
+        // Release: publishes the slots, and the packet bytes written before this call.
+        self.memory.tail().store(self.tail, Ordering::Release);
+        // The next burst is likely as long as this one.
+        self.memory.will_write(self.tail, count);
     }
 
     /// Says that whatever was pushed is no longer the pusher's by any other evidence: it has been

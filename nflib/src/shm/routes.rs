@@ -188,8 +188,21 @@ impl RouteTable {
     #[must_use]
     #[inline]
     pub fn nf_at(&self, route: RouteId, hop: u8, flow_hash: u32) -> Option<u16> {
-        let entry = HopEntry::decode(self.hop_word(route, hop)? as u32);
-        Some(self.0.nf_at(entry, flow_hash)).filter(|&nf| nf != NO_NF)
+        Some(self.nf_of(self.entry_at(route, hop)?, flow_hash)).filter(|&nf| nf != NO_NF)
+    }
+
+    /// Where position `hop` of a route leads. `None` at the route's end.
+    #[must_use]
+    #[inline]
+    pub fn entry_at(&self, route: RouteId, hop: u8) -> Option<HopEntry> {
+        Some(HopEntry::decode(self.hop_word(route, hop)? as u32))
+    }
+
+    /// The NF to which an entry leads a flow; [`NO_NF`] when the service has no instance.
+    #[must_use]
+    #[inline]
+    pub fn nf_of(&self, entry: HopEntry, flow_hash: u32) -> u16 {
+        self.0.nf_at(entry, flow_hash)
     }
 
     /// The service at position `hop` of a route. `None` at the route's end.

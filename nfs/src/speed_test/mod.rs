@@ -239,13 +239,12 @@ impl NetworkFunction for SpeedTest {
             self.meter.came_back(burst.len(), now_ns);
         }
         let (what, action) = (self.options.touch, self.action());
-        for at in 0..burst.len() {
-            if what != Touch::None
-                && let Some(mut packet) = burst.packet(at)
-            {
+        match what {
+            Touch::None => burst.decide_all(action, ctx),
+            Touch::Header | Touch::Payload => burst.decide_each(ctx, |packet, _| {
                 touch(what, packet.bytes_mut());
-            }
-            burst.decide(at, action, ctx);
+                action
+            }),
         }
     }
 

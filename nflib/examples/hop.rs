@@ -1,0 +1,99 @@
+//! What a hop costs: `cargo run --release -p nflib --example hop -- [NF] [PACKETS] [NFS] [ROUNDS]`.
+//!
+//! NF: `next` implements nothing, `forward` counts packets and bytes
+//! and passes on, `jump` sends each packet to its own service, `mixed` sends some elsewhere,
+//! `touch` changes a byte of each packet. PACKETS go round through NFS NFs, ROUNDS times; the best of 9
+//! such runs is printed. With ROUNDS under 10,000 there is one run, for counting instructions:
+//! the difference of two such runs is that of their hops.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout)] // what it is for
+
+use std::time::Instant;
+
+use nflib::testing::{Hop, HopOptions};
+use nflib::{Action, Burst, Context, NetworkFunction, NfError, Packet};
+
+struct Next;
+impl NetworkFunction for Next {}
+
+struct Jump;
+impl NetworkFunction for Jump {
+    fn process(&mut self, _: &mut Packet<'_>, ctx: &mut Context<'_>) -> Action {
+        Action::ToService(ctx.setup().service)
+    }
+}
+
+#[derive(Default)]
+struct Forward {
+    pkts: u64,
+    bytes: u64,
+}
+impl NetworkFunction for Forward {
+    fn process_burst(&mut self, burst: &mut Burst<'_>, ctx: &mut Context<'_>) {
+        burst.decide_each(ctx, |packet, _| {
+            self.pkts += 1;
+            self.bytes += packet.len() as u64;
+            Action::Next
+        });
+    }
+}
+
+struct Touch;
+impl NetworkFunction for Touch {
+    fn process(&mut self, packet: &mut Packet<'_>, _: &mut Context<'_>) -> Action {
+        if let Some(ttl) = packet.bytes_mut().get_mut(22) {
+            *ttl = ttl.wrapping_sub(1);
+        }
+        Action::Next
+    }
+}
+
+/// One packet in nine goes to the start of the route.
+struct Mixed(u32);
+impl NetworkFunction for Mixed {
+    fn process(&mut self, _: &mut Packet<'_>, ctx: &mut Context<'_>) -> Action {
+        self.0 = self.0.wrapping_add(1);
+        if self.0.is_multiple_of(9) {
+            return Action::ToService(ctx.setup().service);
+        }
+        Action::Next
+    }
+}
+
+fn measure<N: NetworkFunction>(
+    new: impl Fn() -> N,
+    in_flight_pkts: u32,
+    nfs: usize,
+    rounds: usize,
+) -> Result<(), NfError> {
+    let options = HopOptions { in_flight_pkts, ..HopOptions::default() };
+    let mut circle = Hop::circle((0..nfs).map(|_| new()).collect(), options)?;
+    if rounds < 10_000 {
+        println!("{} hops", circle.run(rounds)?);
+        return Ok(());
+    }
+    let mut best_ns = f64::MAX;
+    for _ in 0..9 {
+        let begun = Instant::now();
+        let hops = circle.run(rounds)?;
+        best_ns = best_ns.min(begun.elapsed().as_nanos() as f64 / hops as f64);
+    }
+    println!("{best_ns:.2} ns/hop, {:.0} M hops/s", 1e3 / best_ns);
+    Ok(())
+}
+
+fn main() -> Result<(), NfError> {
+    let args: Vec<_> = std::env::args().skip(1).collect();
+    let number = |at: usize, default| args.get(at).and_then(|n| n.parse().ok()).unwrap_or(default);
+    let (pkts, nfs, rounds) = (number(1, 32) as u32, number(2, 1), number(3, 300_000));
+    match args.first().map_or("next", String::as_str) {
+        "next" => measure(|| Next, pkts, nfs, rounds),
+        "forward" => measure(Forward::default, pkts, nfs, rounds),
+        "jump" => measure(|| Jump, pkts, nfs, rounds),
+        "touch" => measure(|| Touch, pkts, nfs, rounds),
+        "mixed" => measure(|| Mixed(0), pkts, nfs, rounds),
+        other => Err(NfError::new(format!(
+            "no NF {other}; expected next, forward, jump, touch or mixed"
+        ))),
+    }
+}
