@@ -1,7 +1,7 @@
 //! What a hop costs: `cargo run --release -p nflib --example hop -- [NF] [PACKETS] [NFS] [ROUNDS]`.
 //!
-//! NF: `next` decides nothing, `all` decides for the whole burst, `forward` counts packets and bytes
-//! and passes on, `jump` sends each packet to its own service, `mixed` drops some and sends some elsewhere,
+//! NF: `next` implements nothing, `forward` counts packets and bytes
+//! and passes on, `jump` sends each packet to its own service, `mixed` sends some elsewhere,
 //! `touch` changes a byte of each packet. PACKETS go round through NFS NFs, ROUNDS times; the best of 9
 //! such runs is printed. With ROUNDS under 10,000 there is one run, for counting instructions:
 //! the difference of two such runs is that of their hops.
@@ -30,12 +30,11 @@ struct Forward {
 }
 impl NetworkFunction for Forward {
     fn process_burst(&mut self, burst: &mut Burst<'_>, ctx: &mut Context<'_>) {
-        for at in 0..burst.len() {
-            let Some(packet) = burst.packet(at) else { continue };
+        burst.decide_each(ctx, |packet, _| {
             self.pkts += 1;
             self.bytes += packet.len() as u64;
-            burst.decide(at, Action::Next, ctx);
-        }
+            Action::Next
+        });
     }
 }
 
@@ -49,12 +48,15 @@ impl NetworkFunction for Touch {
     }
 }
 
-/// One packet in eight goes back to the manager.
+/// One packet in nine goes to the start of the route.
 struct Mixed(u32);
 impl NetworkFunction for Mixed {
-    fn process(&mut self, _: &mut Packet<'_>, _: &mut Context<'_>) -> Action {
+    fn process(&mut self, _: &mut Packet<'_>, ctx: &mut Context<'_>) -> Action {
         self.0 = self.0.wrapping_add(1);
-        if self.0.is_multiple_of(8) { Action::Drop } else { Action::Next }
+        if self.0.is_multiple_of(9) {
+            return Action::ToService(ctx.setup().service);
+        }
+        Action::Next
     }
 }
 

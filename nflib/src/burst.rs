@@ -140,11 +140,41 @@ impl<'a> Burst<'a> {
         ctx: &mut Context<'_>,
         mut decision: impl FnMut(&mut Packet<'_>, &mut Context<'_>) -> Action,
     ) {
-        for at in self.decisions.upto..self.leases.len() {
-            let Some(mut packet) = self.packet(at) else { continue };
-            let action = decision(&mut packet, ctx);
-            self.decide(at, action, ctx);
+        let mut at = self.decisions.upto;
+        while at < self.leases.len() {
+            if self.decisions.are_in_order() && ctx.out.is_empty() {
+                at = self.go_on(ctx, &mut decision);
+            } else {
+                if let Some(mut packet) = self.packet(at) {
+                    let action = decision(&mut packet, ctx);
+                    self.decide(at, action, ctx);
+                }
+                at += 1;
+            }
         }
+    }
+
+    /// Decides from where the run stands to the first packet that does not go on with it, itself
+    /// included. All are here: the order was not left. Returns the position behind it.
+    #[inline]
+    fn go_on(
+        &mut self,
+        ctx: &mut Context<'_>,
+        decision: &mut impl FnMut(&mut Packet<'_>, &mut Context<'_>) -> Action,
+    ) -> usize {
+        let Self { memory, leases, decisions, first_arrival } = self;
+        let (from, goes_on_with) = (decisions.upto, decisions.action);
+        for (lease, at) in leases[from..].iter_mut().zip(from..) {
+            let mut packet = Packet::new(memory, lease, *first_arrival + at as u64);
+            let action = decision(&mut packet, ctx);
+            if action != goes_on_with || !ctx.out.is_empty() {
+                self.decisions.upto = at;
+                self.decide(at, action, ctx);
+                return at + 1;
+            }
+        }
+        decisions.upto = leases.len();
+        leases.len()
     }
 
     /// Decides the same about all packets that are still here.
@@ -162,14 +192,10 @@ impl<'a> Burst<'a> {
 
     /// Ends the burst: what was not decided goes on along its chain.
     #[inline]
-    pub(crate) fn finish(mut self, ctx: &mut Context<'_>) {
-        self.conclude(ctx);
-    }
-
-    /// Decides that what was not decided goes on along its chain. All is decided then.
-    #[inline]
     pub(crate) fn conclude(&mut self, ctx: &mut Context<'_>) {
-        self.decide_all(Action::Next, ctx);
+        if self.decisions.upto < self.leases.len() {
+            self.decide_all(Action::Next, ctx);
+        }
         self.decisions.end_run();
     }
 

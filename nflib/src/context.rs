@@ -49,8 +49,15 @@ impl HoldTable {
         }
     }
 
+    #[inline]
     pub(crate) fn len(&self) -> usize {
         self.held.len()
+    }
+
+    /// True when some were held since the last [`take_newly_held`](Self::take_newly_held).
+    #[inline]
+    pub(crate) fn has_newly_held(&self) -> bool {
+        !self.newly_held.is_empty()
     }
 
     /// True when a packet in this buffer is held: then no descriptor can rightly name it.
@@ -95,7 +102,6 @@ impl HoldTable {
     }
 
     /// The buffers of the packets that were held since the last call and still are.
-    #[inline]
     pub(crate) fn take_newly_held(&mut self) -> impl Iterator<Item = BufferIndex> {
         let Self { position, newly_held, .. } = self;
         let position = &*position;

@@ -116,7 +116,7 @@ impl<N: NetworkFunction> Engine<N> {
         let leases = Lease::all(&mut burst[..count]);
         let mut burst = Burst::new(memory, leases, decisions, first_arrival);
         nf.process_burst(&mut burst, &mut ctx);
-        burst.finish(&mut ctx);
+        burst.conclude(&mut ctx);
     }
 
     /// Gives a copy of a burst to the NF.
@@ -234,11 +234,6 @@ impl<N: NetworkFunction> Engine<N> {
         ctx.depart(slot, action);
     }
 
-    fn arrived(&mut self, lease: Lease) -> Slot {
-        self.next_arrival += 1;
-        Slot { lease, arrival: self.next_arrival - 1 }
-    }
-
     /// Tells the NF that it leaves. What it lets go is in `out`.
     pub(crate) fn leaving(&mut self, now_ns: u64) {
         let (nf, mut ctx) = self.nf_in_context(now_ns);
@@ -264,8 +259,13 @@ impl<N: NetworkFunction> Engine<N> {
         });
     }
 
-    /// The buffers of the packets that the NF began to hold since the last call, and still holds.
+    /// True when the NF began to hold packets since [`take_newly_held`](Self::take_newly_held).
     #[inline]
+    pub(crate) fn has_newly_held(&self) -> bool {
+        self.hold.has_newly_held()
+    }
+
+    /// The buffers of the packets that the NF began to hold since the last call, and still holds.
     pub(crate) fn take_newly_held(&mut self) -> impl Iterator<Item = BufferIndex> {
         self.hold.take_newly_held()
     }

@@ -86,7 +86,7 @@ impl<T: Named, M: RingMemory> Output<T, M> {
         marks: &mut Marks<H>,
     ) -> Result<usize, RingError> {
         debug_assert!(!self.unsettled && self.queued.is_empty(), "one push between settles");
-        let pushed = self.ring.push_each(packets.len(), |n| value(&packets[n]))?;
+        let pushed = self.ring.push_made(packets, &value)?;
         if pushed > 0 {
             self.unsettled = true;
             marks.clear(packets[..pushed].iter().map(Named::buffer));
@@ -151,6 +151,16 @@ struct OutEdge<M> {
 }
 
 impl<M: RingMemory> OutEdge<M> {
+    /// Settles the ring if it was pushed to, and wakes the NF that got something.
+    #[inline]
+    fn settle(&mut self) {
+        if self.output.settle()
+            && let Some(bell) = &self.bell
+        {
+            bell.ring();
+        }
+    }
+
     /// Notes what a push told; true when what is left over shall be refused.
     #[inline]
     fn gives_up(&mut self, pushed: usize, now_ns: u64) -> bool {
@@ -185,6 +195,8 @@ pub(crate) struct Outputs<M> {
     /// Places in `lanes` and in `edges` of the outputs with something queued.
     dirty_lanes: Vec<u16>,
     dirty_edges: Vec<u16>,
+    /// Place of an edge that took a burst at once, until it is settled; else [`NO_EDGE`].
+    pushed_at_once: u16,
     refused_pkts: u64,
 }
 
@@ -205,6 +217,7 @@ impl<M: RingMemory> Outputs<M> {
             routes,
             dirty_lanes: Vec::new(),
             dirty_edges: Vec::new(),
+            pushed_at_once: NO_EDGE,
             refused_pkts: 0,
         }
     }
@@ -214,7 +227,7 @@ impl<M: RingMemory> Outputs<M> {
         self.refused_pkts
     }
 
-    /// True while something waits for room.
+    /// True while something is queued: between turns, waits for room.
     #[inline]
     pub(crate) fn have_leftovers(&self) -> bool {
         !self.dirty_lanes.is_empty() || !self.dirty_edges.is_empty()
@@ -274,18 +287,22 @@ impl<M: RingMemory> Outputs<M> {
         match self.way(first, action) {
             Way::Edge { place, hop } => {
                 let Some(edge) = self.edges[usize::from(place)].as_mut() else { return Ok(None) };
-                let value = |packet: &Delivery| Delivery { hop, ..*packet };
+                let hops = hop.wrapping_sub(first.hop);
+                let value = |packet: &Delivery| packet.hops_on(hops);
                 let pushed = edge.output.push_at_once(packets, value, marks);
+                if pushed == Ok(packets.len()) {
+                    edge.room = Room::Free;
+                    self.pushed_at_once = place;
+                    return Ok(Some(packets.len()));
+                }
                 if pushed.is_ok() {
                     self.dirty_edges.push(place);
                 }
-                let mut moved_pkts = match self.edge_pushed(place, pushed, now_ns) {
-                    // The edge is closed.
-                    None => return Ok(None),
-                    Some(moved_pkts) => moved_pkts,
+                // `None`: the edge was broken and is closed.
+                let Some(moved_pkts) = self.edge_pushed(place, pushed, now_ns) else {
+                    return Ok(None);
                 };
-                moved_pkts += self.push_lanes(marks)?;
-                Ok(Some(moved_pkts))
+                Ok(Some(moved_pkts + self.push_lanes(marks)?))
             }
             Way::Lane if self.lanes.len() == 1 => {
                 let (code, target) = code_of(action);
@@ -488,6 +505,19 @@ impl<M: RingMemory> Outputs<M> {
     /// Settles every output that was pushed to, and wakes the NFs that got something.
     #[inline]
     pub(crate) fn settle(&mut self) {
+        if self.pushed_at_once != NO_EDGE {
+            let place = std::mem::replace(&mut self.pushed_at_once, NO_EDGE);
+            if let Some(edge) = self.edges[usize::from(place)].as_mut() {
+                edge.settle();
+            }
+        }
+        if self.have_leftovers() {
+            self.settle_dirty();
+        }
+    }
+
+    /// Settles what was queued for; what has nothing queued any more leaves the lists.
+    fn settle_dirty(&mut self) {
         let Self { lanes, edges, dirty_lanes, dirty_edges, .. } = self;
         dirty_lanes.retain(|&place| {
             let lane = &mut lanes[usize::from(place)];
@@ -496,11 +526,7 @@ impl<M: RingMemory> Outputs<M> {
         });
         dirty_edges.retain(|&place| {
             let Some(edge) = edges[usize::from(place)].as_mut() else { return false };
-            if edge.output.settle()
-                && let Some(bell) = &edge.bell
-            {
-                bell.ring();
-            }
+            edge.settle();
             !edge.output.queued.is_empty()
         });
     }

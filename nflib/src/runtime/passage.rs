@@ -109,15 +109,19 @@ impl<N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<N, M, H> {
         input: Option<usize>,
         now_ns: u64,
     ) -> Result<usize, RingError> {
-        for buffer in self.engine.take_newly_held() {
-            self.marks.set(buffer);
+        if self.engine.has_newly_held() {
+            for buffer in self.engine.take_newly_held() {
+                self.marks.set(buffer);
+            }
         }
         let moved_pkts = match self.push_at_once(now_ns)? {
             Some(moved_pkts) => moved_pkts,
             None => self.queue_and_push(now_ns)?,
         };
         self.engine.forget_decided();
-        self.outputs.mark_leftovers(&mut self.marks);
+        if self.outputs.have_leftovers() {
+            self.outputs.mark_leftovers(&mut self.marks);
+        }
         if let Some(input) = input.and_then(|number| self.inputs.all.get_mut(number)) {
             input.ring.release();
         }

@@ -63,6 +63,23 @@ unsafe impl SlotValue for Returned {}
 
 const _: () = assert!(size_of::<Delivery>() == SLOT_BYTES && size_of::<Returned>() == SLOT_BYTES);
 
+impl Delivery {
+    /// How far the hop lies up in the second word.
+    const HOP_SHIFT: u32 = 56;
+
+    /// The same packet so many hops on, modulo 256.
+    #[inline]
+    pub(crate) fn hops_on(&self, hops: u8) -> Self {
+        // SAFETY: a Delivery is 16 bytes without padding, aligned to 16, and any bits are one.
+        let [place, mut rest]: [u64; 2] = unsafe { std::mem::transmute_copy(self) };
+        // The hop is the last byte, so that nothing is carried out of it. Field by field the compiler
+        // makes three times as many instructions of it.
+        rest = u64::from_le(rest).wrapping_add(u64::from(hops) << Self::HOP_SHIFT).to_le();
+        // SAFETY: as above.
+        unsafe { std::mem::transmute([place, rest]) }
+    }
+}
+
 /// The peer wrote an index that its side of the ring can never have.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("the peer's ring index is {found}, outside {oldest}..={newest}")]
@@ -95,11 +112,11 @@ pub trait RingMemory {
     /// Copies `values` into the slots from free-running index `at` on, round the end if need be.
     /// At most [`capacity`](Self::capacity) values; the caller owns those slots.
     fn write<T: SlotValue>(&self, at: u32, values: &[T]);
-    /// As [`write`](Self::write), with `count` values that `value` makes in order, once each.
+    /// As [`write`](Self::write), with the values that `value` makes of `from`.
     #[inline]
-    fn write_each<T: SlotValue>(&self, at: u32, count: usize, mut value: impl FnMut(usize) -> T) {
-        for n in 0..count {
-            self.write(at.wrapping_add(n as u32), &[value(n)]);
+    fn write_made<S, T: SlotValue>(&self, at: u32, from: &[S], value: impl Fn(&S) -> T) {
+        for (from, n) in from.iter().zip(0..) {
+            self.write(at.wrapping_add(n), &[value(from)]);
         }
     }
     /// Copies the slots from free-running index `at` on into `out`, once: whatever the peer writes
@@ -199,12 +216,16 @@ impl RingMemory for SharedRing {
     #[inline]
     fn will_write(&self, at: u32, count: usize) {
         #[cfg(target_arch = "x86_64")]
-        for n in (0..count).step_by(LINE_BYTES / SLOT_BYTES) {
+        {
             use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-            let line = self.slot(at.wrapping_add(n as u32));
-            // SAFETY: the address is inside the ring; a prefetch changes nothing, and is no
-            // operation on a CPU without it.
-            unsafe { _mm_prefetch::<_MM_HINT_ET0>(line.as_ptr().cast()) };
+            let end = at.wrapping_add(count as u32);
+            let mut at = at;
+            while (end.wrapping_sub(at) as i32) > 0 {
+                // SAFETY: the address is inside the ring; a prefetch changes nothing, and is no
+                // operation on a CPU without it.
+                unsafe { _mm_prefetch::<_MM_HINT_ET0>(self.slot(at).as_ptr().cast()) };
+                at = at.wrapping_add((LINE_BYTES / SLOT_BYTES) as u32);
+            }
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = (at, count);
@@ -226,18 +247,18 @@ impl RingMemory for SharedRing {
     }
 
     #[inline]
-    fn write_each<T: SlotValue>(&self, at: u32, count: usize, mut value: impl FnMut(usize) -> T) {
-        let first = self.slots_to_the_end(at).min(count);
-        let mut write = |slot: NonNull<u8>, from: usize, to: usize| {
+    fn write_made<S, T: SlotValue>(&self, at: u32, from: &[S], value: impl Fn(&S) -> T) {
+        let (first, second) = from.split_at(self.slots_to_the_end(at).min(from.len()));
+        let write = |slot: NonNull<u8>, run: &[S]| {
             let slot = slot.cast::<T>().as_ptr();
-            for n in from..to {
+            for (n, from) in run.iter().enumerate() {
                 // SAFETY: as in `write`: neither run is longer than the slots behind its first one.
-                unsafe { slot.add(n - from).write(value(n)) };
+                unsafe { slot.add(n).write(value(from)) };
             }
         };
-        write(self.slot(at), 0, first);
-        if first < count {
-            write(self.slot(0), first, count);
+        write(self.slot(at), first);
+        if !second.is_empty() {
+            write(self.slot(0), second);
         }
     }
 
@@ -320,20 +341,19 @@ impl<T: SlotValue, M: RingMemory> Producer<T, M> {
         Ok(count)
     }
 
-    /// As [`push_burst`](Self::push_burst), with `count` values that `value` makes from their position,
-    /// in order, once each, as far as there is room.
+    /// As [`push_burst`](Self::push_burst), with the values that `value` makes of `from`.
     ///
     /// # Errors
     /// As [`push_burst`](Self::push_burst).
     #[inline]
-    pub fn push_each(
+    pub fn push_made<S>(
         &mut self,
-        count: usize,
-        value: impl FnMut(usize) -> T,
+        from: &[S],
+        value: impl Fn(&S) -> T,
     ) -> Result<usize, RingError> {
-        let count = self.room_for(count)?;
+        let count = self.room_for(from.len())?;
         if count > 0 {
-            self.memory.write_each(self.tail, count, value);
+            self.memory.write_made(self.tail, &from[..count], value);
             self.publish(count);
         }
         Ok(count)

@@ -49,27 +49,50 @@ fn lanes(packet: &Delivery) -> Lanes {
 #[cfg(target_arch = "x86_64")]
 #[inline]
 fn extremes(packets: &[Delivery], first: Lanes) -> (Lanes, Lanes) {
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the CPU has AVX2.
+        unsafe { extremes_avx2(packets, first) }
+    } else {
+        extremes_plainly(packets, first)
+    }
+}
+
+/// Two packets at a time: a third of the instructions that the compiler makes of the plain one.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn extremes_avx2(packets: &[Delivery], first: Lanes) -> (Lanes, Lanes) {
     use std::arch::x86_64::{
-        __m128i, _mm_add_epi16, _mm_or_si128, _mm_setr_epi16, _mm_setzero_si128, _mm_subs_epu16,
-        _mm_xor_si128,
+        __m128i, __m256i, _mm_max_epu16, _mm_or_si128, _mm256_add_epi16,
+        _mm256_broadcastsi128_si256, _mm256_castsi256_si128, _mm256_extracti128_si256,
+        _mm256_max_epu16, _mm256_or_si256, _mm256_setr_epi16, _mm256_setzero_si256,
+        _mm256_xor_si256,
     };
-    // SAFETY: SSE2 belongs to x86-64. The conversions are between 16 bytes and 16 bytes, and any bits
-    // are a value of either type.
+    let one_less_len = _mm256_setr_epi16(0, 0, 0, -1, 0, 0, 0, 0, 0, 0, 0, -1, 0, 0, 0, 0);
+    // SAFETY: 16 bytes for 16, and any bits are a value of either type.
+    let first =
+        _mm256_broadcastsi128_si256(unsafe { std::mem::transmute::<Lanes, __m128i>(first) });
+    let (mut most, mut differing) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+    let mut look = |packets: __m256i| {
+        most = _mm256_max_epu16(most, _mm256_add_epi16(packets, one_less_len));
+        differing = _mm256_or_si256(differing, _mm256_xor_si256(packets, first));
+    };
+    let (pairs, last) = packets.as_chunks::<2>();
+    for pair in pairs {
+        // SAFETY: two descriptors are 32 bytes without padding, and any bits are such a value.
+        look(unsafe { std::mem::transmute_copy::<[Delivery; 2], __m256i>(pair) });
+    }
+    if let [last] = last {
+        // SAFETY: as above, 16 bytes; the same packet fills both halves.
+        let last = unsafe { std::mem::transmute_copy::<Delivery, __m128i>(last) };
+        look(_mm256_broadcastsi128_si256(last));
+    }
+    let halves = |of| (_mm256_castsi256_si128(of), _mm256_extracti128_si256::<1>(of));
+    let ((a, b), (c, d)) = (halves(most), halves(differing));
+    // SAFETY: 16 bytes for 16 each.
     unsafe {
-        let first: __m128i = std::mem::transmute(first);
-        let one_less_len = _mm_setr_epi16(0, 0, 0, -1, 0, 0, 0, 0);
-        let mut most = _mm_setzero_si128();
-        let mut differing = _mm_setzero_si128();
-        for packet in packets {
-            let packet: __m128i = std::mem::transmute_copy(packet);
-            let counted = _mm_add_epi16(packet, one_less_len);
-            // The larger of two unsigned words.
-            most = _mm_add_epi16(_mm_subs_epu16(most, counted), counted);
-            differing = _mm_or_si128(differing, _mm_xor_si128(packet, first));
-        }
         (
-            std::mem::transmute::<__m128i, Lanes>(most),
-            std::mem::transmute::<__m128i, Lanes>(differing),
+            std::mem::transmute::<__m128i, Lanes>(_mm_max_epu16(a, b)),
+            std::mem::transmute::<__m128i, Lanes>(_mm_or_si128(c, d)),
         )
     }
 }
@@ -80,7 +103,6 @@ fn extremes(packets: &[Delivery], first: Lanes) -> (Lanes, Lanes) {
     extremes_plainly(packets, first)
 }
 
-#[cfg(any(test, not(target_arch = "x86_64")))]
 fn extremes_plainly(packets: &[Delivery], first: Lanes) -> (Lanes, Lanes) {
     const LEN_LANE: usize = 3;
     let (mut most, mut differing) = ([0; 8], [0; 8]);

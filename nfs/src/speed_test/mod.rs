@@ -233,19 +233,18 @@ impl NetworkFunction for SpeedTest {
     fn process_burst(&mut self, burst: &mut Burst<'_>, ctx: &mut Context<'_>) {
         let now_ns = ctx.now_ns();
         if !self.leaving {
+            if self.options.sample > 0 {
+                self.time(burst, now_ns);
+            }
             self.meter.came_back(burst.len(), now_ns);
         }
-        if self.options.sample > 0 {
-            self.time(burst, now_ns);
-        }
         let (what, action) = (self.options.touch, self.action());
-        for at in 0..burst.len() {
-            if what != Touch::None
-                && let Some(mut packet) = burst.packet(at)
-            {
+        match what {
+            Touch::None => burst.decide_all(action, ctx),
+            Touch::Header | Touch::Payload => burst.decide_each(ctx, |packet, _| {
                 touch(what, packet.bytes_mut());
-            }
-            burst.decide(at, action, ctx);
+                action
+            }),
         }
     }
 
