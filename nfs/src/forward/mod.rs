@@ -116,13 +116,11 @@ impl NetworkFunction for Forward {
     }
 
     fn process_burst(&mut self, burst: &mut Burst<'_>, ctx: &mut Context<'_>) {
-        for at in 0..burst.len() {
-            let Some(mut packet) = burst.packet(at) else { continue };
+        burst.decide_each(ctx, |packet, ctx| {
             self.seen.pkts += 1;
             self.seen.bytes += packet.len() as u64;
-            let action = self.process(&mut packet, ctx);
-            burst.decide(at, action, ctx);
-        }
+            self.process(packet, ctx)
+        });
     }
 
     fn message(
