@@ -1,10 +1,9 @@
 //! What a hop costs: `cargo run --release -p nflib --example hop -- [NF] [PACKETS] [NFS] [ROUNDS]`.
 //!
-//! NF: `next` implements nothing, `forward` counts packets and bytes
-//! and passes on, `jump` sends each packet to its own service, `mixed` sends some elsewhere,
-//! `touch` changes a byte of each packet. PACKETS go round through NFS NFs, ROUNDS times; the best of 9
-//! such runs is printed. With ROUNDS under 10,000 there is one run, for counting instructions:
-//! the difference of two such runs is that of their hops.
+//! NF: `next` implements nothing, `forward` counts packets and bytes, `jump` sends each packet to its own
+//! service, `mixed` one in nine, `touch` changes a byte of each packet. PACKETS go round through NFS
+//! NFs, ROUNDS times; the best of 9 such runs is printed. With ROUNDS under 10,000 there is one run,
+//! for counting instructions: the difference of two such runs is that of their hops.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout)] // what it is for
 
