@@ -46,7 +46,7 @@ impl Decisions {
         (self.action, self.start, self.upto) = (Action::Next, 0, 0);
     }
 
-    /// The runs, once the burst is [finished](Burst::finish).
+    /// The runs, once the burst is [concluded](Burst::conclude).
     #[inline]
     pub(crate) fn runs(&self) -> &[Run] {
         &self.runs

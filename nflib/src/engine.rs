@@ -234,6 +234,11 @@ impl<N: NetworkFunction> Engine<N> {
         ctx.depart(slot, action);
     }
 
+    fn arrived(&mut self, lease: Lease) -> Slot {
+        self.next_arrival += 1;
+        Slot { lease, arrival: self.next_arrival - 1 }
+    }
+
     /// Tells the NF that it leaves. What it lets go is in `out`.
     pub(crate) fn leaving(&mut self, now_ns: u64) {
         let (nf, mut ctx) = self.nf_in_context(now_ns);
