@@ -218,11 +218,21 @@ static void restore_buffer_start(const struct mr_pool *pool, struct rte_mbuf *m,
 	m->buf_addr = (void *)wanted;
 }
 
-uint16_t mr_rx_burst(uint16_t port, uint16_t queue, struct mr_pool *pool, uint16_t max_frame,
-		     struct mr_desc *out, uint16_t n, struct mr_rx_drops *drops)
+/* Frees a frame that is not handed on, and counts it. */
+static __rte_cold void throw_away(struct rte_mbuf *m, uint32_t *count, struct mr_rx *result)
 {
+	++*count;
+	result->dropped_bytes += m->pkt_len;
+	rte_pktmbuf_free(m);
+}
+
+uint16_t mr_rx_burst(uint16_t port, uint16_t queue, struct mr_pool *pool, uint16_t max_frame,
+		     struct mr_desc *out, uint16_t n, struct mr_rx *result)
+{
+	const struct mr_pool at = *pool; /* it stays as it is, which the compiler cannot know */
 	struct rte_mbuf *got[MR_MAX_BURST];
 	uint16_t kept = 0, received = rte_eth_rx_burst(port, queue, got, RTE_MIN(n, MR_MAX_BURST));
+	uint64_t bytes = 0;
 
 	for (uint16_t i = 0; i < received; i++) {
 		struct rte_mbuf *m = got[i];
@@ -231,60 +241,80 @@ uint16_t mr_rx_burst(uint16_t port, uint16_t queue, struct mr_pool *pool, uint16
 			rte_prefetch0(got[i + 4]);
 		if (unlikely(m->ol_flags & RTE_MBUF_F_RX_VLAN_STRIPPED))
 			restore_vlan_tag(m);
-		if (unlikely(m->pool != pool->mempool || m->pkt_len < RTE_ETHER_HDR_LEN)) {
-			drops->malformed++;
-			drops->bytes += m->pkt_len;
-			rte_pktmbuf_free(m);
+		if (unlikely(m->pool != at.mempool || m->pkt_len < RTE_ETHER_HDR_LEN)) {
+			throw_away(m, &result->malformed, result);
 			continue;
 		}
 		if (unlikely(m->nb_segs > 1 || m->pkt_len > max_frame)) {
-			drops->too_large++;
-			drops->bytes += m->pkt_len;
-			rte_pktmbuf_free(m);
+			throw_away(m, &result->too_large, result);
 			continue;
 		}
-		uint32_t index = index_of(pool, m->buf_addr);
-		uintptr_t start = buffer_start(pool, index);
+		uint32_t index = index_of(&at, m->buf_addr);
+		uint32_t start = (uint32_t)((uintptr_t)m->buf_addr - buffer_start(&at, index));
 
-		out[kept].index = index;
-		out[kept].offset = (uint16_t)((uintptr_t)m->buf_addr - start + m->data_off);
-		out[kept].len = m->data_len;
-		out[kept].hash = m->ol_flags & RTE_MBUF_F_RX_RSS_HASH ? m->hash.rss : 0;
-		if (unlikely((uintptr_t)m->buf_addr != start + pool->shift))
+		out[kept] = (struct mr_desc){
+			.index = index,
+			.offset = (uint16_t)(start + m->data_off),
+			.len = m->data_len,
+			.hash = m->ol_flags & RTE_MBUF_F_RX_RSS_HASH ? m->hash.rss : 0,
+		};
+		bytes += m->data_len;
+		if (unlikely(start != at.shift))
 			restore_buffer_start(pool, m, index);
 		kept++;
 	}
+	result->bytes = bytes;
 	return kept;
 }
 
-uint16_t mr_tx_burst(uint16_t port, uint16_t queue, struct mr_pool *pool,
-		     const struct mr_desc *in, uint16_t n)
+/* Lets a packet begin below `shift` in its buffer: a header was pushed so far down that data_off
+ * would be negative, so this mbuf's buffer starts where ours does. The next receive into it puts
+ * that right. */
+static __rte_cold void lower_buffer_start(const struct mr_pool *pool, struct rte_mbuf *m,
+					  uint16_t offset)
 {
+	m->buf_iova -= pool->shift;
+	m->buf_addr = RTE_PTR_SUB(m->buf_addr, pool->shift);
+	m->data_off = offset;
+}
+
+void mr_tx_burst(uint16_t port, uint16_t queue, struct mr_pool *pool, uint16_t max_frame,
+		 const struct mr_desc *in, uint16_t n, struct mr_tx *result)
+{
+	const uint32_t first = pool->first, count = pool->count, stride = pool->stride;
+	const uint16_t shift = pool->shift, longest = max_frame - RTE_ETHER_HDR_LEN;
 	struct rte_mbuf *out[MR_MAX_BURST];
+	uint16_t fit, taken;
+	uint64_t bytes = 0;
 
 	n = RTE_MIN(n, MR_MAX_BURST);
-	for (uint16_t i = 0; i < n; i++)
-		rte_prefetch0(mbuf_of(pool, in[i].index));
-	for (uint16_t i = 0; i < n; i++) {
-		struct rte_mbuf *m = mbuf_of(pool, in[i].index);
-		uint16_t shift = pool->shift;
+	for (fit = 0; fit < n; fit++) {
+		const struct mr_desc *d = &in[fit];
 
-		/* A header was pushed so far down that data_off would be negative: let this mbuf's
-		 * buffer start where ours does. The next receive into it puts that right. */
-		if (unlikely(in[i].offset < shift)) {
-			m->buf_iova -= shift;
-			m->buf_addr = RTE_PTR_SUB(m->buf_addr, shift);
-			shift = 0;
-		}
+		if (unlikely(d->index - first >= count ||
+			     (uint16_t)(d->len - RTE_ETHER_HDR_LEN) > longest ||
+			     (uint32_t)d->offset + d->len > stride))
+			break;
+		out[fit] = pool->mbufs[d->index - first];
+		rte_prefetch0(out[fit]);
+	}
+	for (uint16_t i = 0; i < fit; i++) {
+		struct rte_mbuf *m = out[i];
+
 		m->data_off = in[i].offset - shift;
+		if (unlikely(in[i].offset < shift))
+			lower_buffer_start(pool, m, in[i].offset);
 		m->data_len = in[i].len;
 		m->pkt_len = in[i].len;
 		/* No offload is asked for. The flag EXTERNAL goes too: it matters only to clones,
 		 * of which there are none, and its absence makes freeing cheaper. */
 		m->ol_flags = 0;
-		out[i] = m;
+		bytes += in[i].len;
 	}
-	return rte_eth_tx_burst(port, queue, out, n);
+	taken = fit > 0 ? rte_eth_tx_burst(port, queue, out, fit) : 0;
+	for (uint16_t i = taken; i < fit; i++)
+		bytes -= in[i].len;
+	*result = (struct mr_tx){ .bytes = bytes, .fit = fit, .taken = taken };
 }
 
 void mr_tx_cleanup(uint16_t port, uint16_t queue)
