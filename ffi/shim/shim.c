@@ -48,11 +48,14 @@ int mr_extmem_register(void *base, size_t len, size_t page)
 
 /* Number of the buffer that holds this address. The multiplication by 2^64/d is an exact division
  * for dividends below 2^32, that is for regions below 256 GiB; several times faster than `div`. */
+static inline uint32_t index_at(uint64_t bytes_from_base, uint64_t per_stride)
+{
+	return (uint32_t)(((unsigned __int128)(bytes_from_base / 64) * per_stride) >> 64);
+}
+
 static inline uint32_t index_of(const struct mr_pool *pool, const void *addr)
 {
-	uint64_t lines = ((uintptr_t)addr - pool->base) / 64;
-
-	return (uint32_t)(((unsigned __int128)lines * pool->per_stride) >> 64);
+	return index_at((uintptr_t)addr - pool->base, pool->per_stride);
 }
 
 static inline uintptr_t buffer_start(const struct mr_pool *pool, uint32_t index)
@@ -219,9 +222,13 @@ static void restore_buffer_start(const struct mr_pool *pool, struct rte_mbuf *m,
 }
 
 /* Frees a frame that is not handed on, and counts it. */
-static __rte_cold void throw_away(struct rte_mbuf *m, uint32_t *count, struct mr_rx *result)
+static __rte_cold void throw_away(struct rte_mbuf *m, const struct rte_mempool *mempool,
+				  struct mr_rx *result)
 {
-	++*count;
+	if (m->pool != mempool || m->pkt_len < RTE_ETHER_HDR_LEN)
+		result->malformed++;
+	else
+		result->too_large++;
 	result->dropped_bytes += m->pkt_len;
 	rte_pktmbuf_free(m);
 }
@@ -229,42 +236,44 @@ static __rte_cold void throw_away(struct rte_mbuf *m, uint32_t *count, struct mr
 uint16_t mr_rx_burst(uint16_t port, uint16_t queue, struct mr_pool *pool, uint16_t max_frame,
 		     struct mr_desc *out, uint16_t n, struct mr_rx *result)
 {
-	const struct mr_pool at = *pool; /* it stays as it is, which the compiler cannot know */
 	struct rte_mbuf *got[MR_MAX_BURST];
-	uint16_t kept = 0, received = rte_eth_rx_burst(port, queue, got, RTE_MIN(n, MR_MAX_BURST));
+	const struct rte_mempool *mempool = pool->mempool;
+	const uintptr_t base = pool->base;
+	const uint64_t per_stride = pool->per_stride;
+	const uint32_t stride = pool->stride, shift = pool->shift;
+	const uint32_t longest = max_frame - RTE_ETHER_HDR_LEN;
+	unsigned int received = rte_eth_rx_burst(port, queue, got, RTE_MIN(n, MR_MAX_BURST));
+	struct mr_desc *end = out;
 	uint64_t bytes = 0;
 
-	for (uint16_t i = 0; i < received; i++) {
+	for (unsigned int i = 0; i < received; i++) {
 		struct rte_mbuf *m = got[i];
+		uint64_t flags = m->ol_flags;
 
-		if (i + 4 < received)
-			rte_prefetch0(got[i + 4]);
-		if (unlikely(m->ol_flags & RTE_MBUF_F_RX_VLAN_STRIPPED))
+		if (unlikely(flags & RTE_MBUF_F_RX_VLAN_STRIPPED))
 			restore_vlan_tag(m);
-		if (unlikely(m->pool != at.mempool || m->pkt_len < RTE_ETHER_HDR_LEN)) {
-			throw_away(m, &result->malformed, result);
+		/* What is too short is too long by this. */
+		if (unlikely(m->pool != mempool || m->nb_segs != 1 ||
+			     m->pkt_len - RTE_ETHER_HDR_LEN > longest)) {
+			throw_away(m, mempool, result);
 			continue;
 		}
-		if (unlikely(m->nb_segs > 1 || m->pkt_len > max_frame)) {
-			throw_away(m, &result->too_large, result);
-			continue;
-		}
-		uint32_t index = index_of(&at, m->buf_addr);
-		uint32_t start = (uint32_t)((uintptr_t)m->buf_addr - buffer_start(&at, index));
+		uint64_t at = (uintptr_t)m->buf_addr - base;
+		uint32_t index = index_at(at, per_stride);
+		uint32_t start = (uint32_t)at - index * stride;
+		uint32_t len = m->data_len;
 
-		out[kept] = (struct mr_desc){
-			.index = index,
-			.offset = (uint16_t)(start + m->data_off),
-			.len = m->data_len,
-			.hash = m->ol_flags & RTE_MBUF_F_RX_RSS_HASH ? m->hash.rss : 0,
-		};
-		bytes += m->data_len;
-		if (unlikely(start != at.shift))
+		end->index = index;
+		end->offset = (uint16_t)(start + m->data_off);
+		end->len = (uint16_t)len;
+		end->hash = flags & RTE_MBUF_F_RX_RSS_HASH ? m->hash.rss : 0;
+		end++;
+		bytes += len;
+		if (unlikely(start != shift))
 			restore_buffer_start(pool, m, index);
-		kept++;
 	}
 	result->bytes = bytes;
-	return kept;
+	return (uint16_t)(end - out);
 }
 
 /* Lets a packet begin below `shift` in its buffer: a header was pushed so far down that data_off
@@ -282,26 +291,28 @@ void mr_tx_burst(uint16_t port, uint16_t queue, struct mr_pool *pool, uint16_t m
 		 const struct mr_desc *in, uint16_t n, struct mr_tx *result)
 {
 	const uint32_t first = pool->first, count = pool->count, stride = pool->stride;
-	const uint16_t shift = pool->shift, longest = max_frame - RTE_ETHER_HDR_LEN;
+	const uint32_t shift = pool->shift, longest = max_frame - RTE_ETHER_HDR_LEN;
+	struct rte_mbuf *const *const mbufs = pool->mbufs;
 	struct rte_mbuf *out[MR_MAX_BURST];
-	uint16_t fit, taken;
+	unsigned int fit, taken = 0;
 	uint64_t bytes = 0;
 
 	n = RTE_MIN(n, MR_MAX_BURST);
 	for (fit = 0; fit < n; fit++) {
-		const struct mr_desc *d = &in[fit];
+		const uint32_t at = in[fit].index - first, len = in[fit].len;
 
-		if (unlikely(d->index - first >= count ||
-			     (uint16_t)(d->len - RTE_ETHER_HDR_LEN) > longest ||
-			     (uint32_t)d->offset + d->len > stride))
+		/* What is too short is too long by this. */
+		if (unlikely(at >= count || len - RTE_ETHER_HDR_LEN > longest ||
+			     in[fit].offset + len > stride))
 			break;
-		out[fit] = pool->mbufs[d->index - first];
+		out[fit] = mbufs[at];
 		rte_prefetch0(out[fit]);
+		bytes += len;
 	}
-	for (uint16_t i = 0; i < fit; i++) {
+	for (unsigned int i = 0; i < fit; i++) {
 		struct rte_mbuf *m = out[i];
 
-		m->data_off = in[i].offset - shift;
+		m->data_off = (uint16_t)(in[i].offset - shift);
 		if (unlikely(in[i].offset < shift))
 			lower_buffer_start(pool, m, in[i].offset);
 		m->data_len = in[i].len;
@@ -309,12 +320,12 @@ void mr_tx_burst(uint16_t port, uint16_t queue, struct mr_pool *pool, uint16_t m
 		/* No offload is asked for. The flag EXTERNAL goes too: it matters only to clones,
 		 * of which there are none, and its absence makes freeing cheaper. */
 		m->ol_flags = 0;
-		bytes += in[i].len;
 	}
-	taken = fit > 0 ? rte_eth_tx_burst(port, queue, out, fit) : 0;
-	for (uint16_t i = taken; i < fit; i++)
+	if (fit > 0)
+		taken = rte_eth_tx_burst(port, queue, out, (uint16_t)fit);
+	for (unsigned int i = taken; i < fit; i++)
 		bytes -= in[i].len;
-	*result = (struct mr_tx){ .bytes = bytes, .fit = fit, .taken = taken };
+	*result = (struct mr_tx){ .bytes = bytes, .fit = (uint16_t)fit, .taken = (uint16_t)taken };
 }
 
 void mr_tx_cleanup(uint16_t port, uint16_t queue)

@@ -19,6 +19,7 @@ pub mod checksum;
 pub mod dpdk;
 pub mod fault;
 pub mod generator;
+pub mod layout;
 pub mod opener;
 pub mod pcap;
 pub mod sink;

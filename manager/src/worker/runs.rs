@@ -9,6 +9,7 @@
 
 use super::*;
 use crate::plan::Instances;
+use crate::ports::layout;
 
 /// Where all packets of a run go.
 #[derive(Clone, Copy)]
@@ -42,9 +43,7 @@ impl Worker {
         let route = plan.route(passage.route)?;
         let Some(service) = route.hops.get(usize::from(passage.hop)) else {
             return match route.end {
-                End::Egress => {
-                    self.way_out(self.ports.get(usize::from(passage.ingress))?.egress?)
-                }
+                End::Egress => self.way_out(self.ports.get(usize::from(passage.ingress))?.egress?),
                 End::Ingress => self.way_out(passage.ingress),
                 End::Out(port) => self.way_out(port),
                 End::Drop | End::Chain(_) => None,
@@ -68,7 +67,7 @@ impl Worker {
             let bytes = packets.iter().map(|packet| u64::from(packet.len_bytes)).sum();
             self.count_entries(chain, packets.len() as u64, bytes);
         }
-        self.stage_run(way, packets.iter().copied());
+        self.stage_run(way, packets);
     }
 
     /// Stage 5 for the descriptors in front that are like the first, if an NF passes them on by Next
@@ -97,38 +96,41 @@ impl Worker {
         let is_like_it = |packet: &Returned| {
             let end_bytes = u32::from(packet.offset_bytes) + u32::from(packet.len_bytes);
             let fits = end_bytes <= stride_bytes && packet.len_bytes > 0;
-            (packet.hop == first.hop && packet.action == NEXT && fits).then_some(packet.buffer)
+            let same = u16::from_ne_bytes([packet.hop, packet.action])
+                == u16::from_ne_bytes([first.hop, NEXT]);
+            if same && fits { Some(packet.buffer) } else { None }
         };
         let pkts = self.owners.take_back_run(returned, is_like_it, holder, passage);
         if pkts > 0 {
             edge.counters.tx_pkts.add(pkts as u64);
             self.fresh_pkts -= if passage.epoch == self.epoch { pkts } else { 0 };
-            self.stage_run(way, returned[..pkts].iter().map(PortPacket::from));
+            self.stage_run(way, layout::packets_of(&returned[..pkts]));
         }
         pkts
     }
 
     #[inline]
-    fn stage_run(&mut self, way: Way, packets: impl ExactSizeIterator<Item = PortPacket> + Clone) {
+    fn stage_run(&mut self, way: Way, packets: &[PortPacket]) {
         match way {
             Way::Port(port) => {
                 let target = &mut self.ports[usize::from(port)];
                 if target.staged.is_empty() {
                     self.dirty_ports.push(port);
                 }
-                target.staged.extend(packets);
+                target.staged.extend_from_slice(packets);
             }
             Way::Nf(nf, passage) => {
                 let Some(edge) = self.nfs[usize::from(nf)].as_mut() else {
                     unreachable!("a way leads to an NF that is there")
                 };
-                let buffers = packets.clone().map(|packet| packet.buffer);
+                let buffers = packets.iter().map(|packet| packet.buffer);
                 self.owners.give_run(buffers, edge.holder, passage);
                 self.fresh_pkts += if passage.epoch == self.epoch { packets.len() } else { 0 };
                 if edge.staged.is_empty() {
                     self.dirty_nfs.push(nf);
                 }
-                edge.staged.extend(packets.map(|packet| delivery(packet, passage)));
+                let Passage { route, ingress, hop, .. } = passage;
+                layout::deliver_to(&mut edge.staged, packets, route, ingress, hop);
             }
         }
     }
