@@ -48,11 +48,14 @@ int mr_extmem_register(void *base, size_t len, size_t page)
 
 /* Number of the buffer that holds this address. The multiplication by 2^64/d is an exact division
  * for dividends below 2^32, that is for regions below 256 GiB; several times faster than `div`. */
+static inline uint32_t index_at(uint64_t bytes_from_base, uint64_t per_stride)
+{
+	return (uint32_t)(((unsigned __int128)(bytes_from_base / 64) * per_stride) >> 64);
+}
+
 static inline uint32_t index_of(const struct mr_pool *pool, const void *addr)
 {
-	uint64_t lines = ((uintptr_t)addr - pool->base) / 64;
-
-	return (uint32_t)(((unsigned __int128)lines * pool->per_stride) >> 64);
+	return index_at((uintptr_t)addr - pool->base, pool->per_stride);
 }
 
 static inline uintptr_t buffer_start(const struct mr_pool *pool, uint32_t index)
@@ -218,73 +221,111 @@ static void restore_buffer_start(const struct mr_pool *pool, struct rte_mbuf *m,
 	m->buf_addr = (void *)wanted;
 }
 
-uint16_t mr_rx_burst(uint16_t port, uint16_t queue, struct mr_pool *pool, uint16_t max_frame,
-		     struct mr_desc *out, uint16_t n, struct mr_rx_drops *drops)
+/* Frees a frame that is not handed on, and counts it. */
+static __rte_cold void throw_away(struct rte_mbuf *m, const struct rte_mempool *mempool,
+				  struct mr_rx *result)
 {
-	struct rte_mbuf *got[MR_MAX_BURST];
-	uint16_t kept = 0, received = rte_eth_rx_burst(port, queue, got, RTE_MIN(n, MR_MAX_BURST));
-
-	for (uint16_t i = 0; i < received; i++) {
-		struct rte_mbuf *m = got[i];
-
-		if (i + 4 < received)
-			rte_prefetch0(got[i + 4]);
-		if (unlikely(m->ol_flags & RTE_MBUF_F_RX_VLAN_STRIPPED))
-			restore_vlan_tag(m);
-		if (unlikely(m->pool != pool->mempool || m->pkt_len < RTE_ETHER_HDR_LEN)) {
-			drops->malformed++;
-			drops->bytes += m->pkt_len;
-			rte_pktmbuf_free(m);
-			continue;
-		}
-		if (unlikely(m->nb_segs > 1 || m->pkt_len > max_frame)) {
-			drops->too_large++;
-			drops->bytes += m->pkt_len;
-			rte_pktmbuf_free(m);
-			continue;
-		}
-		uint32_t index = index_of(pool, m->buf_addr);
-		uintptr_t start = buffer_start(pool, index);
-
-		out[kept].index = index;
-		out[kept].offset = (uint16_t)((uintptr_t)m->buf_addr - start + m->data_off);
-		out[kept].len = m->data_len;
-		out[kept].hash = m->ol_flags & RTE_MBUF_F_RX_RSS_HASH ? m->hash.rss : 0;
-		if (unlikely((uintptr_t)m->buf_addr != start + pool->shift))
-			restore_buffer_start(pool, m, index);
-		kept++;
-	}
-	return kept;
+	if (m->pool != mempool || m->pkt_len < RTE_ETHER_HDR_LEN)
+		result->malformed++;
+	else
+		result->too_large++;
+	result->dropped_bytes += m->pkt_len;
+	rte_pktmbuf_free(m);
 }
 
-uint16_t mr_tx_burst(uint16_t port, uint16_t queue, struct mr_pool *pool,
-		     const struct mr_desc *in, uint16_t n)
+uint16_t mr_rx_burst(uint16_t port, uint16_t queue, struct mr_pool *pool, uint16_t max_frame,
+		     struct mr_desc *out, uint16_t n, struct mr_rx *result)
 {
+	struct rte_mbuf *got[MR_MAX_BURST];
+	const struct rte_mempool *mempool = pool->mempool;
+	const uintptr_t base = pool->base;
+	const uint64_t per_stride = pool->per_stride;
+	const uint32_t stride = pool->stride, shift = pool->shift;
+	const uint32_t longest = max_frame - RTE_ETHER_HDR_LEN;
+	unsigned int received = rte_eth_rx_burst(port, queue, got, RTE_MIN(n, MR_MAX_BURST));
+	struct mr_desc *end = out;
+	uint64_t bytes = 0;
+
+	for (unsigned int i = 0; i < received; i++) {
+		struct rte_mbuf *m = got[i];
+		uint64_t flags = m->ol_flags;
+
+		if (unlikely(flags & RTE_MBUF_F_RX_VLAN_STRIPPED))
+			restore_vlan_tag(m);
+		/* What is too short is too long by this. */
+		if (unlikely(m->pool != mempool || m->nb_segs != 1 ||
+			     m->pkt_len - RTE_ETHER_HDR_LEN > longest)) {
+			throw_away(m, mempool, result);
+			continue;
+		}
+		uint64_t at = (uintptr_t)m->buf_addr - base;
+		uint32_t index = index_at(at, per_stride);
+		uint32_t start = (uint32_t)at - index * stride;
+		uint32_t len = m->data_len;
+
+		end->index = index;
+		end->offset = (uint16_t)(start + m->data_off);
+		end->len = (uint16_t)len;
+		end->hash = flags & RTE_MBUF_F_RX_RSS_HASH ? m->hash.rss : 0;
+		end++;
+		bytes += len;
+		if (unlikely(start != shift))
+			restore_buffer_start(pool, m, index);
+	}
+	result->bytes = bytes;
+	return (uint16_t)(end - out);
+}
+
+/* Lets a packet begin below `shift` in its buffer: a header was pushed so far down that data_off
+ * would be negative, so this mbuf's buffer starts where ours does. The next receive into it puts
+ * that right. */
+static __rte_cold void lower_buffer_start(const struct mr_pool *pool, struct rte_mbuf *m,
+					  uint16_t offset)
+{
+	m->buf_iova -= pool->shift;
+	m->buf_addr = RTE_PTR_SUB(m->buf_addr, pool->shift);
+	m->data_off = offset;
+}
+
+void mr_tx_burst(uint16_t port, uint16_t queue, struct mr_pool *pool, uint16_t max_frame,
+		 const struct mr_desc *in, uint16_t n, struct mr_tx *result)
+{
+	const uint32_t first = pool->first, count = pool->count, stride = pool->stride;
+	const uint32_t shift = pool->shift, longest = max_frame - RTE_ETHER_HDR_LEN;
+	struct rte_mbuf *const *const mbufs = pool->mbufs;
 	struct rte_mbuf *out[MR_MAX_BURST];
+	unsigned int fit, taken = 0;
+	uint64_t bytes = 0;
 
 	n = RTE_MIN(n, MR_MAX_BURST);
-	for (uint16_t i = 0; i < n; i++)
-		rte_prefetch0(mbuf_of(pool, in[i].index));
-	for (uint16_t i = 0; i < n; i++) {
-		struct rte_mbuf *m = mbuf_of(pool, in[i].index);
-		uint16_t shift = pool->shift;
+	for (fit = 0; fit < n; fit++) {
+		const uint32_t at = in[fit].index - first, len = in[fit].len;
 
-		/* A header was pushed so far down that data_off would be negative: let this mbuf's
-		 * buffer start where ours does. The next receive into it puts that right. */
-		if (unlikely(in[i].offset < shift)) {
-			m->buf_iova -= shift;
-			m->buf_addr = RTE_PTR_SUB(m->buf_addr, shift);
-			shift = 0;
-		}
-		m->data_off = in[i].offset - shift;
+		/* What is too short is too long by this. */
+		if (unlikely(at >= count || len - RTE_ETHER_HDR_LEN > longest ||
+			     in[fit].offset + len > stride))
+			break;
+		out[fit] = mbufs[at];
+		rte_prefetch0(out[fit]);
+		bytes += len;
+	}
+	for (unsigned int i = 0; i < fit; i++) {
+		struct rte_mbuf *m = out[i];
+
+		m->data_off = (uint16_t)(in[i].offset - shift);
+		if (unlikely(in[i].offset < shift))
+			lower_buffer_start(pool, m, in[i].offset);
 		m->data_len = in[i].len;
 		m->pkt_len = in[i].len;
 		/* No offload is asked for. The flag EXTERNAL goes too: it matters only to clones,
 		 * of which there are none, and its absence makes freeing cheaper. */
 		m->ol_flags = 0;
-		out[i] = m;
 	}
-	return rte_eth_tx_burst(port, queue, out, n);
+	if (fit > 0)
+		taken = rte_eth_tx_burst(port, queue, out, (uint16_t)fit);
+	for (unsigned int i = taken; i < fit; i++)
+		bytes -= in[i].len;
+	*result = (struct mr_tx){ .bytes = bytes, .fit = (uint16_t)fit, .taken = (uint16_t)taken };
 }
 
 void mr_tx_cleanup(uint16_t port, uint16_t queue)

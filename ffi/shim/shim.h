@@ -32,19 +32,28 @@ static const uint64_t MR_RSS_UDP = RTE_ETH_RSS_UDP;
 static const uint32_t MR_SPEED_UNKNOWN = RTE_ETH_SPEED_NUM_UNKNOWN;
 static const int MR_SOCKET_ANY = SOCKET_ID_ANY;
 
-/* A packet: a range of one buffer of the region. */
+/* A packet: a range of one buffer of the region. In 16 bytes, so that it moves as one. */
 struct mr_desc {
 	uint32_t index;  /* buffer's number in the region */
 	uint16_t offset; /* first byte of the frame in the buffer */
 	uint16_t len;    /* bytes of the frame */
 	uint32_t hash;   /* the NIC's flow hash, or 0 */
+	uint32_t unused;
 };
 
-/* What a receive burst threw away, already freed. */
-struct mr_rx_drops {
-	uint32_t too_large;  /* in several segments, or longer than allowed */
-	uint32_t malformed;  /* shorter than an Ethernet header, or not in our region */
-	uint64_t bytes;      /* of both */
+/* What a receive burst brought, and what it threw away, already freed. */
+struct mr_rx {
+	uint64_t bytes;         /* of the packets in the burst */
+	uint64_t dropped_bytes; /* of the others */
+	uint32_t too_large;     /* in several segments, or longer than allowed */
+	uint32_t malformed;     /* shorter than an Ethernet header, or not in our region */
+};
+
+/* What became of a transmit burst. */
+struct mr_tx {
+	uint64_t bytes; /* of the packets taken */
+	uint16_t fit;   /* packets in front that can be sent */
+	uint16_t taken; /* of those, packets in front that the driver took */
 };
 
 /* A mempool whose buffers are `count` consecutive buffers of the region. Opaque. */
@@ -89,13 +98,14 @@ void mr_pool_flush_cache(struct mr_pool *pool);
 struct rte_mempool *mr_pool_mempool(struct mr_pool *pool);
 
 /* Receives up to n (at most MR_MAX_BURST) packets into out; returns how many. Frames longer than
- * max_frame, of several segments, or not of this pool are freed and counted in drops. */
+ * max_frame, of several segments, or not of this pool are freed. Tells the rest in result. */
 uint16_t mr_rx_burst(uint16_t port, uint16_t queue, struct mr_pool *pool, uint16_t max_frame,
-		     struct mr_desc *out, uint16_t n, struct mr_rx_drops *drops);
-/* Sends n (at most MR_MAX_BURST) packets whose ranges the caller has checked; returns how many the
- * driver took from the front. It frees them to the pool when they are sent. */
-uint16_t mr_tx_burst(uint16_t port, uint16_t queue, struct mr_pool *pool,
-		     const struct mr_desc *in, uint16_t n);
+		     struct mr_desc *out, uint16_t n, struct mr_rx *result);
+/* Sends n (at most MR_MAX_BURST) packets, up to the first that is shorter than an Ethernet header,
+ * longer than max_frame, or not inside a buffer of the pool. Tells in result how far it came. The
+ * driver frees packets that it took to the pool when they are sent. */
+void mr_tx_burst(uint16_t port, uint16_t queue, struct mr_pool *pool, uint16_t max_frame,
+		 const struct mr_desc *in, uint16_t n, struct mr_tx *result);
 /* Asks the driver to free what it has sent. */
 void mr_tx_cleanup(uint16_t port, uint16_t queue);
 

@@ -183,6 +183,19 @@ impl Classifier {
         }
     }
 
+    /// How many packets of the last burst, of which there were `count`, have one verdict from packet
+    /// `at` on.
+    #[must_use]
+    #[inline]
+    pub fn run_pkts(&self, at: usize, count: usize) -> usize {
+        match self.verdicts.get(at..count) {
+            Some([first, rest @ ..]) if self.read => {
+                1 + rest.iter().take_while(|verdict| verdict.outcome == first.outcome).count()
+            }
+            _ => count.saturating_sub(at),
+        }
+    }
+
     /// The key of packet `at` of the last burst, if its headers were read.
     #[must_use]
     #[inline]

@@ -24,7 +24,8 @@ pub const OFF_ROUTE: u8 = u8::MAX;
 pub struct Passage {
     /// The route it travels.
     pub route: RouteId,
-    /// Position in the route of the NF that the worker gave it to; [`OFF_ROUTE`] for none.
+    /// Position in the route of the NF that the worker gave it to; [`OFF_ROUTE`] for none. Inside
+    /// the trusted domain the packet may be elsewhere by now.
     pub hop: u8,
     /// The port it came in by; [`NO_PORT`](nflib::descriptor::NO_PORT) if an NF made it.
     pub ingress: PortId,
@@ -46,10 +47,35 @@ pub enum Violation {
 
 const NOBODY: Holder = Holder::MAX;
 
-#[derive(Clone, Copy, Debug)]
-struct Slot {
-    holder: Holder,
-    passage: Passage,
+/// Holder and passage of one buffer in one word: written at once, and compared at once.
+///
+/// ```text
+/// 63    56 55     48 47     40 39  32 31   16 15    0
+/// │ epoch │ visits  │ ingress │ hop  │ route │ holder │
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Slot(u64);
+
+impl Slot {
+    const FREE: Self = Self(NOBODY as u64);
+
+    #[inline]
+    fn new(holder: Holder, passage: Passage) -> Self {
+        let Passage { route, hop, ingress, visits, epoch } = passage;
+        let far = u32::from_le_bytes([hop, ingress, visits, epoch]);
+        Self(u64::from(holder) | u64::from(route) << 16 | u64::from(far) << 32)
+    }
+
+    #[inline]
+    fn holder(self) -> Holder {
+        self.0 as Holder
+    }
+
+    #[inline]
+    fn passage(self) -> Passage {
+        let [hop, ingress, visits, epoch] = ((self.0 >> 32) as u32).to_le_bytes();
+        Passage { route: (self.0 >> 16) as RouteId, hop, ingress, visits, epoch }
+    }
 }
 
 /// The table of one worker's share of the buffers.
@@ -67,9 +93,7 @@ impl OwnershipTable {
     /// A table for buffers `first..first + count`, none of them with an NF.
     #[must_use]
     pub fn new(first: BufferIndex, count: u32) -> Self {
-        let passage = Passage { route: 0, hop: 0, ingress: 0, visits: 0, epoch: 0 };
-        let free = Slot { holder: NOBODY, passage };
-        Self { first, slots: vec![free; count as usize].into(), held_buffers: 0 }
+        Self { first, slots: vec![Slot::FREE; count as usize].into(), held_buffers: 0 }
     }
 
     /// Buffers that NFs have.
@@ -79,8 +103,8 @@ impl OwnershipTable {
     }
 
     #[inline]
-    fn slot_mut(&mut self, buffer: BufferIndex) -> Option<&mut Slot> {
-        self.slots.get_mut(buffer.wrapping_sub(self.first) as usize)
+    fn slot(&self, buffer: BufferIndex) -> Option<Slot> {
+        self.slots.get(buffer.wrapping_sub(self.first) as usize).copied()
     }
 
     /// Writes down that `buffer` goes to `holder`.
@@ -88,11 +112,38 @@ impl OwnershipTable {
     /// The buffer is the worker's own at this moment; that is an invariant of the worker.
     #[inline]
     pub fn give(&mut self, buffer: BufferIndex, holder: Holder, passage: Passage) {
-        if let Some(slot) = self.slot_mut(buffer) {
-            debug_assert_eq!(slot.holder, NOBODY, "buffer {buffer} was given twice");
-            *slot = Slot { holder, passage };
-            self.held_buffers += 1;
+        self.give_run(std::iter::once(buffer), holder, passage);
+    }
+
+    /// Writes down that all of `buffers` go to `holder`, in the same passage.
+    #[inline]
+    pub fn give_run(
+        &mut self,
+        buffers: impl Iterator<Item = BufferIndex>,
+        holder: Holder,
+        passage: Passage,
+    ) {
+        let given = Slot::new(holder, passage);
+        let (first, slots) = (self.first, &mut self.slots[..]);
+        let mut count = 0;
+        for buffer in buffers {
+            if let Some(slot) = slots.get_mut(buffer.wrapping_sub(first) as usize) {
+                debug_assert_eq!(slot.holder(), NOBODY, "buffer {buffer} was given twice");
+                *slot = given;
+                count += 1;
+            }
         }
+        self.held_buffers += count;
+    }
+
+    /// The passage of the packet in `buffer`, if `holder` has it.
+    ///
+    /// # Errors
+    /// [`Violation`] when it has not.
+    #[inline]
+    pub fn passage(&self, buffer: BufferIndex, holder: Holder) -> Result<Passage, Violation> {
+        let slot = self.slot(buffer).ok_or(Violation::UnknownBuffer)?;
+        if slot.holder() == holder { Ok(slot.passage()) } else { Err(Violation::NotHolder) }
     }
 
     /// Accepts `buffer` back from `holder`.
@@ -101,20 +152,40 @@ impl OwnershipTable {
     /// [`Violation`] when the holder has no right to return it; nothing changes then.
     #[inline]
     pub fn take_back(&mut self, buffer: BufferIndex, holder: Holder) -> Result<Passage, Violation> {
-        let slot = self.slot_mut(buffer).ok_or(Violation::UnknownBuffer)?;
-        if slot.holder != holder {
-            return Err(Violation::NotHolder);
-        }
-        slot.holder = NOBODY;
-        let passage = slot.passage;
-        self.held_buffers -= 1;
+        let passage = self.passage(buffer, holder)?;
+        self.take_back_run(&[buffer], |buffer| Some(*buffer), holder, passage);
         Ok(passage)
+    }
+
+    /// Accepts back from `holder` the values in front whose buffer it has in just this passage.
+    /// Ends at the first that it has not, or of which `buffer` tells none. Returns how many.
+    #[inline]
+    pub fn take_back_run<T>(
+        &mut self,
+        values: &[T],
+        buffer: impl Fn(&T) -> Option<BufferIndex>,
+        holder: Holder,
+        passage: Passage,
+    ) -> usize {
+        let given = Slot::new(holder, passage);
+        let (first, slots) = (self.first, &mut self.slots[..]);
+        let mut count = 0;
+        for value in values {
+            let slot = buffer(value)
+                .and_then(|buffer| slots.get_mut(buffer.wrapping_sub(first) as usize))
+                .filter(|slot| **slot == given);
+            let Some(slot) = slot else { break };
+            *slot = Slot::FREE;
+            count += 1;
+        }
+        self.held_buffers -= count;
+        count
     }
 
     /// Gives the packets that NFs have epoch 0, so that the other numbers can be used anew.
     pub fn forget_epochs(&mut self) {
-        for slot in &mut self.slots {
-            slot.passage.epoch = 0;
+        for slot in self.slots.iter_mut().filter(|slot| **slot != Slot::FREE) {
+            *slot = Slot::new(slot.holder(), Passage { epoch: 0, ..slot.passage() });
         }
     }
 
@@ -123,10 +194,10 @@ impl OwnershipTable {
     pub fn reclaim(&mut self, holder: Holder, out: &mut Vec<(BufferIndex, Passage)>) {
         let first = self.first;
         for (buffer, slot) in (first..).zip(&mut self.slots) {
-            if slot.holder == holder {
-                slot.holder = NOBODY;
+            if slot.holder() == holder {
+                out.push((buffer, slot.passage()));
+                *slot = Slot::FREE;
                 self.held_buffers -= 1;
-                out.push((buffer, slot.passage));
             }
         }
     }
@@ -170,10 +241,36 @@ mod tests {
         assert!(usize::from(TRUSTED) >= OwnershipTable::MAX_NFS, "numbers of NFs stay below it");
     }
 
+    #[test]
+    fn a_run_ends_at_the_first_that_is_not_like_it() {
+        let run = |table: &mut OwnershipTable, buffers: &[u32]| {
+            table.take_back_run(buffers, |&b| (b != 99).then_some(b), TRUSTED, HERE)
+        };
+        let mut table = OwnershipTable::new(0, 100);
+        table.give_run(0..100, TRUSTED, HERE);
+        assert_eq!(run(&mut table, &[5, 6, 5, 7]), 2, "the second time it is not with the holder");
+        assert_eq!(run(&mut table, &[8, 100, 9]), 1, "there is no such buffer");
+        assert_eq!(run(&mut table, &[10, 99, 11]), 1, "the caller says no");
+        let elsewhere = Passage { visits: 3, ..HERE };
+        assert_eq!(table.take_back(12, TRUSTED), Ok(HERE));
+        table.give(12, TRUSTED, elsewhere);
+        assert_eq!(run(&mut table, &[13, 12]), 1, "given in another passage");
+        assert_eq!(table.take_back(14, TRUSTED), Ok(HERE));
+        table.give(14, 3, HERE);
+        assert_eq!(run(&mut table, &[15, 14]), 1, "with another holder");
+        assert_eq!(run(&mut table, &[]), 0);
+        assert_eq!(table.held_buffers(), 94);
+        assert_eq!(table.passage(12, TRUSTED), Ok(elsewhere));
+        table.forget_epochs();
+        assert_eq!(table.passage(12, TRUSTED), Ok(Passage { epoch: 0, ..elsewhere }));
+        assert_eq!(table.passage(13, TRUSTED), Err(Violation::NotHolder));
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Give(u32, Holder),
         TakeBack(u32, Holder),
+        TakeBackRun(Vec<u32>, Holder),
         Reclaim(Holder),
     }
 
@@ -183,6 +280,8 @@ mod tests {
         fn the_table_agrees_with_a_map(steps in proptest::collection::vec(prop_oneof![
             (0u32..12, 0u16..3).prop_map(|(b, e)| Step::Give(b, e)),
             (0u32..14, 0u16..3).prop_map(|(b, e)| Step::TakeBack(b, e)),
+            (proptest::collection::vec(0u32..14, 0..6), 0u16..3)
+                .prop_map(|(run, e)| Step::TakeBackRun(run, e)),
             (0u16..3).prop_map(Step::Reclaim),
         ], 0..100)) {
             let mut table = OwnershipTable::new(0, 12);
@@ -202,6 +301,17 @@ mod tests {
                         if allowed {
                             model.remove(&buffer);
                         }
+                    }
+                    Step::TakeBackRun(run, edge) => {
+                        let allowed =
+                            run.iter().take_while(|&b| model.remove_entry(b).is_some_and(|(b, e)| {
+                                if e != edge {
+                                    model.insert(b, e);
+                                }
+                                e == edge
+                            })).count();
+                        let got = table.take_back_run(&run, |&b| Some(b), edge, HERE);
+                        prop_assert_eq!(got, allowed);
                     }
                     Step::Reclaim(edge) => {
                         let mut got = Vec::new();

@@ -100,6 +100,8 @@ drop_reasons! {
     NoEgress = "no_egress",
     /// NFs sent the packet to and fro more often than the hop limit allows.
     HopLimit = "hop_limit",
+    /// An NF gave back a buffer it was lent without having made a packet in it.
+    LoanReturned = "loan_returned",
     /// The manager stopped while the packet was still inside.
     Shutdown = "shutdown",
     /// An NF gave back an empty buffer that was lent to it, and made no packet in it.

@@ -16,6 +16,7 @@
 mod changes;
 mod lending;
 mod orders;
+mod runs;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,7 +34,7 @@ use crate::pool::BufferPool;
 use crate::ports::{MAX_BURST_PKTS, PortPacket, PortQueue};
 use crate::stats::{DropCounters, DropReason, NfCounters, WorkerCounters};
 
-/// Packets an NF may return in one turn before the worker looks at the ports again.
+/// Packets taken from an NF at once.
 const COLLECT_BURST_PKTS: usize = MAX_BURST_PKTS;
 /// Parked packets let go in one turn, for each queue that packets may come in by: more than come in,
 /// so that those who wait become fewer.
@@ -103,6 +104,8 @@ pub struct Worker {
     pool: BufferPool,
     owners: OwnershipTable,
     ports: Vec<WorkerPort>,
+    /// Queues of all ports.
+    queues: usize,
     classifier: Classifier,
     plan: Arc<Plan>,
     /// The plan before, while packets may be inside that follow it.
@@ -147,6 +150,7 @@ impl Worker {
             geometry: *pool.region().geometry(),
             owners: OwnershipTable::new(pool.first(), pool.count()),
             pool,
+            queues: ports.iter().map(|port| port.queues.len()).sum(),
             ports,
             classifier,
             plan: Arc::default(),
@@ -185,7 +189,14 @@ impl Worker {
         self.flush_nfs();
         if self.owners.held_buffers() > 0 {
             for nf in 0..self.nfs.len() {
-                moved += self.collect(nf);
+                // As many bursts as may have come in, or what comes in would pile up in the rings.
+                for _ in 0..self.queues.max(1) {
+                    let count = self.collect(nf);
+                    moved += count;
+                    if count < COLLECT_BURST_PKTS {
+                        break;
+                    }
+                }
             }
         }
         self.flush_nfs();
@@ -208,21 +219,44 @@ impl Worker {
             let headers = self.transition.as_ref().is_some_and(Transition::reads_headers);
             let region = self.pool.region();
             self.classifier.classify(region, &plan, port as PortId, &mut received, headers);
-            for (at, packet) in received.drain(..).enumerate() {
+            let (mut at, ingress) = (0, port as PortId);
+            while at < count {
                 let verdict = self.classifier.verdict(at);
-                let parks = self.transition.as_ref().is_some_and(|transition| {
-                    transition.parks(verdict, packet.flow_hash, self.classifier.key(at))
-                });
-                let ingress = port as PortId;
-                if parks {
-                    self.park(Parked { packet, next: Next::Enter { ingress, verdict } });
-                } else {
-                    self.enter(&plan, packet, ingress, verdict);
+                let run = at..at + self.classifier.run_pkts(at, count);
+                match self.way_in(&plan, ingress, verdict) {
+                    Some(way) => self.enter_run(way, verdict, &received[run.clone()]),
+                    None => {
+                        for at in run.clone() {
+                            self.enter_or_park(&plan, at, received[at], ingress, verdict);
+                        }
+                    }
                 }
+                at = run.end;
             }
+            received.clear();
         }
         self.received = received;
         count
+    }
+
+    /// Packet `at` of the burst: on its way, or to wait for a change of plan.
+    #[inline]
+    fn enter_or_park(
+        &mut self,
+        plan: &Plan,
+        at: usize,
+        packet: PortPacket,
+        ingress: PortId,
+        verdict: Verdict,
+    ) {
+        let parks = self.transition.as_ref().is_some_and(|transition| {
+            transition.parks(verdict, packet.flow_hash, self.classifier.key(at))
+        });
+        if parks {
+            self.park(Parked { packet, next: Next::Enter { ingress, verdict } });
+        } else {
+            self.enter(plan, packet, ingress, verdict);
+        }
     }
 
     /// Stage 3: does what the flow table says.
@@ -230,7 +264,7 @@ impl Worker {
     fn enter(&mut self, plan: &Plan, packet: PortPacket, ingress: PortId, verdict: Verdict) {
         match verdict {
             Verdict::Chain(chain) => {
-                self.count_entry(chain, packet.len_bytes);
+                self.count_entries(chain, 1, packet.len_bytes.into());
                 let epoch = self.epoch;
                 let passage = Passage { route: 0, hop: 0, ingress, visits: 0, epoch };
                 self.enter_chain(plan, packet, passage, chain);
@@ -242,14 +276,13 @@ impl Worker {
     }
 
     #[inline]
-    fn count_entry(&mut self, chain: ChainId, len_bytes: u16) {
+    fn count_entries(&mut self, chain: ChainId, pkts: u64, bytes: u64) {
         let at = usize::from(chain);
         if self.chain_counts.len() <= at {
             self.chain_counts.resize(at + 1, (0, 0));
         }
-        let (pkts, bytes) = &mut self.chain_counts[at];
-        *pkts += 1;
-        *bytes += u64::from(len_bytes);
+        let counts = &mut self.chain_counts[at];
+        *counts = (counts.0 + pkts, counts.1 + bytes);
     }
 
     /// To the first hop of a chain, by the route that is in force.
@@ -286,11 +319,11 @@ impl Worker {
     #[inline]
     fn end(&mut self, plan: &Plan, packet: PortPacket, passage: Passage, end: End) {
         match end {
-            // An NF made it: it came in nowhere.
+            End::Egress => self.send_to_egress(packet, passage.ingress),
+            // A packet that an NF made came in nowhere.
             End::Ingress if passage.ingress == NO_PORT => {
                 self.drop_here(packet.buffer, DropReason::NoEgress);
             }
-            End::Egress => self.send_to_egress(packet, passage.ingress),
             End::Ingress => self.stage_for_port(packet, passage.ingress),
             End::Out(port) => self.stage_for_port(packet, port),
             End::Drop => self.drop_here(packet.buffer, DropReason::ChainEnd),
@@ -330,15 +363,7 @@ impl Worker {
         if edge.staged.is_empty() {
             self.dirty_nfs.push(nf);
         }
-        edge.staged.push(Delivery {
-            buffer: packet.buffer,
-            offset_bytes: packet.offset_bytes,
-            len_bytes: packet.len_bytes,
-            flow_hash: packet.flow_hash,
-            route: passage.route,
-            port: passage.ingress,
-            hop: passage.hop,
-        });
+        edge.staged.push(delivery(packet, passage));
     }
 
     #[inline]
@@ -392,8 +417,14 @@ impl Worker {
         });
         if count > 0 {
             let plans = Plans { new: Arc::clone(&self.plan), old: self.old_plan.clone() };
-            for descriptor in &returned[..count] {
-                self.accept(&plans, number, descriptor);
+            let mut rest = &returned[..count];
+            while let Some(first) = rest.first() {
+                let mut pkts = self.accept_run(&plans, number, rest);
+                if pkts == 0 {
+                    self.accept(&plans, number, first);
+                    pkts = 1;
+                }
+                rest = &rest[pkts..];
             }
             if let Some(edge) = self.nfs[number].as_mut() {
                 // Only now: a slot is the NF's again when its packet has been passed on.
@@ -420,13 +451,12 @@ impl Worker {
         let at_hop = edge.may_be_at(plan, &passage, returned.hop);
         passage.hop = returned.hop;
         let action = ActionCode::from_code(returned.action).filter(|_| in_buffer && at_hop);
-        let packet = PortPacket {
-            buffer: returned.buffer,
-            offset_bytes: returned.offset_bytes,
-            len_bytes: returned.len_bytes,
-            flow_hash: returned.flow_hash,
-        };
+        let packet = PortPacket::from(returned);
         match action {
+            Some(_) if passage.ingress == NO_PORT && packet.len_bytes == 0 => {
+                self.counters.drop_at(&edge.drops, DropReason::LoanReturned, 1);
+                self.dropped.push(packet.buffer);
+            }
             Some(ActionCode::Next) => {
                 let hop = passage.hop.saturating_add(1);
                 self.forward(plan, packet, Passage { hop, ..passage });
@@ -577,14 +607,29 @@ impl NfEdge {
         self.counters.violations.add(1);
     }
 
-    /// Whether a packet of this passage can be at `hop` with this NF.
+    /// Whether a packet that the worker gave away in `passage` can be at `hop` with this NF.
     #[inline]
     fn may_be_at(&self, plan: &Plan, passage: &Passage, hop: u8) -> bool {
         if self.holder != TRUSTED || hop == OFF_ROUTE {
             return hop == passage.hop;
         }
-        // NFs of the domain pass it on among themselves, along the route and to and fro on it.
+        // Neighbours may have passed it on, inside the domain: along the route, or to a service on it
+        // that lies before or behind.
         let service = || plan.route(passage.route)?.hops.get(usize::from(hop));
         service().is_some_and(|service| service.id == self.service)
+    }
+}
+
+/// A packet as an NF gets it.
+#[inline]
+fn delivery(packet: PortPacket, passage: Passage) -> Delivery {
+    Delivery {
+        buffer: packet.buffer,
+        offset_bytes: packet.offset_bytes,
+        len_bytes: packet.len_bytes,
+        flow_hash: packet.flow_hash,
+        route: passage.route,
+        port: passage.ingress,
+        hop: passage.hop,
     }
 }

@@ -21,6 +21,8 @@ use crate::shm::BufferIndex;
 pub type ServiceId = u16;
 /// A port's number, in the order of the configuration.
 pub type PortId = u8;
+/// The ingress port of a buffer that an NF was lent, and of the packet it makes in it: none.
+pub const NO_PORT: PortId = 255;
 /// A service chain's number.
 pub type ChainId = u16;
 /// A route's number: one version of a chain, resolved to instances.

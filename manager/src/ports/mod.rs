@@ -19,6 +19,7 @@ pub mod checksum;
 pub mod dpdk;
 pub mod fault;
 pub mod generator;
+pub mod layout;
 pub mod opener;
 pub mod pcap;
 pub mod sink;
@@ -27,6 +28,7 @@ pub mod test_frame;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use nflib::descriptor::Returned;
 use nflib::shm::BufferIndex;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -39,7 +41,11 @@ use crate::stats::QueueCounters;
 pub const MAX_BURST_PKTS: usize = 64;
 
 /// A packet at a port: a range of one buffer.
+///
+/// Its fields lie as the first ones of a descriptor do, in as many bytes, and as the DPDK shim has
+/// them: from one to the other is one move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(16))]
 pub struct PortPacket {
     /// The buffer.
     pub buffer: BufferIndex,
@@ -49,6 +55,14 @@ pub struct PortPacket {
     pub len_bytes: u16,
     /// The NIC's flow hash (RSS), or 0 when it gave none.
     pub flow_hash: u32,
+}
+
+impl From<&Returned> for PortPacket {
+    #[inline]
+    fn from(returned: &Returned) -> Self {
+        let &Returned { buffer, offset_bytes, len_bytes, flow_hash, .. } = returned;
+        Self { buffer, offset_bytes, len_bytes, flow_hash }
+    }
 }
 
 /// One queue of a port, owned and polled by one worker.

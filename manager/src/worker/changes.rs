@@ -58,9 +58,8 @@ impl Worker {
             return 0;
         }
         let plan = Arc::clone(&self.plan);
-        let queues: usize = self.ports.iter().map(|port| port.queues.len()).sum();
         let mut released = 0;
-        while released < RELEASE_PKTS * queues.max(1)
+        while released < RELEASE_PKTS * self.queues.max(1)
             && let Some(parked) = self.transition.as_ref().and_then(Transition::first)
         {
             if !self.has_room_for(&plan, parked) {

@@ -13,7 +13,7 @@ use crate::pool::{BufferPool, FreeStore};
 use crate::ports::PortError;
 
 /// Free buffers that each lcore keeps for itself; DPDK allows up to 512.
-const CACHE_BUFFERS: u32 = 256;
+const CACHE_BUFFERS: u32 = 512;
 
 /// A mempool whose mbufs' data are `count` consecutive buffers of the region.
 pub(super) struct Mempool {
@@ -79,12 +79,6 @@ impl Mempool {
     pub(super) fn lies_under(&self, pool: &BufferPool) -> bool {
         Arc::ptr_eq(&self.region, pool.region())
             && (self.first, self.count) == (pool.first(), pool.count())
-    }
-
-    /// True when the buffer has an mbuf here.
-    #[inline]
-    pub(super) fn holds(&self, buffer: BufferIndex) -> bool {
-        buffer.wrapping_sub(self.first) < self.count
     }
 
     pub(super) fn count(&self) -> u32 {

@@ -1,6 +1,7 @@
 //! Bursts: one call into the shim each.
 
 use std::cell::RefCell;
+use std::mem::offset_of;
 use std::sync::Arc;
 
 use dpdk_sys::sys::{self, Api};
@@ -12,14 +13,21 @@ use crate::ports::{LinkState, MAX_BURST_PKTS, PortPacket, PortQueue, checksum};
 use crate::stats::{DropReason, QueueCounters};
 
 const _: () = assert!(MAX_BURST_PKTS == sys::MR_MAX_BURST as usize);
-/// Shortest frame that a driver is given: an Ethernet header.
-const MIN_FRAME_BYTES: u16 = 14;
+// A packet lies in memory as the shim's does, so that a burst passes without a copy.
+const _: () = {
+    assert!(size_of::<PortPacket>() == size_of::<sys::mr_desc>());
+    assert!(align_of::<PortPacket>().is_multiple_of(align_of::<sys::mr_desc>()));
+    assert!(offset_of!(PortPacket, buffer) == offset_of!(sys::mr_desc, index));
+    assert!(offset_of!(PortPacket, offset_bytes) == offset_of!(sys::mr_desc, offset));
+    assert!(offset_of!(PortPacket, len_bytes) == offset_of!(sys::mr_desc, len));
+    assert!(offset_of!(PortPacket, flow_hash) == offset_of!(sys::mr_desc, hash));
+};
+/// An Ethernet header.
+const HEADER_BYTES: u16 = 14;
 /// Turns without a packet to send after which sent buffers are asked back.
 const IDLE_TURNS: u32 = 64;
 /// Bursts after which draining a closing queue ends, whatever still comes.
 const DRAIN_BURSTS: usize = 1024;
-
-const NO_PACKET: sys::mr_desc = sys::mr_desc { index: 0, offset: 0, len: 0, hash: 0 };
 
 /// One receive and one transmit queue of a device.
 pub(super) struct DpdkQueue {
@@ -41,84 +49,89 @@ impl DpdkQueue {
         Self { device, mempool, queue, counters, complete_checksums, idle_turns: IDLE_TURNS }
     }
 
-    fn receive(&mut self, out: &mut [sys::mr_desc; MAX_BURST_PKTS]) -> usize {
-        let mut drops = sys::mr_rx_drops::default();
-        // SAFETY: the port is started and this queue set up on this mempool; `out` has room for a
-        // burst. This worker alone polls the queue.
-        let received = unsafe {
-            self.device.api.mr_rx_burst(
+    /// Appends a burst to `out`; returns the bytes in it.
+    fn receive(&mut self, out: &mut Vec<PortPacket>) -> u64 {
+        let mut result = sys::mr_rx::default();
+        out.reserve(MAX_BURST_PKTS);
+        // SAFETY: the port is started and this queue set up on this mempool, and this worker alone
+        // polls it. `reserve` made room for a burst past the end; the shim writes at most that many
+        // packets there, in the layout asserted above, and says how many, and so many become part
+        // of the vector.
+        unsafe {
+            let received = self.device.api.mr_rx_burst(
                 self.device.port_id,
                 self.queue,
                 self.mempool.raw(),
                 self.device.max_frame_bytes,
-                out.as_mut_ptr(),
+                out.as_mut_ptr().add(out.len()).cast(),
                 sys::MR_MAX_BURST as u16,
-                &raw mut drops,
-            )
-        };
-        let dropped = drops.too_large + drops.malformed;
+                &raw mut result,
+            );
+            out.set_len(out.len() + usize::from(received).min(MAX_BURST_PKTS));
+        }
+        let dropped = result.too_large + result.malformed;
         if dropped > 0 {
             self.counters.rx_pkts.add(dropped.into());
-            self.counters.rx_bytes.add(drops.bytes);
-            self.counters.drops.add(DropReason::RxTooLarge, drops.too_large.into());
-            self.counters.drops.add(DropReason::RxMalformed, drops.malformed.into());
+            self.counters.rx_bytes.add(result.dropped_bytes);
+            self.counters.drops.add(DropReason::RxTooLarge, result.too_large.into());
+            self.counters.drops.add(DropReason::RxMalformed, result.malformed.into());
         }
-        usize::from(received).min(out.len())
+        result.bytes
     }
 
-    /// Hands a run of sendable packets to the driver; returns how many it took.
-    fn send(&mut self, packets: &[PortPacket]) -> usize {
-        let mut run = [NO_PACKET; MAX_BURST_PKTS];
-        for (to, from) in run.iter_mut().zip(packets) {
-            to.index = from.buffer;
-            to.offset = from.offset_bytes;
-            to.len = from.len_bytes;
-        }
-        let len = packets.len().min(MAX_BURST_PKTS);
-        // SAFETY: `sendable` has found every packet inside a buffer of this mempool, whose mbufs
-        // the caller owns; the port is started and this worker alone uses the queue.
-        let taken = usize::from(unsafe {
+    /// Hands packets to the driver, up to the first that is no frame of at most `max_frame_bytes`
+    /// inside a buffer of this mempool. Returns how many are before that, and how many of them the
+    /// driver took.
+    fn send(&mut self, packets: &[PortPacket], max_frame_bytes: u16) -> (usize, usize) {
+        let mut result = sys::mr_tx::default();
+        // SAFETY: the shim reads as many packets as said, in the layout asserted above, and uses
+        // none before it is found inside a buffer of this mempool, whose mbufs the caller owns; the
+        // port is started and this worker alone uses the queue.
+        unsafe {
             self.device.api.mr_tx_burst(
                 self.device.port_id,
                 self.queue,
                 self.mempool.raw(),
-                run.as_ptr(),
-                len as u16,
-            )
-        })
-        .min(len);
-        let bytes = packets[..taken].iter().map(|packet| u64::from(packet.len_bytes)).sum();
-        self.counters.tx_pkts.add(taken as u64);
-        self.counters.tx_bytes.add(bytes);
-        taken
+                max_frame_bytes,
+                packets.as_ptr().cast(),
+                packets.len().min(MAX_BURST_PKTS) as u16,
+                &raw mut result,
+            );
+        }
+        self.counters.tx_pkts.add(result.taken.into());
+        self.counters.tx_bytes.add(result.bytes);
+        (result.fit.into(), result.taken.into())
     }
 
-    /// True when the driver may be given the packet.
+    /// Longest frame, if it has so many bytes before what counts for the MTU.
     #[inline]
-    fn sendable(&self, packet: &PortPacket) -> bool {
-        let PortPacket { buffer, offset_bytes, len_bytes, .. } = *packet;
-        len_bytes >= MIN_FRAME_BYTES
-            && u32::from(len_bytes) <= u32::from(self.device.mtu_bytes) + self.header_bytes(packet)
-            && self.mempool.holds(buffer)
-            && self.mempool.region().geometry().contains(buffer, offset_bytes, len_bytes)
+    fn max_frame_bytes(&self, header_bytes: u16) -> u16 {
+        self.device.mtu_bytes.saturating_add(header_bytes)
+    }
+
+    /// Sends a packet that is longer than others may be, if that is because of its VLAN tags.
+    /// Returns false when it stays with the caller, who is to try again; what cannot be sent is
+    /// dropped.
+    #[cold]
+    fn send_tagged(&mut self, pool: &mut BufferPool, packet: &PortPacket) -> bool {
+        let header_bytes = self.tagged_header_bytes(packet);
+        if header_bytes > HEADER_BYTES {
+            let max_frame_bytes = self.max_frame_bytes(header_bytes);
+            let (fit, taken) = self.send(std::slice::from_ref(packet), max_frame_bytes);
+            if fit > 0 {
+                return taken > 0;
+            }
+        }
+        self.drop_packets(pool, std::slice::from_ref(packet), DropReason::TxTooLarge);
+        true
     }
 
     /// Bytes of the frame that do not count for the MTU: the header and up to two VLAN tags.
-    #[inline]
-    fn header_bytes(&self, packet: &PortPacket) -> u32 {
-        if packet.len_bytes <= self.device.mtu_bytes {
-            return MIN_FRAME_BYTES.into();
-        }
-        self.tagged_header_bytes(packet)
-    }
-
-    #[cold]
-    fn tagged_header_bytes(&self, packet: &PortPacket) -> u32 {
-        let mut header = u32::from(MIN_FRAME_BYTES);
+    fn tagged_header_bytes(&self, packet: &PortPacket) -> u16 {
+        let mut header = HEADER_BYTES;
         for _ in 0..2 {
-            let at = u32::from(packet.offset_bytes) + header - 2;
             let mut ethertype = [0; 2];
-            let Ok(at) = u16::try_from(at) else { break };
+            let Some(at) = packet.offset_bytes.checked_add(header - 2) else { break };
             let read = self.mempool.region().read(packet.buffer, at, &mut ethertype);
             if !read || !matches!(u16::from_be_bytes(ethertype), 0x8100 | 0x88a8) {
                 break;
@@ -139,25 +152,16 @@ impl DpdkQueue {
 impl PortQueue for DpdkQueue {
     fn rx_burst(&mut self, _pool: &mut BufferPool, out: &mut Vec<PortPacket>) {
         register_thread(self.device.api);
-        let mut burst = [NO_PACKET; MAX_BURST_PKTS];
-        let received = self.receive(&mut burst);
+        let before = out.len();
+        let bytes = self.receive(out);
+        let received = &out[before..];
         if self.complete_checksums {
-            for packet in &burst[..received] {
+            for &PortPacket { buffer, offset_bytes, len_bytes, .. } in received {
                 let region = self.mempool.region();
-                checksum::complete_partial(region, packet.index, packet.offset, packet.len);
+                checksum::complete_partial(region, buffer, offset_bytes, len_bytes);
             }
         }
-        let mut bytes = 0;
-        out.extend(burst[..received].iter().map(|packet| {
-            bytes += u64::from(packet.len);
-            PortPacket {
-                buffer: packet.index,
-                offset_bytes: packet.offset,
-                len_bytes: packet.len,
-                flow_hash: packet.hash,
-            }
-        }));
-        self.counters.rx_pkts.add(received as u64);
+        self.counters.rx_pkts.add(received.len() as u64);
         self.counters.rx_bytes.add(bytes);
     }
 
@@ -170,16 +174,16 @@ impl PortQueue for DpdkQueue {
         let mut done = 0;
         while done < packets.len() {
             let rest = &packets[done..packets.len().min(done + MAX_BURST_PKTS)];
-            let run = rest.iter().take_while(|packet| self.sendable(packet)).count();
-            if run == 0 {
-                self.drop_packets(pool, &rest[..1], DropReason::TxTooLarge);
-                done += 1;
-                continue;
-            }
-            let taken = self.send(&rest[..run]);
+            let (fit, taken) = self.send(rest, self.max_frame_bytes(HEADER_BYTES));
             done += taken;
-            if taken < run {
+            if taken < fit {
                 break;
+            }
+            if let Some(odd) = rest.get(fit) {
+                if !self.send_tagged(pool, odd) {
+                    break;
+                }
+                done += 1;
             }
         }
         done
@@ -203,13 +207,14 @@ impl PortQueue for DpdkQueue {
         // A `net_ring` keeps its packets when it is stopped, so they are taken out first. Of other
         // devices this may take a few that have arrived; none was counted as received.
         if self.device.driver == "net_ring" {
-            let mut burst = [NO_PACKET; MAX_BURST_PKTS];
+            let mut burst = Vec::with_capacity(MAX_BURST_PKTS);
             for _ in 0..DRAIN_BURSTS {
-                let received = self.receive(&mut burst);
-                if received == 0 {
+                burst.clear();
+                self.receive(&mut burst);
+                if burst.is_empty() {
                     break;
                 }
-                let buffers: Vec<_> = burst[..received].iter().map(|packet| packet.index).collect();
+                let buffers: Vec<_> = burst.iter().map(|packet| packet.buffer).collect();
                 pool.give(&buffers);
             }
         }
