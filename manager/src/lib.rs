@@ -2,6 +2,7 @@
 //! and its tests.
 #![deny(unsafe_code)]
 
+pub mod alarm;
 pub mod change;
 pub mod classify;
 pub mod conductor;

@@ -62,6 +62,7 @@ impl Conductor {
             worker_buffers: fabric.worker_buffers(),
             manager_version: env!("CARGO_PKG_VERSION").to_owned(),
             core,
+            quantum_pkts: fabric.quantum_pkts(),
         };
         let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
         let fds = || -> std::io::Result<[OwnedFd; 4]> {

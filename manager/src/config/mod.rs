@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use nflib::control::ChangeOf;
 use nflib::descriptor::PortId;
+use nflib::resting::{DEFAULT_QUANTUM_PKTS, MAX_QUANTUM_PKTS, MIN_QUANTUM_PKTS};
 use nflib::shm::channel::ChannelGeometry;
 use nflib::shm::{HugePages, RegionGeometry};
 use serde::Deserialize;
@@ -59,6 +60,8 @@ pub struct ManagerConfig {
     pub cores: Vec<u32>,
     /// What a worker does when there is nothing to do.
     pub poll: PollMode,
+    /// Packets that a worker or an NF moves before it offers a core that others want, too, to them.
+    pub quantum_pkts: u32,
     /// Slots of each ring between a worker and an NF; a power of two.
     pub ring_capacity: u32,
     /// How long packets inside may take to come out when the manager stops, ms.
@@ -82,6 +85,7 @@ impl Default for ManagerConfig {
             workers: 1,
             cores: Vec::new(),
             poll: PollMode::default(),
+            quantum_pkts: DEFAULT_QUANTUM_PKTS,
             ring_capacity: 4096,
             drain_ms: 1000,
             wait_for_nfs: false,
@@ -356,6 +360,12 @@ fn validate_manager(manager: &ManagerConfig) -> Result<(), String> {
         return Err(format!(
             "manager.cores: there is no core {core}; this machine has cores 0 to {}",
             online - 1
+        ));
+    }
+    if !(MIN_QUANTUM_PKTS..=MAX_QUANTUM_PKTS).contains(&manager.quantum_pkts) {
+        return Err(format!(
+            "manager.quantum_pkts is {}: expected {MIN_QUANTUM_PKTS} to {MAX_QUANTUM_PKTS}",
+            manager.quantum_pkts
         ));
     }
     if manager.flow_cache > MAX_FLOW_CACHE {

@@ -349,6 +349,13 @@ pub struct Attached {
     /// The core to run on, when the manager chose one.
     #[serde(default)]
     pub core: Option<u32>,
+    /// Packets to take before a shared core is offered to others.
+    #[serde(default = "default_quantum_pkts")]
+    pub quantum_pkts: u32,
+}
+
+fn default_quantum_pkts() -> u32 {
+    crate::resting::DEFAULT_QUANTUM_PKTS
 }
 
 /// A refusal.

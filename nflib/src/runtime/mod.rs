@@ -9,6 +9,7 @@
 
 mod affinity;
 mod attach;
+mod effort;
 mod inputs;
 mod limits;
 mod mailbox;

@@ -45,7 +45,13 @@ pub(super) struct Passage<'n, N, M, H> {
     pub(super) tx_pkts: u64,
     /// Packets the NF dropped.
     pub(super) drop_pkts: u64,
+    /// Packets taken from an input at once.
+    burst_pkts: usize,
 }
+
+/// How long a burst may take: its slots are the pusher's again only afterwards, and until then a
+/// costly NF looks like one that hangs.
+const MAX_BURST_NS: u64 = 2_000_000;
 
 impl<'n, N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<'n, N, M, H> {
     /// `holds` is the NF's hold map, without any bit set.
@@ -56,7 +62,23 @@ impl<'n, N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<'n, N, M, H> {
         holds: H,
     ) -> Self {
         let marks = Marks::new(holds);
-        Self { engine, inputs, outputs, marks, rx_pkts: 0, tx_pkts: 0, drop_pkts: 0 }
+        Self {
+            engine,
+            inputs,
+            outputs,
+            marks,
+            rx_pkts: 0,
+            tx_pkts: 0,
+            drop_pkts: 0,
+            burst_pkts: MAX_BURST_PKTS,
+        }
+    }
+
+    /// Takes fewer packets at once from an NF that needs so long for each that a whole burst would
+    /// take longer than some milliseconds.
+    pub(super) fn adapt_burst(&mut self, pkt_ns: u64) {
+        let fitting = usize::try_from(MAX_BURST_NS / pkt_ns.max(1)).unwrap_or(usize::MAX);
+        self.burst_pkts = fitting.clamp(1, MAX_BURST_PKTS);
     }
 
     /// One look at what was left over, at every input and at the clock. Returns the packets moved.
@@ -85,7 +107,7 @@ impl<'n, N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<'n, N, M, H> {
     fn serve(&mut self, number: usize, now_ns: u64) -> Result<usize, RingError> {
         let input = &mut self.inputs.all[number];
         let mut burst = [Delivery::default(); MAX_BURST_PKTS];
-        let count = match (input.ring.read_burst(&mut burst), input.source) {
+        let count = match (input.ring.read_burst(&mut burst[..self.burst_pkts]), input.source) {
             (Ok(0), Source::Edge { closing: true, .. }) => {
                 self.inputs.forget(number);
                 return Ok(0);

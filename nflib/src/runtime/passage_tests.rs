@@ -349,7 +349,7 @@ fn passage<'n>(nf: &'n mut Fickle, case: &Case, world: &Rc<RefCell<World>>) -> W
     let setup = Setup { service: 1, instance: 1, region: REGION, hold_limit_pkts };
     let engine = Engine::new(nf, region, setup, 1, 0).unwrap();
     let mut all = Inputs::new(inputs[..2].iter().cloned().map(Consumer::new));
-    all.open_edge(40, Consumer::new(inputs[2].clone()));
+    all.open_edge(40, Consumer::new(inputs[2].clone()), None);
     let routes = crate::shm::RouteTable::from_fd(&routes().read_only_fd().unwrap()).unwrap();
     let lanes = returns.into_iter().map(Producer::new);
     let mut outputs = Outputs::new(lanes, REGION.buffers / 2, routes);

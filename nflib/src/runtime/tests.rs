@@ -97,6 +97,7 @@ fn terms(nf: u16) -> Attached {
         worker_buffers: WORKER_BUFFERS,
         manager_version: "test".into(),
         core: None,
+        quantum_pkts: 4096,
     }
 }
 
