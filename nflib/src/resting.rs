@@ -4,8 +4,9 @@
 //! - **Do all there is to do before the core is given away**, up to a quantum of packets.
 //! - **Give it away only if somebody wants it.** [`CoreWatch`] asks the kernel now and then how often
 //!   another thread took this one's place: on a core of its own a thread neither yields nor is told to.
-//! - **On a shared core never spin.** Who spins there keeps the core from the one whose packets it
-//!   waits for.
+//! - **On a shared core never spin**, on another one only for some microseconds. Who spins keeps the
+//!   core from the one whose packets it waits for, and does not learn that there is one; a yield without
+//!   effect costs little, and one with an effect is how [`CoreWatch`] learns.
 //! - **Sleep when idle**, after about as long as a sleep and a wake-up cost.
 //! - **A yield that took long was dear**: since Linux 6.18 a thread that yields pays a whole slice, so
 //!   that beside others that never yield (a compiler, say) it would get next to nothing. For a while
@@ -25,8 +26,10 @@ pub const MIN_QUANTUM_PKTS: u32 = 32;
 pub const MAX_QUANTUM_PKTS: u32 = 4096;
 
 /// How long a thread alone on its core spins for work.
-const SPIN_NS: u64 = 50_000;
-/// How long a thread on a shared core yields, before it sleeps.
+const SPIN_NS: u64 = 5_000;
+/// How long it yields then, before it sleeps.
+const ALONE_YIELD_NS: u64 = 50_000;
+/// How long a thread on a shared core yields, before it sleeps: longer, since others work meanwhile.
 const YIELD_NS: u64 = 200_000;
 /// A yield that took longer was dear.
 const DEAR_YIELD: Duration = Duration::from_millis(1);
@@ -128,6 +131,8 @@ impl Resting {
         let idle_ns = now_ns.saturating_sub(since_ns);
         match shared {
             false if idle_ns < SPIN_NS => Rest::Spin,
+            false if idle_ns < ALONE_YIELD_NS => Rest::Yield,
+            false => Rest::Sleep,
             true if self.is_dear(now_ns) || idle_ns >= YIELD_NS => Rest::Sleep,
             true if first || !blocked => Rest::Yield,
             _ => Rest::Sleep,
@@ -164,21 +169,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_alone_spins_then_sleeps_and_never_yields() {
+    fn who_is_alone_spins_shortly_then_yields_then_sleeps_and_does_not_interrupt_its_work() {
         let mut resting = Resting::default();
-        let rests: Vec<_> =
-            [0, 10_000, SPIN_NS - 1, SPIN_NS, SPIN_NS * 9].map(|at| resting.next(at, false, false)).into();
-        assert_eq!(rests, [Rest::Spin, Rest::Spin, Rest::Spin, Rest::Sleep, Rest::Sleep]);
+        let rests: Vec<_> = [0, SPIN_NS - 1, SPIN_NS, ALONE_YIELD_NS - 1, ALONE_YIELD_NS]
+            .map(|at| resting.next(at, false, false))
+            .into();
+        assert_eq!(rests, [Rest::Spin, Rest::Spin, Rest::Yield, Rest::Yield, Rest::Sleep]);
         resting.worked();
-        assert_eq!(resting.next(SPIN_NS * 10, false, true), Rest::Spin);
+        assert_eq!(resting.next(ALONE_YIELD_NS, false, true), Rest::Spin);
         assert!(!resting.yields_after_work(0, false));
     }
 
     #[test]
     fn who_shares_yields_then_sleeps_and_never_spins() {
         let mut resting = Resting::default();
-        let rests: Vec<_> =
-            [0, YIELD_NS - 1, YIELD_NS, YIELD_NS * 9].map(|at| resting.next(at, true, false)).into();
+        let rests: Vec<_> = [0, YIELD_NS - 1, YIELD_NS, YIELD_NS * 9]
+            .map(|at| resting.next(at, true, false))
+            .into();
         assert_eq!(rests, [Rest::Yield, Rest::Yield, Rest::Sleep, Rest::Sleep]);
         assert!(resting.yields_after_work(0, true));
     }

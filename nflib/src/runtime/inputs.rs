@@ -33,7 +33,8 @@ pub(super) struct Inputs<M> {
 
 impl<M: RingMemory> Inputs<M> {
     pub(super) fn new(lanes: impl Iterator<Item = Consumer<Delivery, M>>) -> Self {
-        let all = lanes.map(|ring| Input { ring, source: Source::Lane, pusher_bell: None }).collect();
+        let all =
+            lanes.map(|ring| Input { ring, source: Source::Lane, pusher_bell: None }).collect();
         Self { all, at: 0, edges: 0 }
     }
 

@@ -191,7 +191,13 @@ mod tests {
 
     fn forward(swap_macs: bool, to_port: Option<PortId>) -> TestBench<Forward> {
         let nf = NfArgs::new(nflib::control::ServiceRef::Id(1), "unused");
-        TestBench::new(Forward::new(&Options { nf, to_port, swap_macs, print_every: Some(2), busy_ns: 0 }))
+        TestBench::new(Forward::new(&Options {
+            nf,
+            to_port,
+            swap_macs,
+            print_every: Some(2),
+            busy_ns: 0,
+        }))
     }
 
     #[test]
@@ -221,7 +227,10 @@ mod tests {
     fn settings_change_what_becomes_of_the_next_packet() {
         let mut bench = forward(false, None);
         let frame = FrameBuilder::new().macs([1; 6], [2; 6]).payload(b"x").build();
-        assert_eq!(bench.message(None, b"get"), Ok(b"to-port = chain\nswap-macs = off\nbusy-ns = 0".to_vec()));
+        assert_eq!(
+            bench.message(None, b"get"),
+            Ok(b"to-port = chain\nswap-macs = off\nbusy-ns = 0".to_vec())
+        );
         assert_eq!(bench.message(None, b"set to-port 7"), Ok(b"7".to_vec()));
         assert_eq!(bench.message(None, b"set swap-macs on"), Ok(b"on".to_vec()));
         let out = bench.feed_one(&frame).unwrap();
@@ -231,7 +240,14 @@ mod tests {
         assert!(bench.nf_mut().busy_steps > 0, "work was asked for");
         assert_eq!(bench.message(None, b"set busy-ns 0"), Ok(b"0".to_vec()));
         assert_eq!(bench.nf_mut().busy_steps, 0);
-        for wrong in ["set busy-ns 1000001", "set busy-ns -1", "set to-port 256", "set to-port", "set swap-macs yes", "set colour red"] {
+        for wrong in [
+            "set busy-ns 1000001",
+            "set busy-ns -1",
+            "set to-port 256",
+            "set to-port",
+            "set swap-macs yes",
+            "set colour red",
+        ] {
             assert!(bench.message(None, wrong.as_bytes()).is_err(), "{wrong}");
         }
         assert_eq!(bench.message(Some(1), b"set to-port chain"), Ok(b"chain".to_vec()));
