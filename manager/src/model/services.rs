@@ -293,10 +293,9 @@ impl Machine {
         if spec.command.as_ref().is_some_and(|words| words.first().is_none_or(String::is_empty)) {
             return fail("command is empty: expected [\"program\", \"argument\", …]".into());
         }
-        let online = crate::config::online_cores();
-        if let Some(core) = spec.cores.iter().find(|&&core| core as usize >= online) {
-            let last = online - 1;
-            return fail(format!("there is no core {core}; this machine has cores 0 to {last}"));
+        let machine = crate::machine::Machine::this();
+        if let Err(why) = spec.cores.iter().try_for_each(|core| machine.check(*core)) {
+            return fail(format!("cores: {why}"));
         }
         if spec.own_core && !spec.cores.is_empty() {
             return fail("own_core lets the manager choose: leave out cores, or own_core".into());

@@ -25,7 +25,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use thiserror::Error;
 
 use crate::conductor::Conductor;
-use crate::config::Config;
+use crate::config::{Config, PollMode};
 use crate::fabric::{Fabric, FabricError};
 use crate::poll_loop::Snapshot;
 use crate::registry::Leave;
@@ -134,7 +134,7 @@ impl Server {
         mut cores: CoreMap,
     ) -> Result<Self, ServerError> {
         let fail = |what| move |source| ServerError::Os { what, source };
-        cores.take_for_workers(&config.manager.cores);
+        cores.take_for_workers(&config.manager.cores, config.manager.poll == PollMode::Busy);
         let launcher = std::env::current_exe().map_err(fail("own program"))?;
         let supervisor = Supervisor::new(config.manager.socket.clone(), launcher, cores)
             .map_err(fail("supervisor"))?;
@@ -330,6 +330,9 @@ impl Server {
         }
         if let Some(nf) = self.conductor.remove(instance, &mut self.fabric)? {
             tracing::info!(instance, service = nf.service, name = nf.name, why, "NF removed");
+            if self.supervisor.owner(nf.pid).is_none() {
+                self.supervisor.cores().release(nf.pid);
+            }
         }
         Ok(())
     }

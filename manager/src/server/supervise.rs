@@ -8,7 +8,7 @@ use nflib::control::{ErrorCode, ErrorReply};
 use super::{Server, ServerError};
 use crate::model::Service;
 use crate::registry::{Leave, NfState};
-use crate::supervisor::{Wanted, What};
+use crate::supervisor::{Holder, Wanted, What};
 
 /// How long NFs may take to end when the manager does.
 const END_LIMIT: Duration = Duration::from_secs(12);
@@ -67,6 +67,28 @@ impl Server {
                  millrace service scale {name} N, or choose another service"
             ),
         })
+    }
+
+    /// Notes the core that an NF started by hand has chosen itself, and says whom it shares it with.
+    pub(super) fn join_core(
+        &mut self,
+        service: &Service,
+        core: Option<u32>,
+        pid: i32,
+    ) -> Result<(), ErrorReply> {
+        let Some(core) = core.filter(|_| self.supervisor.owner(pid).is_none()) else {
+            return Ok(());
+        };
+        let holder = Holder::Nf { service: service.name().to_owned(), pid, instance: None };
+        match self.supervisor.cores().join(core, holder) {
+            Ok(there) if there.is_empty() => Ok(()),
+            Ok(there) => {
+                let with = there.join(" and ");
+                tracing::info!(core, service = service.name(), pid, "core shared with {with}");
+                Ok(())
+            }
+            Err(message) => Err(ErrorReply { code: ErrorCode::Exhausted, message }),
+        }
     }
 
     /// The core that a process was started on, if the manager chose one for it.

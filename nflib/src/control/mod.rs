@@ -138,13 +138,17 @@ pub struct AttachRequest {
     pub name: String,
     /// The service it wants to provide, by id or name.
     pub service: ServiceRef,
+    /// The core it runs on by its own choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub core: Option<u32>,
 }
 
 impl AttachRequest {
     /// An introduction in this library's versions.
     #[must_use]
     pub fn new(name: &str, service: ServiceRef) -> Self {
-        Self { protocol: PROTOCOL_VERSION, layout: LAYOUT_VERSION, name: name.to_owned(), service }
+        let name = name.to_owned();
+        Self { protocol: PROTOCOL_VERSION, layout: LAYOUT_VERSION, name, service, core: None }
     }
 }
 

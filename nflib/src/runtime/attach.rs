@@ -73,7 +73,8 @@ fn try_attach(name: &str, args: &NfArgs) -> Result<Attachment, RunError> {
     let socket = connect(&args.socket)?;
     socket.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(RunError::Socket)?;
     socket.set_write_timeout(Some(ANSWER_TIMEOUT)).map_err(RunError::Socket)?;
-    let request = Request::Attach(AttachRequest::new(name, args.service.clone()));
+    let introduction = AttachRequest::new(name, args.service.clone());
+    let request = Request::Attach(AttachRequest { core: args.core, ..introduction });
     control::send(&socket, &request, &[])?;
     let (reply, fds) = control::recv(&socket, MAX_REPLY_BYTES)?;
     let terms = match reply {

@@ -199,6 +199,11 @@ fn run_attached(
     stop: &AtomicBool,
     was_set_up: &mut bool,
 ) -> Result<(), RunError> {
+    // Before the manager hears of an NF that cannot run.
+    if let Some(core) = args.core {
+        affinity::run_on(core)?;
+        tracing::info!("running on core {core}");
+    }
     let mut next_arrival = 1;
     let mut limits = Limits::new(args);
     while let Some(attachment) = attach(name, args, stop, &limits)? {
@@ -209,7 +214,7 @@ fn run_attached(
             attachment.terms.manager_version,
         );
         limits.begin();
-        if let Some(core) = args.core.or(attachment.terms.core) {
+        if let Some(core) = attachment.terms.core.filter(|_| args.core.is_none()) {
             affinity::run_on(core)?;
             tracing::info!("running on core {core}");
         }
