@@ -21,6 +21,7 @@ pub mod ports;
 pub mod registry;
 pub mod report;
 pub mod server;
+pub mod shares;
 pub mod stats;
 pub mod status;
 pub mod supervisor;

@@ -29,6 +29,7 @@ use crate::config::{Config, PollMode};
 use crate::fabric::{Fabric, FabricError};
 use crate::poll_loop::Snapshot;
 use crate::registry::Leave;
+use crate::shares::Shares;
 use crate::status;
 use crate::supervisor::{CoreMap, Supervisor};
 use connection::Connections;
@@ -98,6 +99,7 @@ pub struct Server {
     signals: SignalFd,
     started: Instant,
     drain_limit: Duration,
+    shares: Shares,
     /// Somebody asked for the end.
     stopping: bool,
     /// The connections that asked: they get the final books.
@@ -151,6 +153,7 @@ impl Server {
             asking: Asking::default(),
             signals,
             started: Instant::now(),
+            shares: Shares::default(),
             stopping: false,
             wait_for_end: Vec::new(),
             draining: false,
@@ -212,6 +215,9 @@ impl Server {
     /// Everything there is to see, with what the supervisor knows.
     fn status(&mut self) -> Result<control::Status, ServerError> {
         let mut status = status::take(&mut self.fabric, &self.conductor, self.started)?;
+        for nf in &mut status.nfs {
+            nf.cost_ns = self.shares.cost_ns(nf.instance);
+        }
         for service in &mut status.services {
             if let Some(state) = self.supervisor.state(service.id) {
                 service.restarts = state.restarts;
@@ -248,6 +254,7 @@ impl Server {
             self.expire_rules()?;
         }
         self.supervise(Instant::now())?;
+        self.share_cores(Instant::now())?;
         self.deliver();
         self.sweep()?;
         match self.fabric.lost_worker() {
