@@ -38,6 +38,8 @@ const NAP_MIN: Duration = Duration::from_micros(50);
 const NAP_MAX: Duration = Duration::from_millis(1);
 /// Longest nap when a port can only be looked at: in this time a burst must not overflow its ring.
 const POLLED_NAP_MAX: Duration = Duration::from_micros(250);
+/// How much later than asked for a nap may end.
+const TIMER_SLACK_NS: u64 = 1_000;
 /// How often the kernel is asked whether the core is shared.
 const CORE_LOOK_NS: u64 = 10_000_000;
 /// How long ports may take at the end to send what they accepted.
@@ -187,6 +189,10 @@ pub fn run(
 ) {
     if !register_for_global_barrier() {
         tracing::debug!("no membarrier(2): NFs sleep for at most 1 ms");
+    }
+    // Naps are of tens of microseconds, and the kernel would add as many.
+    if let Err(error) = nix::sys::prctl::set_timerslack(TIMER_SLACK_NS) {
+        tracing::debug!(%error, "naps are longer than they should be");
     }
     // Until the first plan is there nobody knows where packets go.
     let waiting = true;

@@ -27,9 +27,8 @@ pub const MAX_QUANTUM_PKTS: u32 = 4096;
 
 /// How long a thread alone on its core spins for work.
 const SPIN_NS: u64 = 5_000;
-/// How long it yields then, before it sleeps.
-const ALONE_YIELD_NS: u64 = 50_000;
-/// How long a thread on a shared core yields, before it sleeps: longer, since others work meanwhile.
+/// How long a thread goes on looking, and yielding, before it sleeps: about as long as it takes a
+/// sleeping neighbour on another core to wake up and to give back a first packet.
 const YIELD_NS: u64 = 200_000;
 /// A yield that took longer was dear.
 const DEAR_YIELD: Duration = Duration::from_millis(1);
@@ -131,11 +130,9 @@ impl Resting {
         let idle_ns = now_ns.saturating_sub(since_ns);
         match shared {
             false if idle_ns < SPIN_NS => Rest::Spin,
-            false if idle_ns < ALONE_YIELD_NS => Rest::Yield,
-            false => Rest::Sleep,
-            true if self.is_dear(now_ns) || idle_ns >= YIELD_NS => Rest::Sleep,
-            true if first || !blocked => Rest::Yield,
-            _ => Rest::Sleep,
+            _ if idle_ns >= YIELD_NS || self.is_dear(now_ns) => Rest::Sleep,
+            true if blocked && !first => Rest::Sleep,
+            _ => Rest::Yield,
         }
     }
 
@@ -171,12 +168,12 @@ mod tests {
     #[test]
     fn who_is_alone_spins_shortly_then_yields_then_sleeps_and_does_not_interrupt_its_work() {
         let mut resting = Resting::default();
-        let rests: Vec<_> = [0, SPIN_NS - 1, SPIN_NS, ALONE_YIELD_NS - 1, ALONE_YIELD_NS]
+        let rests: Vec<_> = [0, SPIN_NS - 1, SPIN_NS, YIELD_NS - 1, YIELD_NS]
             .map(|at| resting.next(at, false, false))
             .into();
         assert_eq!(rests, [Rest::Spin, Rest::Spin, Rest::Yield, Rest::Yield, Rest::Sleep]);
         resting.worked();
-        assert_eq!(resting.next(ALONE_YIELD_NS, false, true), Rest::Spin);
+        assert_eq!(resting.next(YIELD_NS, false, true), Rest::Spin);
         assert!(!resting.yields_after_work(0, false));
     }
 

@@ -19,7 +19,7 @@ use super::marks::{HoldMap, Marks};
 /// must not stop this NF, and with it every chain that this NF is in. One that is merely slow, or waits
 /// for its turn on a crowded core, takes a burst of some milliseconds at most in that time (see
 /// [`Passage::adapt_burst`](super::passage::Passage::adapt_burst)).
-pub(super) const PATIENCE_NS: u64 = 200_000_000;
+pub(super) const PATIENCE_NS: u64 = 500_000_000;
 
 /// Stands in `edge_of` where no edge is.
 const NO_EDGE: u16 = u16::MAX;
