@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use nflib::descriptor::{ChainId, PortId};
 use nflib::shm::channel::ChannelGeometry;
 use nflib::shm::{BufferIndex, PageKind, Region, RegionError};
 use thiserror::Error;
 
+use crate::alarm::{OrderSender, order_channel};
 use crate::change::{Change, Outcome};
 use crate::classify::{Classifier, RuleChanges, RuleCount};
 use crate::config::{Config, PortConfig};
@@ -27,7 +28,7 @@ use crate::ports::{OpenPort, Port, PortError, PortQueue};
 use crate::stats::{DropCounters, QueueCounters, WorkerCounters};
 use crate::worker::{NewNf, Worker, WorkerPort};
 
-/// How long a worker may take to obey; it looks every millisecond at the latest.
+/// How long a worker may take to obey; an order wakes it.
 const ORDER_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why the data path could not be started.
@@ -93,7 +94,7 @@ pub struct FabricPort {
 struct WorkerHandle {
     number: u16,
     core: Option<u32>,
-    orders: Sender<Order>,
+    orders: OrderSender<Order>,
     reports: Receiver<Report>,
     counters: Arc<WorkerCounters>,
     thread: Option<JoinHandle<()>>,
@@ -121,6 +122,7 @@ pub struct WorkerView<'a> {
 pub struct Fabric {
     region: Arc<Region>,
     channel_geometry: ChannelGeometry,
+    quantum_pkts: u32,
     ports: Vec<FabricPort>,
     workers: Vec<WorkerHandle>,
     /// What workers said while something else was waited for.
@@ -160,6 +162,7 @@ impl Fabric {
                 ring_capacity: config.manager.ring_capacity,
                 buffers: config.pool.buffers,
             },
+            quantum_pkts: config.manager.quantum_pkts,
             ports,
             workers: Vec::new(),
             inbox: Inbox::default(),
@@ -181,14 +184,15 @@ impl Fabric {
         let counters = Arc::new(WorkerCounters::default());
         let classifier = Classifier::new(config.manager.flow_cache, config.manager.track_flows);
         let worker = Worker::new(pool, ports, classifier, Arc::clone(&counters));
-        let (orders, their_orders) = crossbeam_channel::unbounded();
         let (their_reports, reports) = crossbeam_channel::unbounded();
         let options = LoopOptions {
             number,
             poll: config.manager.poll,
             wait_for_nfs: config.manager.wait_for_nfs,
+            quantum_pkts: config.manager.quantum_pkts,
         };
         let fail = |what| move |source| FabricError::Thread { worker: number, what, source };
+        let (orders, their_orders) = order_channel().map_err(fail("cannot make an alarm"))?;
         let (pinned, pin_result) = crossbeam_channel::bounded(1);
         let thread = std::thread::Builder::new()
             .name(format!("worker-{number}"))
@@ -235,6 +239,12 @@ impl Fabric {
     #[must_use]
     pub fn channel_geometry(&self) -> ChannelGeometry {
         self.channel_geometry
+    }
+
+    /// Packets to take before a shared core is offered to others.
+    #[must_use]
+    pub fn quantum_pkts(&self) -> u32 {
+        self.quantum_pkts
     }
 
     /// The ports, by number.

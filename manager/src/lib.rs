@@ -2,6 +2,7 @@
 //! and its tests.
 #![deny(unsafe_code)]
 
+pub mod alarm;
 pub mod change;
 pub mod classify;
 pub mod conductor;
@@ -9,6 +10,7 @@ pub mod config;
 pub mod edges;
 pub mod fabric;
 pub mod flow;
+pub mod machine;
 pub mod model;
 pub mod ownership;
 pub mod parking;
@@ -19,6 +21,7 @@ pub mod ports;
 pub mod registry;
 pub mod report;
 pub mod server;
+pub mod shares;
 pub mod stats;
 pub mod status;
 pub mod supervisor;

@@ -1,23 +1,27 @@
 //! A worker's thread: turns of the loop, orders of the control thread between them, and what to do
 //! when there is nothing to do.
 //!
-//! Idle policy ([`PollMode::Adaptive`]): spin for `SPIN_TURNS`, since the next packet is often
-//! near; then give the core away after each turn, since an NF on the same core may have what we wait
-//! for; then sleep, in `poll(2)` on the ports where they can wake us, never longer than
-//! `SLEEP_MAX`. Never may more threads spin than there are cores: spinning NFs and a spinning
-//! worker on one core pass packets at the speed of the scheduler's clock.
+//! Idle policy ([`PollMode::Adaptive`]): as an NF's, see [`nflib::resting`]; then sleep, in `poll(2)` on
+//! the ports where they can wake us, and on the alarm that comes with an order. Where a port can only be
+//! looked at, or NFs have packets, which come back unannounced, the sleep is a nap that doubles while
+//! nothing comes. Never may more threads spin than there are cores: spinning NFs and a spinning worker on
+//! one core pass packets at the speed of the scheduler's clock.
+//!
+//! On a shared core the worker also gives way after a quantum of packets, and at once when it had to drop
+//! packets at a full NF: what it received next would be dropped, too, until that NF has run.
 #![forbid(unsafe_code)]
 
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Sender;
 use nflib::descriptor::{ChainId, PortId};
+use nflib::resting::{CoreWatch, Rest, Resting};
 use nflib::shm::{BufferIndex, register_for_global_barrier};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::time::TimeSpec;
 
+use crate::alarm::OrderReceiver;
 use crate::change::{Change, Outcome};
 use crate::classify::RuleCount;
 use crate::config::PollMode;
@@ -26,14 +30,18 @@ use crate::plan::NfNumber;
 use crate::stats::DropCounters;
 use crate::worker::{NewNf, Worker};
 
-/// Empty turns before the worker starts to give its core away.
-const SPIN_TURNS: u32 = 64;
-/// Empty turns before it sleeps.
-const YIELD_TURNS: u32 = SPIN_TURNS + 256;
-/// Longest sleep when every port can wake us. It bounds how late an order is seen.
-const SLEEP_MAX: Duration = Duration::from_millis(1);
-/// Longest sleep while an NF has packets, or when a port can only be polled.
-const NAP: Duration = Duration::from_micros(50);
+/// Longest sleep when all that may happen wakes us. It bounds how late a timeout is noticed.
+const SLEEP_MAX: Duration = Duration::from_millis(50);
+/// First nap while something may happen unnoticed. The next is twice as long.
+const NAP_MIN: Duration = Duration::from_micros(50);
+/// Longest nap while NFs have packets.
+const NAP_MAX: Duration = Duration::from_millis(1);
+/// Longest nap when a port can only be looked at: in this time a burst must not overflow its ring.
+const POLLED_NAP_MAX: Duration = Duration::from_micros(250);
+/// How much later than asked for a nap may end.
+const TIMER_SLACK_NS: u64 = 1_000;
+/// How often the kernel is asked whether the core is shared.
+const CORE_LOOK_NS: u64 = 10_000_000;
 /// How long ports may take at the end to send what they accepted.
 const SEND_GRACE: Duration = Duration::from_millis(10);
 /// Places of the flow cache looked at in one turn, in eights.
@@ -173,17 +181,23 @@ pub struct LoopOptions {
     pub poll: PollMode,
     /// Receive nothing before every service that a chain names has an NF.
     pub wait_for_nfs: bool,
+    /// Packets to move before a shared core is offered to others.
+    pub quantum_pkts: u32,
 }
 
 /// Runs a worker until it is told to drain. The body of its thread.
 pub fn run(
     mut worker: Worker,
     options: LoopOptions,
-    orders: &Receiver<Order>,
+    orders: &OrderReceiver<Order>,
     reports: &Sender<Report>,
 ) {
     if !register_for_global_barrier() {
         tracing::debug!("no membarrier(2): NFs sleep for at most 1 ms");
+    }
+    // Naps are of tens of microseconds, and the kernel would add as many.
+    if let Err(error) = nix::sys::prctl::set_timerslack(TIMER_SLACK_NS) {
+        tracing::debug!(%error, "naps are longer than they should be");
     }
     // Until the first plan is there nobody knows where packets go.
     let waiting = true;
@@ -192,7 +206,14 @@ pub fn run(
         waiting,
         options,
         reports,
-        idle_turns: 0,
+        orders,
+        began: Instant::now(),
+        core: CoreWatch::new(0),
+        next_core_look_ns: 0,
+        resting: Resting::default(),
+        quantum_pkts: 0,
+        dropped_pkts: 0,
+        nap: NAP_MIN,
         drain_until: None,
         flow_scan: None,
     };
@@ -204,6 +225,7 @@ pub fn run(
                 state.obey(order);
             }
             state.report();
+            state.look_at_core();
         }
         let moved = state.worker.turn(state.drain_until.is_none() && !state.waiting);
         state.scan_flows();
@@ -215,7 +237,7 @@ pub fn run(
         }
         if moved > 0 {
             turns_to_orders -= 1;
-            state.idle_turns = 0;
+            state.worked(moved);
         } else {
             turns_to_orders = 0;
             state.idle();
@@ -234,7 +256,17 @@ struct Loop<'a> {
     worker: &'a mut Worker,
     options: LoopOptions,
     reports: &'a Sender<Report>,
-    idle_turns: u32,
+    orders: &'a OrderReceiver<Order>,
+    began: Instant,
+    core: CoreWatch,
+    next_core_look_ns: u64,
+    resting: Resting,
+    /// Packets moved since the core was last offered to others.
+    quantum_pkts: usize,
+    /// Packets dropped between ports when it was.
+    dropped_pkts: u64,
+    /// How long to sleep next while something may happen unnoticed.
+    nap: Duration,
     drain_until: Option<Instant>,
     /// There is no plan yet, or some service of it never had an NF and the configuration says to
     /// wait for it.
@@ -336,31 +368,77 @@ impl Loop<'_> {
         self.worker.held_by_nfs() == 0 && self.worker.parked_pkts() == 0
     }
 
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn look_at_core(&mut self) {
+        let now_ns = self.now_ns();
+        if now_ns >= self.next_core_look_ns {
+            self.next_core_look_ns = now_ns + CORE_LOOK_NS;
+            self.core.look(now_ns);
+        }
+    }
+
+    /// After a turn that moved packets.
+    #[inline]
+    fn worked(&mut self, moved_pkts: usize) {
+        self.resting.worked();
+        self.nap = NAP_MIN;
+        if !self.core.is_shared() || self.options.poll == PollMode::Busy {
+            return;
+        }
+        self.quantum_pkts += moved_pkts;
+        let dropped_pkts = self.worker.counters().dropped_pkts.get();
+        let drops = std::mem::replace(&mut self.dropped_pkts, dropped_pkts) != dropped_pkts;
+        if drops || self.quantum_pkts >= self.options.quantum_pkts as usize {
+            self.quantum_pkts = 0;
+            let now_ns = self.now_ns();
+            if self.resting.yields_after_work(now_ns, true) {
+                self.resting.give_core_away(now_ns);
+            }
+        }
+    }
+
     fn idle(&mut self) {
         if self.options.poll == PollMode::Busy {
             std::hint::spin_loop();
             return;
         }
-        self.idle_turns = self.idle_turns.saturating_add(1);
-        if self.idle_turns < SPIN_TURNS {
-            std::hint::spin_loop();
-        } else if self.idle_turns < YIELD_TURNS {
-            std::thread::yield_now();
-        } else {
-            self.sleep();
+        self.quantum_pkts = 0;
+        let now_ns = self.now_ns();
+        match self.resting.next(now_ns, self.core.is_shared(), false) {
+            Rest::Spin => std::hint::spin_loop(),
+            Rest::Yield => self.resting.give_core_away(now_ns),
+            Rest::Sleep => self.sleep(),
         }
     }
 
-    fn sleep(&self) {
-        let queues = || self.worker.ports().iter().flat_map(|port| &port.queues);
-        let fds: Vec<BorrowedFd<'_>> = queues().filter_map(|queue| queue.poll_fd()).collect();
-        let every_port_wakes = queues().all(|queue| queue.poll_fd().is_some());
-        let calm = every_port_wakes && self.worker.held_pkts() == 0;
-        let limit = if calm { SLEEP_MAX } else { NAP };
-        let mut fds: Vec<_> =
-            fds.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+    fn sleep(&mut self) {
+        let limit = self.longest_sleep();
+        let queues = self.worker.ports().iter().flat_map(|port| &port.queues);
+        let fds = queues.filter_map(|queue| queue.poll_fd()).chain([self.orders.fd()]);
+        let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         // A signal or an error only makes the sleep shorter.
-        let _ = nix::poll::ppoll(&mut fds, Some(TimeSpec::from(limit)), None);
+        let woken = nix::poll::ppoll(&mut fds, Some(TimeSpec::from(limit)), None);
+        if woken.is_ok_and(|count| count > 0) {
+            // An order is looked for before the next sleep in any case.
+            self.orders.quiet();
+        }
+    }
+
+    fn longest_sleep(&mut self) -> Duration {
+        let mut queues = self.worker.ports().iter().flat_map(|port| &port.queues);
+        let most = if !queues.all(|queue| queue.poll_fd().is_some()) {
+            POLLED_NAP_MAX
+        } else if self.worker.held_pkts() > 0 {
+            NAP_MAX
+        } else {
+            return SLEEP_MAX;
+        };
+        let nap = self.nap.min(most);
+        self.nap = (2 * nap).min(most);
+        nap
     }
 }
 

@@ -124,6 +124,7 @@ impl NfRecord {
             core: self.core,
             direct_to: Vec::new(),
             flow_share: 0.0,
+            cost_ns: 0.0,
             name: self.name.clone(),
             pid: self.pid,
             uid: self.uid,

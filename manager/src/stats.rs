@@ -104,8 +104,6 @@ drop_reasons! {
     LoanReturned = "loan_returned",
     /// The manager stopped while the packet was still inside.
     Shutdown = "shutdown",
-    /// An NF gave back an empty buffer that was lent to it, and made no packet in it.
-    LoanReturned = "loan_returned",
 }
 
 /// Packets dropped at one place, by reason.

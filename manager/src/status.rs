@@ -137,18 +137,12 @@ fn by_reason<'a>(counters: impl Iterator<Item = &'a DropCounters>) -> BTreeMap<S
 
 fn nfs(conductor: &Conductor) -> Vec<NfStatus> {
     let registry = conductor.registry();
-    let plan = conductor.planner().current();
     let status = |record: &crate::registry::NfRecord| {
         let service = conductor.model().service(record.service);
         let neighbours = conductor.edges().out_of(record.nf);
-        let planned = plan.service(record.service).map(|service| &service.instances);
         NfStatus {
             direct_to: neighbours.filter_map(|nf| Some(registry.by_number(nf)?.instance)).collect(),
-            flow_share: match planned {
-                Some(Instances::One(nf)) if *nf == record.nf => 1.0,
-                Some(Instances::Many(buckets)) => buckets.share_of(record.nf),
-                _ => 0.0,
-            },
+            flow_share: conductor.flow_share(record),
             ..record.status(service.map_or("", |service| service.name()))
         }
     };

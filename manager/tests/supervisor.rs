@@ -305,7 +305,7 @@ fn an_nf_with_an_own_core_runs_on_it_and_is_told() {
         skip("one core only: none can be an NF's own");
         return;
     }
-    b.supervisor.cores().take_for_workers(&usable[..1]);
+    b.supervisor.cores().take_for_workers(&usable[..1], false);
     let script = "grep Cpus_allowed_list /proc/self/status; echo $6; exec sleep 1000";
     let count = usable.len() as u32;
     let wanted = Wanted { own_core: true, ..b.wanted(count, script) };

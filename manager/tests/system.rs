@@ -10,7 +10,8 @@ mod skip;
 use std::io::Read as _;
 
 use nflib::control::{
-    self, AttachRequest, ErrorCode, MAX_REPLY_BYTES, Reply, Request, Status, request_status,
+    self, AttachRequest, DropStatus, ErrorCode, MAX_REPLY_BYTES, Reply, Request, ServiceRef,
+    Status, Target, request_status,
 };
 use nix::sys::signal::Signal;
 use running::{Manager, nf_program, until};
@@ -86,6 +87,31 @@ fn a_chain_that_waits_for_its_nfs_loses_none_of_the_first_packets() {
     assert_eq!(status.ports[0].rx_pkts, 50_000);
     // A full ring is no fault here; a missing NF would be.
     assert!(status.drops.iter().all(|drop| drop.reason == "nf_ring_full"), "{:?}", status.drops);
+    manager.assert_all_back();
+    manager.stop();
+}
+
+#[test]
+fn what_a_chain_cannot_carry_is_dropped_at_its_entrance_and_nowhere_else() {
+    let Some(program) = nf_program() else { return };
+    // As fast as the generator can, into a chain whose last NF takes long for each packet.
+    let manager = start_waiting(1, &generator(1_000_000, 0), "[1, 2, 3]");
+    let _nfs = ["1", "2", "3"].map(|service| manager.nf(&program, service));
+    let target = Target::Service(ServiceRef::Id(3));
+    let told = manager.ask(&Request::Call { target, payload: b"set busy-ns 20000".to_vec() });
+    assert!(matches!(&told, Reply::Called { answers } if answers[0].1.is_ok()), "{told:?}");
+    let status = until("the generator is done", || {
+        let status = manager.status();
+        (status.ports[0].exhausted && status.accounting.held_pkts == 0).then_some(status)
+    });
+    let all: u64 = status.drops.iter().map(|drop| drop.pkts).sum();
+    let at_entrance =
+        |drop: &&DropStatus| drop.place == "service:1" && drop.reason == "nf_ring_full";
+    let entrance: u64 = status.drops.iter().filter(at_entrance).map(|drop| drop.pkts).sum();
+    assert!(entrance > status.ports[1].tx_pkts, "there was overload: {:?}", status.drops);
+    // A machine that lets an NF wait for longer than its neighbour's patience makes a few others right.
+    assert!((all - entrance) * 100 <= all, "{:?}", status.drops);
+    assert_eq!((verified(&status, "corrupt"), verified(&status, "reordered")), (0, 0));
     manager.assert_all_back();
     manager.stop();
 }

@@ -28,10 +28,6 @@ pub type ChainId = u16;
 /// A route's number: one version of a chain, resolved to instances.
 pub type RouteId = u16;
 
-/// The ingress port of a *loan*, an empty buffer that an NF asked for, and of the packet that the NF
-/// makes in it. No port has this number.
-pub const NO_PORT: PortId = PortId::MAX;
-
 /// A packet handed to an NF.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(16))]

@@ -53,6 +53,7 @@ fn a_limit_that_is_none_is_refused_in_one_line() {
         ("--time-limit-s", "soon"),
         ("--core", "-1"),
         ("--to-port", "256"),
+        ("--busy-ns", "1000001"),
     ] {
         let option_is = format!("{option}={value}");
         let output = millrace_nf(&["forward", "--service", "1", &option_is]);
@@ -104,6 +105,14 @@ fn without_a_manager_no_wait_fails_in_one_line_that_names_the_socket() {
     let output = millrace_nf(&["forward", "--service", "1", "--no-wait", "--socket", socket]);
     assert_eq!(output.status.code(), Some(1));
     assert!(complaint(&output).contains(socket));
+}
+
+#[test]
+fn a_core_that_there_is_not_is_refused_before_a_manager_is_looked_for() {
+    let output = millrace_nf(&["forward", "--service", "1", "--core", "1023"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = complaint(&output);
+    assert!(said.contains("core 1023 cannot be used") && said.contains("may use"), "{said}");
 }
 
 #[test]

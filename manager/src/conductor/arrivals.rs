@@ -71,6 +71,7 @@ impl Conductor {
             manager_version: env!("CARGO_PKG_VERSION").to_owned(),
             core,
             jump_services: jumps,
+            quantum_pkts: fabric.quantum_pkts(),
         };
         let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
         let fds = || -> std::io::Result<[OwnedFd; 4]> {

@@ -35,8 +35,8 @@ use crate::edges::Edges;
 use crate::fabric::{Fabric, FabricError};
 use crate::model::{Model, Unmatched};
 use crate::plan::builder::Planner;
-use crate::plan::{ChainShape, Miss, NfNumber};
-use crate::registry::{NfState, Registry};
+use crate::plan::{ChainShape, Instances, Miss, NfNumber};
+use crate::registry::{NfRecord, NfState, Registry};
 
 pub use requests::{Answer, RequestId};
 use requests::{Pending, Scaling};
@@ -82,6 +82,16 @@ pub struct Conductor {
 }
 
 impl Conductor {
+    /// Share of its service's flows that an NF gets, 0 to 1.
+    #[must_use]
+    pub fn flow_share(&self, nf: &NfRecord) -> f64 {
+        match self.planner.current().service(nf.service).map(|service| &service.instances) {
+            Some(Instances::One(only)) if *only == nf.nf => 1.0,
+            Some(Instances::Many(buckets)) => buckets.share_of(nf.nf),
+            _ => 0.0,
+        }
+    }
+
     /// A conductor for what the configuration says. The first plan is made by the first turn.
     ///
     /// # Errors

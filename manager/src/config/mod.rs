@@ -12,8 +12,9 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
-use nflib::control::ChangeOf;
+use nflib::control::{ChangeOf, ServiceSpec};
 use nflib::descriptor::PortId;
+use nflib::resting::{DEFAULT_QUANTUM_PKTS, MAX_QUANTUM_PKTS, MIN_QUANTUM_PKTS};
 use nflib::shm::channel::ChannelGeometry;
 use nflib::shm::{HugePages, RegionGeometry};
 use serde::Deserialize;
@@ -21,6 +22,7 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 use toml::Spanned;
 
+use crate::machine::Machine;
 use crate::model::{Model, ModelError, ModelSpecs};
 pub use port::{Backend, PortConfig};
 use port::{RawPort, options};
@@ -59,6 +61,8 @@ pub struct ManagerConfig {
     pub cores: Vec<u32>,
     /// What a worker does when there is nothing to do.
     pub poll: PollMode,
+    /// Packets that a worker or an NF moves before it offers a core that others want, too, to them.
+    pub quantum_pkts: u32,
     /// Slots of each ring between a worker and an NF; a power of two.
     pub ring_capacity: u32,
     /// How long packets inside may take to come out when the manager stops, ms.
@@ -82,6 +86,7 @@ impl Default for ManagerConfig {
             workers: 1,
             cores: Vec::new(),
             poll: PollMode::default(),
+            quantum_pkts: DEFAULT_QUANTUM_PKTS,
             ring_capacity: 4096,
             drain_ms: 1000,
             wait_for_nfs: false,
@@ -299,9 +304,11 @@ impl Config {
         let (chains, chain_places) = source.tables("chain", raw.chain)?;
         let (rules, rule_places) = source.tables("rule", raw.rule)?;
         validate(&raw.manager, &raw.pool, &ports).map_err(|message| source.invalid(message))?;
+        let core_notes = check_cores(&raw.manager, &services, Machine::this())
+            .map_err(|(at, message)| source.error_at(service_places[at], message))?;
         let specs = ModelSpecs { services, chains, rules };
         let names: Vec<_> = ports.iter().map(|port| port.name.clone()).collect();
-        let (model, notes) = Model::build(&specs, &names, previous).map_err(|error| {
+        let (model, mut notes) = Model::build(&specs, &names, previous).map_err(|error| {
             let ModelError { message, item, .. } = error;
             let place = item.and_then(|item| match item.of {
                 ChangeOf::Service => service_places.get(item.at),
@@ -313,6 +320,7 @@ impl Config {
                 None => source.invalid(message),
             }
         })?;
+        notes.extend(core_notes);
         Ok(Self { manager: raw.manager, pool: raw.pool, ports, specs, model, notes })
     }
 }
@@ -351,11 +359,20 @@ fn validate_manager(manager: &ManagerConfig) -> Result<(), String> {
             cores.len()
         ));
     }
-    let online = online_cores();
-    if let Some(core) = cores.iter().find(|&&core| core as usize >= online) {
+    let machine = Machine::this();
+    if let Err(why) = cores.iter().try_for_each(|core| machine.check(*core)) {
+        return Err(format!("manager.cores: {why}"));
+    }
+    let twice = (1..cores.len()).find(|at| cores[..*at].contains(&cores[*at]));
+    if let Some(core) = twice.map(|at| cores[at]) {
         return Err(format!(
-            "manager.cores: there is no core {core}; this machine has cores 0 to {}",
-            online - 1
+            "manager.cores: two workers would run on core {core}: give each one of its own"
+        ));
+    }
+    if !(MIN_QUANTUM_PKTS..=MAX_QUANTUM_PKTS).contains(&manager.quantum_pkts) {
+        return Err(format!(
+            "manager.quantum_pkts is {}: expected {MIN_QUANTUM_PKTS} to {MAX_QUANTUM_PKTS}",
+            manager.quantum_pkts
         ));
     }
     if manager.flow_cache > MAX_FLOW_CACHE {
@@ -373,7 +390,40 @@ fn validate_manager(manager: &ManagerConfig) -> Result<(), String> {
     Ok(())
 }
 
-/// How many cores this machine lets us run on.
-pub(crate) fn online_cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+/// Checks the cores of NFs against those of the workers. Returns what a person should know, and is no
+/// mistake.
+///
+/// # Errors
+/// The place of a service that asks for a core it cannot have, and why it cannot.
+fn check_cores(
+    manager: &ManagerConfig,
+    services: &[ServiceSpec],
+    machine: &Machine,
+) -> Result<Vec<String>, (usize, String)> {
+    let mut notes = Vec::new();
+    let workers =
+        || (0..).zip(&manager.cores).map(|(n, core): (u16, _)| (format!("worker {n}"), *core));
+    for (at, service) in services.iter().enumerate() {
+        let name = &service.name;
+        let shared = workers().find(|(_, core)| service.cores.contains(core));
+        match shared {
+            Some((worker, core)) if manager.poll == PollMode::Busy => {
+                return Err((
+                    at,
+                    format!(
+                        "service {name:?}: cores: core {core} is {worker}'s alone, which never rests                          (manager.poll is \"busy\"): choose another core, or poll = \"adaptive\""
+                    ),
+                ));
+            }
+            Some((worker, core)) => {
+                notes.push(format!("service {name:?} shares core {core} with {worker}"));
+            }
+            None => {}
+        }
+    }
+    let nfs = services.iter().flat_map(|service| {
+        service.cores.iter().map(move |core| (format!("service {:?}", service.name), *core))
+    });
+    notes.extend(machine.distance_note(&workers().chain(nfs).collect::<Vec<_>>()));
+    Ok(notes)
 }

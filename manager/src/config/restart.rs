@@ -39,6 +39,7 @@ fn manager_keys(old: &ManagerConfig, new: &ManagerConfig, keys: &mut Vec<String>
             workers,
             cores,
             poll,
+            quantum_pkts,
             ring_capacity,
             drain_ms,
             wait_for_nfs,

@@ -41,6 +41,27 @@ fn a_good_file_resolves_its_names() {
 }
 
 #[test]
+fn a_core_is_one_workers_and_nfs_join_it_only_where_the_worker_rests() {
+    let core = crate::supervisor::CoreMap::of_this_thread().usable().first().copied().unwrap();
+    let twice = format!("[manager]\nworkers = 2\ncores = [{core}, {core}]");
+    let error = error_of(&GOOD.replace("[manager]", &twice));
+    assert!(error.contains(&format!("two workers would run on core {core}")), "{error}");
+
+    let with = |poll: &str| {
+        let manager = format!("[manager]\ncores = [{core}]\npoll = {poll:?}");
+        let service = format!("[[service]]\nname = \"fw\"\ncommand = [\"x\"]\ncores = [{core}]\n");
+        let chain = format!("{service}[[chain]]");
+        GOOD.replace("[manager]", &manager)
+            .replace("[[chain]]", &chain)
+            .replace("[1, 2]", "[\"fw\"]")
+    };
+    let error = error_of(&with("busy"));
+    assert!(error.contains("worker 0's alone") && error.starts_with("m.toml:13:"), "{error}");
+    let notes = Config::parse(&with("adaptive"), Path::new("m.toml")).unwrap().notes;
+    assert_eq!(notes, [format!("service \"fw\" shares core {core} with worker 0")]);
+}
+
+#[test]
 fn an_unknown_key_is_named_with_its_line() {
     let error = error_of("[manager]\nsockte = \"x\"\n");
     assert!(error.starts_with("m.toml:2:") && error.contains("sockte"), "{error}");
@@ -58,6 +79,8 @@ fn each_mistake_says_what_was_expected() {
         ("[manager]", "[manager]\nworkers = 0", "at least 1"),
         ("[manager]", "[manager]\ncores = [0, 0]", "give one each"),
         ("[manager]", "[manager]\ncores = [4000]", "no core 4000"),
+        ("[manager]", "[manager]\nquantum_pkts = 8", "expected 32 to 4096"),
+        ("[manager]", "[manager]\nquantum_pkts = 4097", "expected 32 to 4096"),
         ("[manager]", "[manager]\nring_capacity = 100", "power of two"),
         ("[manager]", "[manager]\nflow_cache = 4294967295", "at most 67108864"),
         ("[manager]", "[pool]\nbuffers = 3\n[manager]", "at least 64"),
@@ -145,6 +168,7 @@ fn each_mistake_in_services_chains_and_rules_is_named_with_its_line() {
         ("[\"millrace-nf\", \"firewall\"]", "[]", 9, "command is empty"),
         ("[\"millrace-nf\", \"firewall\"]", "[\"x\"]\ninstances = 1001", 9, "at most 1000"),
         ("[\"millrace-nf\", \"firewall\"]", "[\"x\"]\ncores = [0, 4000]", 9, "no core 4000"),
+        ("[\"millrace-nf\", \"firewall\"]", "[\"x\"]\nweight = 0", 9, "expected 1 to 100"),
         (
             "[\"millrace-nf\", \"firewall\"]",
             "[\"x\"]\ncores = [0]\nown_core = true",

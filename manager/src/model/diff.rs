@@ -88,6 +88,7 @@ fn service_line(service: &Service) -> String {
     parts.extend(spec.user.as_ref().map(|user| format!("user {user:?}")));
     parts.extend(spec.isolated.then(|| "isolated".to_owned()));
     parts.extend(spec.packet_limit.map(|limit| format!("packet_limit {limit}")));
+    parts.extend(spec.weight.map(|weight| format!("weight {weight}")));
     parts.extend(spec.time_limit_s.map(|limit| format!("time_limit_s {limit}")));
     parts.join(", ")
 }

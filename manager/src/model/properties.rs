@@ -93,6 +93,7 @@ fn service_spec() -> impl Strategy<Value = ServiceSpec> {
             instances,
             cores: if own_core { Vec::new() } else { vec![0] },
             own_core,
+            weight: (instances > 2).then_some(instances),
             user: isolated.then(|| "0".to_owned()),
             isolated,
             packet_limit,

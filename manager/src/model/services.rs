@@ -16,6 +16,9 @@ pub const MAX_SERVICES: usize = MAX_SERVICE_ID as usize;
 /// Most instances of a service that the manager starts.
 pub const MAX_INSTANCES: u32 = 1000;
 
+/// Highest weight among NFs that share a core.
+pub const MAX_WEIGHT: u32 = 100;
+
 /// A service: a kind of NF.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
@@ -40,8 +43,12 @@ impl Service {
 
     /// Keys that say something although there is no command for them to be about.
     pub(super) fn keys_without_command(&self) -> Vec<&'static str> {
-        let ServiceSpec { command, instances, user, .. } = &self.spec;
-        let keys = [("instances", *instances != 1), ("user", user.is_some())];
+        let ServiceSpec { command, instances, user, weight, .. } = &self.spec;
+        let keys = [
+            ("instances", *instances != 1),
+            ("user", user.is_some()),
+            ("weight", weight.is_some()),
+        ];
         let said = keys.into_iter().filter(|(_, said)| *said && command.is_none());
         said.map(|(key, _)| key).collect()
     }
@@ -293,13 +300,15 @@ impl Machine {
         if spec.command.as_ref().is_some_and(|words| words.first().is_none_or(String::is_empty)) {
             return fail("command is empty: expected [\"program\", \"argument\", …]".into());
         }
-        let online = crate::config::online_cores();
-        if let Some(core) = spec.cores.iter().find(|&&core| core as usize >= online) {
-            let last = online - 1;
-            return fail(format!("there is no core {core}; this machine has cores 0 to {last}"));
+        let machine = crate::machine::Machine::this();
+        if let Err(why) = spec.cores.iter().try_for_each(|core| machine.check(*core)) {
+            return fail(format!("cores: {why}"));
         }
         if spec.own_core && !spec.cores.is_empty() {
             return fail("own_core lets the manager choose: leave out cores, or own_core".into());
+        }
+        if spec.weight.is_some_and(|weight| !(1..=MAX_WEIGHT).contains(&weight)) {
+            return fail(format!("weight: expected 1 to {MAX_WEIGHT}"));
         }
         if spec.packet_limit.is_some_and(|limit| limit == 0 || limit > i64::MAX as u64) {
             return fail(format!("packet_limit: expected 1 to {}", i64::MAX));

@@ -25,10 +25,11 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use thiserror::Error;
 
 use crate::conductor::Conductor;
-use crate::config::Config;
+use crate::config::{Config, PollMode};
 use crate::fabric::{Fabric, FabricError};
 use crate::poll_loop::Snapshot;
 use crate::registry::Leave;
+use crate::shares::Shares;
 use crate::status;
 use crate::supervisor::{CoreMap, Supervisor};
 use connection::Connections;
@@ -98,6 +99,7 @@ pub struct Server {
     signals: SignalFd,
     started: Instant,
     drain_limit: Duration,
+    shares: Shares,
     /// Somebody asked for the end.
     stopping: bool,
     /// The connections that asked: they get the final books.
@@ -134,7 +136,7 @@ impl Server {
         mut cores: CoreMap,
     ) -> Result<Self, ServerError> {
         let fail = |what| move |source| ServerError::Os { what, source };
-        cores.take_for_workers(&config.manager.cores);
+        cores.take_for_workers(&config.manager.cores, config.manager.poll == PollMode::Busy);
         let launcher = std::env::current_exe().map_err(fail("own program"))?;
         let supervisor = Supervisor::new(config.manager.socket.clone(), launcher, cores)
             .map_err(fail("supervisor"))?;
@@ -151,6 +153,7 @@ impl Server {
             asking: Asking::default(),
             signals,
             started: Instant::now(),
+            shares: Shares::default(),
             stopping: false,
             wait_for_end: Vec::new(),
             draining: false,
@@ -212,6 +215,9 @@ impl Server {
     /// Everything there is to see, with what the supervisor knows.
     fn status(&mut self) -> Result<control::Status, ServerError> {
         let mut status = status::take(&mut self.fabric, &self.conductor, self.started)?;
+        for nf in &mut status.nfs {
+            nf.cost_ns = self.shares.cost_ns(nf.instance);
+        }
         for service in &mut status.services {
             if let Some(state) = self.supervisor.state(service.id) {
                 service.restarts = state.restarts;
@@ -248,6 +254,7 @@ impl Server {
             self.expire_rules()?;
         }
         self.supervise(Instant::now())?;
+        self.share_cores(Instant::now())?;
         self.deliver();
         self.sweep()?;
         match self.fabric.lost_worker() {
@@ -330,6 +337,9 @@ impl Server {
         }
         if let Some(nf) = self.conductor.remove(instance, &mut self.fabric)? {
             tracing::info!(instance, service = nf.service, name = nf.name, why, "NF removed");
+            if self.supervisor.owner(nf.pid).is_none() {
+                self.supervisor.cores().release(nf.pid);
+            }
         }
         Ok(())
     }

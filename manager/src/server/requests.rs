@@ -128,13 +128,16 @@ impl Server {
             }
             None => return,
         };
-        let core = self.core_of(peer.pid);
+        let core = request.core.or_else(|| self.core_of(peer.pid));
         let welcome = if self.draining {
             Err(ErrorReply { code: ErrorCode::Stopping, message: "the manager is stopping".into() })
         } else {
             self.conductor
                 .service_of(request)
-                .and_then(|service| self.may_attach(&service, peer.pid))
+                .and_then(|service| {
+                    self.may_attach(&service, peer.pid)?;
+                    self.join_core(&service, request.core, peer.pid)
+                })
                 .and_then(|()| self.conductor.attach(request, peer, core, &mut self.fabric))
         };
         match welcome {
@@ -150,6 +153,9 @@ impl Server {
             Err(error) => {
                 let (service, name) = (&request.service, &request.name);
                 tracing::warn!(%service, name, %error, "NF refused");
+                if self.supervisor.owner(peer.pid).is_none() {
+                    self.supervisor.cores().release(peer.pid);
+                }
                 self.connections.send(id, &Reply::Error(error));
             }
         }

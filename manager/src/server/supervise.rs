@@ -4,11 +4,14 @@
 use std::time::{Duration, Instant};
 
 use nflib::control::{ErrorCode, ErrorReply};
+use nflib::shm::channel::NfCounter;
+use nflib::shm::set_nice;
 
 use super::{Server, ServerError};
-use crate::model::Service;
+use crate::model::{Chain, Service};
 use crate::registry::{Leave, NfState};
-use crate::supervisor::{Wanted, What};
+use crate::shares::Reading;
+use crate::supervisor::{Holder, Wanted, What};
 
 /// How long NFs may take to end when the manager does.
 const END_LIMIT: Duration = Duration::from_secs(12);
@@ -69,10 +72,69 @@ impl Server {
         })
     }
 
+    /// Notes the core that an NF started by hand has chosen itself, and says whom it shares it with.
+    pub(super) fn join_core(
+        &mut self,
+        service: &Service,
+        core: Option<u32>,
+        pid: i32,
+    ) -> Result<(), ErrorReply> {
+        let Some(core) = core.filter(|_| self.supervisor.owner(pid).is_none()) else {
+            return Ok(());
+        };
+        let holder = Holder::Nf { service: service.name().to_owned(), pid, instance: None };
+        match self.supervisor.cores().join(core, holder) {
+            Ok(there) if there.is_empty() => Ok(()),
+            Ok(there) => {
+                let with = there.join(" and ");
+                tracing::info!(core, service = service.name(), pid, "core shared with {with}");
+                Ok(())
+            }
+            Err(message) => Err(ErrorReply { code: ErrorCode::Exhausted, message }),
+        }
+    }
+
     /// The core that a process was started on, if the manager chose one for it.
     pub(super) fn core_of(&self, pid: i32) -> Option<u32> {
         let leader = self.supervisor.owner(pid)?;
         self.supervisor.nfs().find(|nf| nf.pid == leader)?.core
+    }
+
+    /// Measures what packets cost, and gives NFs on shared cores their shares.
+    pub(super) fn share_cores(&mut self, now: Instant) -> Result<(), ServerError> {
+        if self.draining || self.conductor.registry().is_empty() || !self.shares.is_due(now) {
+            return Ok(());
+        }
+        let books = self.fabric.snapshot()?;
+        let chain_pps = self.shares.chain_rates(now, &books.chains);
+        let model = self.conductor.model();
+        let arrivals_pps = |service| -> f64 {
+            let visits = |chain: &Chain| chain.services.iter().filter(|id| **id == service).count();
+            let pps = |chain: &Chain| chain_pps.get(usize::from(chain.id)).copied().unwrap_or(0.0);
+            model.chains().map(|chain| visits(chain) as f64 * pps(chain)).sum()
+        };
+        let readings = self.conductor.registry().nfs().map(|nf| {
+            let weight = model.service(nf.service).and_then(|service| service.spec.weight);
+            let reading = Reading {
+                pid: nf.pid,
+                // Another one's NFs may have been given their shares by that one.
+                core: nf.core.filter(|_| self.supervisor.owner(nf.pid).is_some()),
+                weight: weight.unwrap_or(1),
+                busy_ns: nf.channel.nf_counter(NfCounter::BusyNs),
+                rx_pkts: nf.channel.nf_counter(NfCounter::RxPkts),
+                arrivals_pps: arrivals_pps(nf.service) * self.conductor.flow_share(nf),
+            };
+            (nf.instance, reading)
+        });
+        for (pid, nice) in self.shares.adapt(&readings.collect()) {
+            // Without privilege a share that was taken could not be given back.
+            if nix::unistd::geteuid().is_root()
+                && let Err(error) = set_nice(pid, nice)
+            {
+                tracing::warn!(pid, nice, %error, "an NF's share of its core cannot be set");
+            }
+        }
+        Ok(())
     }
 
     /// Ends the NFs that the manager started; the others go by themselves.

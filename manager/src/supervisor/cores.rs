@@ -134,11 +134,25 @@ impl CoreMap {
         self.held.push(Held { core, own, holder });
     }
 
-    /// Notes the workers' cores (`manager.cores`), in their order.
-    pub fn take_for_workers(&mut self, cores: &[u32]) {
+    /// Notes the workers' cores (`manager.cores`), in their order; with `own`, since they never rest,
+    /// no NF is to join them.
+    pub fn take_for_workers(&mut self, cores: &[u32], own: bool) {
         for (worker, core) in (0..).zip(cores) {
-            self.take(*core, false, Holder::Worker(worker));
+            self.take(*core, own, Holder::Worker(worker));
         }
+    }
+
+    /// Notes that an NF that was started by hand runs on a core. Returns who was there already.
+    ///
+    /// # Errors
+    /// One line, when somebody there has the core alone; then nothing is noted.
+    pub fn join(&mut self, core: u32, nf: Holder) -> Result<Vec<String>, String> {
+        if let Some(held) = self.on(core).find(|held| held.own) {
+            return Err(format!("core {core} is {}'s alone; choose another", held.holder));
+        }
+        let there = self.on(core).map(|held| held.holder.to_string()).collect();
+        self.take(core, false, nf);
+        Ok(there)
     }
 
     /// Gives an NF on a core its instance id, for the messages.
@@ -175,7 +189,7 @@ mod tests {
     #[test]
     fn an_own_core_is_one_that_nobody_has_and_stays_so() {
         let mut map = CoreMap::new([0, 1, 2]);
-        map.take_for_workers(&[0]);
+        map.take_for_workers(&[0], false);
         map.take(2, false, nf("forward", 20));
         assert_eq!(map.choose(&[], true), Ok(1));
         map.take(1, true, nf("firewall", 21));
@@ -193,7 +207,7 @@ mod tests {
     #[test]
     fn listed_cores_are_taken_in_turn() {
         let mut map = CoreMap::new(0..8);
-        map.take_for_workers(&[3]);
+        map.take_for_workers(&[3], false);
         let chosen: Vec<u32> = (0..5)
             .map(|pid| {
                 let core = map.choose(&[5, 3], false).unwrap();
@@ -204,6 +218,19 @@ mod tests {
         assert_eq!(chosen, [5, 3, 5, 3, 5]);
         map.release(1);
         assert_eq!(map.choose(&[5, 3], false), Ok(3), "what became free is next");
+    }
+
+    #[test]
+    fn who_is_started_by_hand_joins_others_but_not_one_who_has_a_core_alone() {
+        let mut map = CoreMap::new([0, 1, 2]);
+        map.take_for_workers(&[0], true);
+        map.take(1, false, nf("firewall", 7));
+        assert!(map.join(0, nf("x", 8)).unwrap_err().starts_with("core 0 is worker 0's alone"));
+        assert!(!map.release(8), "who was refused has no core");
+        assert_eq!(map.join(1, nf("x", 8)), Ok(vec!["firewall (pid 7)".to_owned()]));
+        assert!(map.release(8));
+        let said = map.choose(&[0], false).unwrap_err().to_string();
+        assert_eq!(said, "no core is free: 0 worker 0");
     }
 
     #[test]

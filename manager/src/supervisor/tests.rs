@@ -322,7 +322,7 @@ fn where_cores_are_short_a_changed_command_is_rolled_out_one_by_one() {
 #[test]
 fn without_a_free_core_an_nf_waits_and_says_who_has_which() {
     let mut b = bench(&[0, 1]);
-    b.supervisor.cores().take_for_workers(&[0]);
+    b.supervisor.cores().take_for_workers(&[0], false);
     let events = b.want(&[Wanted { own_core: true, ..wanted(1, 2) }]);
     assert_eq!(started(&events), 1);
     let why = "no core is free: 0 worker 0, 1 s1 (pid 1)";

@@ -142,6 +142,9 @@ pub struct AttachRequest {
     pub loan_pkts: u32,
     /// Services to whose instances it wants direct edges, for packets it sends them by name.
     pub jumps_to: Vec<ServiceRef>,
+    /// The core it runs on by its own choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub core: Option<u32>,
 }
 
 impl AttachRequest {
@@ -155,6 +158,7 @@ impl AttachRequest {
             service,
             loan_pkts: 0,
             jumps_to: Vec::new(),
+            core: None,
         }
     }
 }
@@ -362,6 +366,13 @@ pub struct Attached {
     pub core: Option<u32>,
     /// The services of [`AttachRequest::jumps_to`], in the same order.
     pub jump_services: Vec<ServiceId>,
+    /// Packets to take before a shared core is offered to others.
+    #[serde(default = "default_quantum_pkts")]
+    pub quantum_pkts: u32,
+}
+
+fn default_quantum_pkts() -> u32 {
+    crate::resting::DEFAULT_QUANTUM_PKTS
 }
 
 /// A refusal.

@@ -265,6 +265,9 @@ pub struct ServiceSpec {
     /// instance is not started, and the reason is shown.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub own_core: bool,
+    /// Weight among the NFs that share a core; absent: 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
     /// User (name or number) the instances run as; only a manager that runs as root can choose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,

@@ -190,6 +190,9 @@ pub struct NfStatus {
     /// Share of its service's flows it gets, 0 to 1.
     #[serde(default)]
     pub flow_share: f64,
+    /// CPU time that a packet costs it, ns, by its own account; 0: not known yet.
+    #[serde(default)]
+    pub cost_ns: f64,
     /// Its name for itself.
     pub name: String,
     /// Its process, by the socket's credentials.

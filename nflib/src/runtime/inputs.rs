@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::descriptor::Delivery;
-use crate::shm::{Consumer, RingMemory};
+use crate::shm::{Consumer, Doorbell, RingMemory};
 
 /// Who pushes to an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub(crate) enum Source {
 pub(crate) struct Input<M> {
     pub(crate) ring: Consumer<Delivery, M>,
     pub(crate) source: Source,
+    /// How to wake the NF that pushes here, when it waits for room.
+    pusher_bell: Option<Doorbell>,
 }
 
 /// All inputs, each looked at once a turn.
@@ -31,7 +33,8 @@ pub(crate) struct Inputs<M> {
 
 impl<M: RingMemory> Inputs<M> {
     pub(crate) fn new(lanes: impl Iterator<Item = Consumer<Delivery, M>>) -> Self {
-        let all = lanes.map(|ring| Input { ring, source: Source::Lane }).collect();
+        let all =
+            lanes.map(|ring| Input { ring, source: Source::Lane, pusher_bell: None }).collect();
         Self { all, at: 0, edges: 0 }
     }
 
@@ -50,12 +53,31 @@ impl<M: RingMemory> Inputs<M> {
         self.all.iter().all(|input| input.ring.is_empty())
     }
 
+    /// Wakes the NFs that wait for room here and shall have it: not before half of the ring is free, or
+    /// pusher and taker would take turns on the core for a burst each.
+    #[inline]
+    pub(crate) fn offer_room(&self) {
+        for Input { ring, pusher_bell, .. } in &self.all {
+            if let Some(bell) = pusher_bell
+                && bell.wants_room()
+                && ring.waiting() <= ring.capacity() / 2
+            {
+                bell.ring_for_room();
+            }
+        }
+    }
+
     /// Reads a ring from an NF from now on, beside one that this NF number may have already: who
     /// pushes there has not heard yet of the new one.
-    pub(crate) fn open_edge(&mut self, nf: u16, ring: Consumer<Delivery, M>) {
+    pub(crate) fn open_edge(
+        &mut self,
+        nf: u16,
+        ring: Consumer<Delivery, M>,
+        pusher_bell: Option<Doorbell>,
+    ) {
         let source = Source::Edge { nf, number: self.edges, closing: false };
         self.edges += 1;
-        self.all.push(Input { ring, source });
+        self.all.push(Input { ring, source, pusher_bell });
     }
 
     /// The oldest ring from this NF gets nothing more: it is forgotten once it is empty. False when

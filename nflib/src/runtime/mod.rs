@@ -9,6 +9,7 @@
 
 mod affinity;
 mod attach;
+mod effort;
 pub(crate) mod inputs;
 mod limits;
 mod mailbox;
@@ -198,12 +199,18 @@ fn run_attached(
     stop: &AtomicBool,
     was_set_up: &mut bool,
 ) -> Result<(), RunError> {
+    // Before the manager hears of an NF that cannot run.
+    if let Some(core) = args.core {
+        affinity::run_on(core)?;
+        tracing::info!("running on core {core}");
+    }
     let mut next_arrival = 1;
     let mut limits = Limits::new(args);
     loop {
         let request = AttachRequest {
             loan_pkts: nf.loan_pkts(),
             jumps_to: nf.jumps_to(),
+            core: args.core,
             ..AttachRequest::new(name, args.service.clone())
         };
         let Some(attachment) = attach(&request, args, stop, &limits)? else { return Ok(()) };
@@ -214,7 +221,7 @@ fn run_attached(
             attachment.terms.manager_version,
         );
         limits.begin();
-        if let Some(core) = args.core.or(attachment.terms.core) {
+        if let Some(core) = attachment.terms.core.filter(|_| args.core.is_none()) {
             affinity::run_on(core)?;
             tracing::info!("running on core {core}");
         }

@@ -13,9 +13,11 @@ use crate::shm::{
 
 use super::marks::{HoldMap, Marks};
 
-/// How long an edge may stay full before what waits for it is refused: a neighbour that hangs must
-/// not stop this NF, and with it every chain that this NF is in.
-pub(crate) const PATIENCE_NS: u64 = 50_000_000;
+/// How long an edge may take nothing at all before what waits for it is refused: a neighbour that hangs
+/// must not stop this NF, and with it every chain that this NF is in. One that is merely slow, or waits
+/// for its turn on a crowded core, takes a burst of some milliseconds at most in that time (see
+/// [`Passage::adapt_burst`](super::passage::Passage::adapt_burst)).
+pub(crate) const PATIENCE_NS: u64 = 500_000_000;
 
 /// Stands in `edge_of` where no edge is.
 const NO_EDGE: u16 = u16::MAX;
@@ -222,6 +224,28 @@ impl<M: RingMemory> Outputs<M> {
     #[inline]
     pub(crate) fn have_leftovers(&self) -> bool {
         !self.dirty_lanes.is_empty() || !self.dirty_edges.is_empty()
+    }
+
+    /// True while something waits for room in a ring to a worker.
+    pub(super) fn wait_for_workers(&self) -> bool {
+        !self.dirty_lanes.is_empty()
+    }
+
+    /// True while nothing that waits can go: no edge with something queued is half empty, and no lane
+    /// has any room. What comes then rings, see [`Inputs::offer_room`](super::inputs::Inputs).
+    pub(super) fn are_full(&mut self) -> bool {
+        let Self { lanes, edges, dirty_lanes, dirty_edges, .. } = self;
+        let edge_is_full = |&place: &u16| {
+            edges[usize::from(place)].as_mut().is_some_and(|edge| {
+                let ring = &mut edge.output.ring;
+                ring.in_flight().is_ok_and(|pkts| pkts > ring.capacity() / 2)
+            })
+        };
+        let lane_is_full = |&place: &u16| {
+            let ring = &mut lanes[usize::from(place)].ring;
+            ring.in_flight().is_ok_and(|pkts| pkts == ring.capacity())
+        };
+        dirty_edges.iter().all(edge_is_full) && dirty_lanes.iter().all(lane_is_full)
     }
 
     /// Uses a ring to an NF from now on, instead of one it may have. `nf` is not [`NO_NF`].

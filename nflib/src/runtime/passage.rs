@@ -23,6 +23,7 @@
 //! While anything is left over, no input is read: what is not taken stays where its sender sees it.
 #![forbid(unsafe_code)]
 
+use crate::burst::MAX_BURST_PKTS;
 use crate::burst::Run;
 use crate::context::Departure;
 use crate::engine::Engine;
@@ -45,13 +46,35 @@ pub(crate) struct Passage<N, M, H> {
     pub(crate) tx_pkts: u64,
     /// Packets the NF dropped.
     pub(crate) drop_pkts: u64,
+    /// Packets taken from an input at once.
+    burst_pkts: usize,
 }
+
+/// How long a burst may take: its slots are the pusher's again only afterwards, and until then a
+/// costly NF looks like one that hangs.
+const MAX_BURST_NS: u64 = 2_000_000;
 
 impl<N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<N, M, H> {
     /// `holds` is the NF's hold map, without any bit set.
     pub(crate) fn new(engine: Engine<N>, inputs: Inputs<M>, outputs: Outputs<M>, holds: H) -> Self {
         let marks = Marks::new(holds);
-        Self { engine, inputs, outputs, marks, rx_pkts: 0, tx_pkts: 0, drop_pkts: 0 }
+        Self {
+            engine,
+            inputs,
+            outputs,
+            marks,
+            rx_pkts: 0,
+            tx_pkts: 0,
+            drop_pkts: 0,
+            burst_pkts: MAX_BURST_PKTS,
+        }
+    }
+
+    /// Takes fewer packets at once from an NF that needs so long for each that a whole burst would
+    /// take longer than some milliseconds.
+    pub(super) fn adapt_burst(&mut self, pkt_ns: u64) {
+        let fitting = usize::try_from(MAX_BURST_NS / pkt_ns.max(1)).unwrap_or(usize::MAX);
+        self.burst_pkts = fitting.clamp(1, MAX_BURST_PKTS);
     }
 
     /// One look at what was left over, at every input and at the clock. Returns the packets moved.
@@ -79,19 +102,21 @@ impl<N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<N, M, H> {
     /// A burst of one input, through all steps. Returns its packets.
     fn serve(&mut self, number: usize, now_ns: u64) -> Result<usize, RingError> {
         let input = &mut self.inputs.all[number];
-        let count = match (input.ring.read_burst(self.engine.room()), input.source) {
-            (Ok(0), Source::Edge { closing: true, .. }) => {
-                self.inputs.forget(number);
-                return Ok(0);
-            }
-            (Ok(count), _) => count,
-            (Err(error), Source::Lane) => return Err(error),
-            (Err(error), Source::Edge { nf, .. }) => {
-                tracing::warn!("NF {nf} broke the ring from it: {error}; it is read no more");
-                self.inputs.forget(number);
-                return Ok(0);
-            }
-        };
+        let count =
+            match (input.ring.read_burst(&mut self.engine.room()[..self.burst_pkts]), input.source)
+            {
+                (Ok(0), Source::Edge { closing: true, .. }) => {
+                    self.inputs.forget(number);
+                    return Ok(0);
+                }
+                (Ok(count), _) => count,
+                (Err(error), Source::Lane) => return Err(error),
+                (Err(error), Source::Edge { nf, .. }) => {
+                    tracing::warn!("NF {nf} broke the ring from it: {error}; it is read no more");
+                    self.inputs.forget(number);
+                    return Ok(0);
+                }
+            };
         if count > 0 {
             self.rx_pkts += count as u64;
             self.engine.run(count, now_ns);

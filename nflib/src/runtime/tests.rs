@@ -98,6 +98,7 @@ fn terms(nf: u16) -> Attached {
         manager_version: "test".into(),
         core: None,
         jump_services: Vec::new(),
+        quantum_pkts: 4096,
     }
 }
 

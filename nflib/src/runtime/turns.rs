@@ -3,10 +3,11 @@
 //! A ring pair, a *lane*, joins the NF to each worker of the manager, and a direct edge to each NF
 //! that may come before it or next; [`passage`](super::passage) moves packets between them.
 //!
-//! While there is work the loop drains it, and yields the core after each [`QUANTUM_PKTS`] so that
-//! several NFs can share it. Without work it looks again a few times, yields for longer, and
-//! then sleeps until somebody rings its doorbell. It does not fall asleep over an unread message of
-//! the manager, which rings the bell after one that wants a prompt answer.
+//! While there is work the loop does it, and offers the core to others, if others want it, after a
+//! quantum of packets. Without work it spins or yields shortly, then sleeps until somebody rings its
+//! doorbell: whoever pushes packets to it, or, if it cannot pass on what it has, whoever takes from
+//! the full ring. [`resting`](crate::resting) says which when, and why. It does not fall asleep over an
+//! unread message of the manager, which rings the bell after one that wants a prompt answer.
 #![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use super::RunError;
 use super::attach::Attachment;
+use super::effort::Effort;
 use super::inputs::Inputs;
 use super::limits::Limits;
 use super::mailbox::Mailbox;
@@ -25,21 +27,18 @@ use crate::control::{MAX_MESSAGE_BYTES, Reply, Request};
 use crate::engine::Engine;
 use crate::message::{MessageToken, Outgoing};
 use crate::nf::{NetworkFunction, Setup};
+use crate::resting::{MAX_QUANTUM_PKTS, MIN_QUANTUM_PKTS, Rest, Resting};
 use crate::shm::{Channel, Doorbell, Doorbells, EdgeRing, NO_NF, NfCounter, SharedRing};
 
-/// Packets processed before the core is offered to others. A yield for each burst of 32 costs a
-/// chain on one core nine tenths of its rate.
-const QUANTUM_PKTS: usize = 1024;
-/// Empty looks at the rings before the core is offered to others.
-const SPIN_TURNS: u32 = 64;
-/// Empty looks, each with a yield, before the loop sleeps.
-const YIELD_TURNS: u32 = 1024;
 /// Longest sleep: how late a message of the manager may be noticed.
 const MAX_SLEEP: Duration = Duration::from_millis(50);
 /// Longest sleep while the socket does not take all that is to be sent.
 const UNSENT_SLEEP: Duration = Duration::from_millis(1);
-/// How long a full output is left alone when it stays full.
+/// How long a full ring to a worker is left alone: a worker does not ring when it takes.
 const FULL_RING_PAUSE: Duration = Duration::from_micros(100);
+/// Longest sleep while a ring to another NF is full: how late a message of the manager may be noticed
+/// then, or that the other NF has died.
+const MAX_ROOM_SLEEP: Duration = Duration::from_millis(2);
 /// How often the control socket is looked at while there is work.
 const CONTROL_INTERVAL_NS: u64 = 10_000_000;
 /// How long the manager may take to stop delivering, and to take the last packets.
@@ -84,9 +83,10 @@ pub(super) struct Turns<'n, N> {
     end_ns: u64,
     packet_limit: u64,
     turns: u64,
-    busy_ns: u64,
-    /// When the turn before this one began, if it had work.
-    busy_since_ns: Option<u64>,
+    /// Packets before the core is offered to others.
+    quantum_pkts: usize,
+    resting: Resting,
+    effort: Effort,
 }
 
 impl<'n, N: NetworkFunction> Turns<'n, N> {
@@ -126,8 +126,9 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             end_ns: limits.time_left().map_or(u64::MAX, ns),
             packet_limit: limits.packets_left(),
             turns: 0,
-            busy_ns: 0,
-            busy_since_ns: None,
+            quantum_pkts: terms.quantum_pkts.clamp(MIN_QUANTUM_PKTS, MAX_QUANTUM_PKTS) as usize,
+            resting: Resting::default(),
+            effort: Effort::new(0),
         })
     }
 
@@ -147,12 +148,13 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
 
     /// Turns until `stop` is set, the NF or the manager asks to end, or the manager vanishes.
     pub(super) fn run(&mut self, stop: &AtomicBool) -> Result<Ending, RunError> {
-        let mut idle_turns = 0;
         let mut quantum_pkts = 0;
         loop {
             let now_ns = self.now_ns();
+            self.effort.next_turn(now_ns);
             if now_ns >= self.next_control_ns {
                 self.next_control_ns = now_ns + CONTROL_INTERVAL_NS;
+                self.look_at_costs(now_ns);
                 if self.listen(now_ns)? == Ending::ManagerGone {
                     return Ok(self.without_manager());
                 }
@@ -170,11 +172,11 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
                 self.send_messages();
             }
             if moved_pkts > 0 {
-                idle_turns = 0;
+                self.resting.worked();
                 quantum_pkts += moved_pkts;
-                if quantum_pkts >= QUANTUM_PKTS {
+                if quantum_pkts >= self.quantum_pkts {
                     quantum_pkts = 0;
-                    std::thread::yield_now();
+                    self.end_quantum();
                 }
                 continue;
             }
@@ -185,8 +187,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
                 self.leave()?;
                 return Ok(Ending::Stopped);
             }
-            idle_turns += 1;
-            self.idle(idle_turns);
+            self.rest(now_ns);
         }
     }
 
@@ -208,15 +209,12 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
 
     /// One look at every input, and at the clock. Returns the packets moved.
     fn turn(&mut self, now_ns: u64) -> Result<usize, RunError> {
-        if let Some(since_ns) = self.busy_since_ns.take() {
-            self.busy_ns += now_ns - since_ns;
-            self.channel.set_nf_counter(NfCounter::BusyNs, self.busy_ns);
-        }
         let moved_pkts = self.passage.turn(now_ns)?;
         self.turns += 1;
         self.channel.set_nf_counter(NfCounter::Progress, self.turns);
         if moved_pkts > 0 {
-            self.busy_since_ns = Some(now_ns);
+            self.effort.works();
+            self.passage.inputs.offer_room();
             self.publish_counters();
         }
         Ok(moved_pkts)
@@ -230,23 +228,54 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
         self.channel.set_nf_counter(NfCounter::HeldPkts, engine.held_pkts() as u64);
     }
 
-    /// What to do with a turn that found nothing.
-    fn idle(&mut self, idle_turns: u32) {
-        if idle_turns <= SPIN_TURNS {
-            std::hint::spin_loop();
-        } else if idle_turns <= SPIN_TURNS + YIELD_TURNS {
-            std::thread::yield_now();
-        } else if self.passage.outputs.have_leftovers() {
-            std::thread::sleep(FULL_RING_PAUSE);
-        } else {
-            self.sleep();
+    /// Learns what packets cost and whether the core is shared, and tells the manager.
+    fn look_at_costs(&mut self, now_ns: u64) {
+        if let Some(pkt_ns) = self.effort.look(now_ns, self.passage.rx_pkts) {
+            self.passage.adapt_burst(pkt_ns);
         }
+        self.channel.set_nf_counter(NfCounter::BusyNs, self.effort.busy_ns());
+    }
+
+    /// Offers the core to others after much work, if they want it.
+    fn end_quantum(&mut self) {
+        let now_ns = self.now_ns();
+        if self.resting.yields_after_work(now_ns, self.effort.core_is_shared()) {
+            self.effort.next_turn(now_ns);
+            self.resting.give_core_away(now_ns);
+            self.effort.rested(self.now_ns());
+        }
+    }
+
+    /// What to do with a turn that found nothing.
+    fn rest(&mut self, now_ns: u64) {
+        let blocked = self.passage.outputs.have_leftovers();
+        match self.resting.next(now_ns, self.effort.core_is_shared(), blocked) {
+            Rest::Spin => return std::hint::spin_loop(),
+            Rest::Yield => self.resting.give_core_away(now_ns),
+            Rest::Sleep if blocked => self.sleep_for_room(),
+            Rest::Sleep => self.sleep(),
+        }
+        self.effort.rested(self.now_ns());
+    }
+
+    /// Sleeps until a full ring has room again, a tick or the end is due.
+    fn sleep_for_room(&mut self) {
+        let outputs = &mut self.passage.outputs;
+        let most = if outputs.wait_for_workers() { FULL_RING_PAUSE } else { MAX_ROOM_SLEEP };
+        let until_due = self.until_due();
+        let Self { passage, own_bell, .. } = self;
+        own_bell.sleep_for_room(until_due.min(most), || passage.outputs.are_full());
+    }
+
+    /// Until a tick or the end is due.
+    fn until_due(&self) -> Duration {
+        let due_ns = self.passage.engine.next_tick_ns().unwrap_or(u64::MAX).min(self.end_ns);
+        Duration::from_nanos(due_ns.saturating_sub(self.now_ns()))
     }
 
     /// Sleeps until somebody rings, a tick or the end is due, or there may be news on the socket.
     fn sleep(&mut self) {
-        let due_ns = self.passage.engine.next_tick_ns().unwrap_or(u64::MAX).min(self.end_ns);
-        let until_due = Duration::from_nanos(due_ns.saturating_sub(self.now_ns()));
+        let until_due = self.until_due();
         let unsent = self.mailbox.has_unsent() || !self.passage.engine.outbox.is_empty();
         let most = if unsent { UNSENT_SLEEP } else { MAX_SLEEP };
         let Self { passage, mailbox, own_bell, .. } = self;
@@ -307,7 +336,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             }
             Reply::InEdge { nf, ring_capacity } => {
                 let ring = self.open_edge(nf, ring_capacity)?;
-                self.passage.inputs.open_edge(nf, ring.consumer());
+                self.passage.inputs.open_edge(nf, ring.consumer(), self.bells.bell(nf));
             }
             Reply::CloseOutEdge { nf } => {
                 if !self.passage.outputs.close_edge(nf) {
@@ -417,6 +446,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             std::thread::sleep(FULL_RING_PAUSE);
         }
         self.publish_counters();
+        self.look_at_costs(self.now_ns());
         let engine = &self.passage.engine;
         tracing::info!(
             "{} packets in, {} out, {} of them dropped ({} for want of room to hold), {} refused by \

@@ -1,8 +1,13 @@
 //! Doorbells: one word for each NF, by which whoever pushes packets to a sleeping NF wakes it.
 //!
 //! ```text
-//! byte 64 × n    sleeping word of NF n: 1 while it sleeps (or is about to), else 0
+//! byte 64 × n    sleeping word of NF n: 1 while it sleeps (or is about to) for want of packets, 2
+//!                while it sleeps for want of room in a ring to another NF, else 0
 //! ```
+//! Who pushes to an NF wakes it from the first sleep only: one that cannot pass on what it has would
+//! wake for nothing, and on a shared core take the core from the one that it waits for. Out of the
+//! second wakes it the NF that takes from the full ring, when that has become half empty.
+//!
 //! The manager makes the file; all NFs of a trust domain map it, since each may push to each. An
 //! NF outside of it gets a file of its own with one word.
 //!
@@ -22,6 +27,11 @@ use super::sync::{AtomicU32, Ordering};
 
 /// A word for each NF, and no two on one cache line.
 const BELL_BYTES: usize = 64;
+
+/// Values of a sleeping word.
+const AWAKE: u32 = 0;
+const WANTS_PACKETS: u32 = 1;
+const WANTS_ROOM: u32 = 2;
 
 /// The doorbells of a trust domain, mapped.
 #[derive(Debug)]
@@ -110,25 +120,41 @@ impl Doorbell {
         }
     }
 
-    /// Wakes the NF if it sleeps. To be called after a push; while the NF is awake it costs one load
-    /// of a line that nobody writes.
+    /// Wakes the NF if it sleeps for want of packets. To be called after a push; while the NF is
+    /// awake it costs one load of a line that nobody writes.
     #[inline]
     pub fn ring(&self) {
-        if self.word().load(Ordering::Relaxed) != 0 {
+        if self.word().load(Ordering::Relaxed) == WANTS_PACKETS {
             self.wake();
         }
     }
 
-    /// True while the NF sleeps, or is about to.
+    /// Wakes the NF if it sleeps for want of room. To be called after slots of a ring from it were
+    /// released.
+    #[inline]
+    pub fn ring_for_room(&self) {
+        if self.wants_room() {
+            self.wake();
+        }
+    }
+
+    /// True while the NF sleeps for want of room, or is about to.
+    #[inline]
+    #[must_use]
+    pub fn wants_room(&self) -> bool {
+        self.word().load(Ordering::Relaxed) == WANTS_ROOM
+    }
+
+    /// True while the NF sleeps for want of packets, or is about to.
     #[must_use]
     pub fn sleeps(&self) -> bool {
-        self.word().load(Ordering::Relaxed) != 0
+        self.word().load(Ordering::Relaxed) == WANTS_PACKETS
     }
 
     #[cold]
     fn wake(&self) {
         let word = self.word();
-        word.store(0, Ordering::Relaxed);
+        word.store(AWAKE, Ordering::Relaxed);
         // SAFETY: FUTEX_WAKE only looks the address up; the word is mapped.
         unsafe {
             libc::syscall(libc::SYS_futex, std::ptr::from_ref(word), libc::FUTEX_WAKE, i32::MAX);
@@ -143,9 +169,19 @@ impl Doorbell {
     /// (the manager and the NFs all do) pass a full barrier, then it looks at the rings. Either the
     /// pusher's later load sees the word, or this look sees the push. Where membarrier is missing,
     /// the bound on the sleep is the bound on the delay: it is cut to 1 ms.
-    pub fn sleep(&self, timeout: Duration, is_idle: impl Fn() -> bool) {
+    pub fn sleep(&self, timeout: Duration, is_idle: impl FnOnce() -> bool) {
+        self.sleep_as(WANTS_PACKETS, timeout, is_idle);
+    }
+
+    /// Puts the calling NF to sleep until a ring it pushes to has room again, in the same order.
+    /// `is_full` looks at the rings once more.
+    pub fn sleep_for_room(&self, timeout: Duration, is_full: impl FnOnce() -> bool) {
+        self.sleep_as(WANTS_ROOM, timeout, is_full);
+    }
+
+    fn sleep_as(&self, state: u32, timeout: Duration, is_idle: impl FnOnce() -> bool) {
         let word = self.word();
-        word.store(1, Ordering::SeqCst);
+        word.store(state, Ordering::SeqCst);
         let timeout =
             if global_barrier() { timeout } else { timeout.min(Duration::from_millis(1)) };
         if is_idle() {
@@ -159,12 +195,12 @@ impl Doorbell {
                     libc::SYS_futex,
                     std::ptr::from_ref(word),
                     libc::FUTEX_WAIT,
-                    1,
+                    state,
                     std::ptr::from_ref(&limit),
                 );
             }
         }
-        word.store(0, Ordering::Relaxed);
+        word.store(AWAKE, Ordering::Relaxed);
     }
 }
 
@@ -220,6 +256,23 @@ mod tests {
         let (ours, _) = pair();
         ours.sleep(Duration::from_secs(3600), || false);
         assert!(!ours.sleeps());
+    }
+
+    #[test]
+    fn who_waits_for_room_is_woken_by_room_and_not_by_packets() {
+        let (ours, theirs) = pair();
+        let sleeper = std::thread::spawn(move || {
+            let begun = std::time::Instant::now();
+            theirs.sleep_for_room(Duration::from_secs(60), || true);
+            begun.elapsed()
+        });
+        while !ours.wants_room() {
+            std::thread::yield_now();
+        }
+        ours.ring();
+        assert!(ours.wants_room() && !ours.sleeps(), "a push does not wake it");
+        ours.ring_for_room();
+        assert!(sleeper.join().unwrap() < Duration::from_secs(60));
     }
 
     #[test]

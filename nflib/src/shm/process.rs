@@ -30,11 +30,39 @@ pub fn clear_ambient_capabilities() -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Sets the nice level of a process's main thread (setpriority(2)).
+///
+/// # Errors
+/// ESRCH when there is no such process; EACCES without the privilege.
+pub fn set_nice(pid: i32, nice: i32) -> io::Result<()> {
+    let Ok(who) = libc::id_t::try_from(pid) else {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    };
+    // SAFETY: takes integers only.
+    let done = unsafe { libc::setpriority(libc::PRIO_PROCESS, who, nice) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use std::os::fd::AsFd;
+
+    #[test]
+    fn a_process_can_be_made_nicer_and_one_that_is_none_cannot() {
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        set_nice(pid, 7).unwrap();
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        // proc_pid_stat(5): field 19, here counted from behind the name.
+        let nice = stat.rsplit(')').next().unwrap().split_whitespace().nth(16);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(nice, Some("7"));
+        assert_eq!(set_nice(-1, 0).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+    }
 
     #[test]
     fn a_pidfd_becomes_readable_when_its_process_ends() {

@@ -487,6 +487,14 @@ impl<T: SlotValue, M: RingMemory> Consumer<T, M> {
     pub fn is_empty(&self) -> bool {
         self.memory.tail().load(Ordering::Acquire) == self.next
     }
+
+    /// Descriptors that wait to be read, by a fresh look at the producer's index; a number to compare,
+    /// never one to read by: an index that cannot be makes a full ring.
+    #[must_use]
+    pub fn waiting(&self) -> u32 {
+        let waiting = self.memory.tail().load(Ordering::Acquire).wrapping_sub(self.next);
+        waiting.min(self.memory.capacity())
+    }
 }
 
 /// What stands in a ring, for one who is neither of its ends and looks when an end has died.

@@ -93,7 +93,7 @@ impl<N: NetworkFunction> Hop<N> {
         for from in 0..circle.nfs.len() {
             let to = (from + 1) % circle.nfs.len();
             let edge = EdgeRing::create(ring_capacity).map_err(fault)?;
-            circle.nfs[to].inputs.open_edge(from as u16, edge.consumer());
+            circle.nfs[to].inputs.open_edge(from as u16, edge.consumer(), None);
             let bell = bells.bell(to as u16);
             circle.nfs[from].outputs.open_edge(to as u16, edge.producer(), bell);
         }

@@ -1,6 +1,8 @@
 //! Passes packets on, unchanged or nearly so.
 #![forbid(unsafe_code)]
 
+mod work;
+
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -26,7 +28,14 @@ pub struct Options {
     /// Print packet and bit rate every so many seconds
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub print_every: Option<u32>,
+    /// Work about so many nanoseconds on each packet, for experiments with costly NFs
+    #[arg(long, value_name = "NS", default_value_t = 0)]
+    #[arg(value_parser = clap::value_parser!(u32).range(..=MAX_BUSY_NS))]
+    pub busy_ns: u32,
 }
+
+/// Most work on a packet: a millisecond.
+const MAX_BUSY_NS: i64 = 1_000_000;
 
 /// Packets and bytes seen at a moment.
 #[derive(Clone, Copy, Default)]
@@ -45,6 +54,11 @@ pub struct Forward {
     chain_action: Action,
     swap_macs: bool,
     print_every: Option<Duration>,
+    /// Measured when there is first work to do.
+    pace: Option<work::Pace>,
+    busy_ns: u32,
+    /// What takes `busy_ns`.
+    busy_steps: u64,
     seen: Seen,
     /// As of the last line printed.
     printed: Option<Seen>,
@@ -52,15 +66,28 @@ pub struct Forward {
 
 impl Forward {
     pub fn new(options: &Options) -> Self {
-        Self {
+        let mut nf = Self {
             action: options.to_port.map_or(Action::Next, Action::Out),
             to_service: options.to_service.clone(),
             chain_action: Action::Next,
             swap_macs: options.swap_macs,
             print_every: options.print_every.map(|s| Duration::from_secs(s.into())),
+            pace: None,
+            busy_ns: 0,
+            busy_steps: 0,
             seen: Seen::default(),
             printed: None,
-        }
+        };
+        nf.work_on_each(options.busy_ns);
+        nf
+    }
+
+    fn work_on_each(&mut self, busy_ns: u32) {
+        self.busy_ns = busy_ns;
+        self.busy_steps = match busy_ns {
+            0 => 0,
+            _ => self.pace.get_or_insert_with(work::Pace::measure).steps(busy_ns),
+        };
     }
 
     /// The rates since the last line, as a line.
@@ -86,12 +113,14 @@ impl Settings for Forward {
             help: "number of the port to send out by, or chain: on along it, or to --to-service",
         },
         Setting { key: "swap-macs", help: "exchange Ethernet addresses: on or off" },
+        Setting { key: "busy-ns", help: "nanoseconds of work on each packet, 0 to 1000000" },
     ];
 
     fn get(&self, key: &str) -> String {
         match (key, self.action) {
             ("to-port", Action::Out(port)) => port.to_string(),
             ("to-port", _) => "chain".to_owned(),
+            ("busy-ns", _) => self.busy_ns.to_string(),
             _ => settings::switch_text(self.swap_macs),
         }
     }
@@ -102,6 +131,10 @@ impl Settings for Forward {
             ("to-port", port) => {
                 let port = port.parse().map_err(|_| "expected 0 to 255, or chain")?;
                 self.action = Action::Out(port);
+            }
+            ("busy-ns", ns) => {
+                let ns = ns.parse().ok().filter(|&ns| i64::from(ns) <= MAX_BUSY_NS);
+                self.work_on_each(ns.ok_or("expected 0 to 1000000")?);
             }
             _ => self.swap_macs = settings::switch(value)?,
         }
@@ -129,6 +162,9 @@ impl NetworkFunction for Forward {
         if self.swap_macs && packet.len() >= ETHERNET_BYTES {
             let (dst, src) = packet.bytes_mut()[..12].split_at_mut(6);
             dst.swap_with_slice(src);
+        }
+        if self.busy_steps > 0 {
+            work::run(self.busy_steps);
         }
         self.action
     }
@@ -170,7 +206,13 @@ mod tests {
     use super::*;
 
     fn options() -> Options {
-        Options { to_port: None, to_service: None, swap_macs: false, print_every: Some(2) }
+        Options {
+            to_port: None,
+            to_service: None,
+            swap_macs: false,
+            print_every: Some(2),
+            busy_ns: 0,
+        }
     }
 
     fn forward(swap_macs: bool, to_port: Option<PortId>) -> TestBench<Forward> {
@@ -215,13 +257,27 @@ mod tests {
     fn settings_change_what_becomes_of_the_next_packet() {
         let mut bench = forward(false, None);
         let frame = FrameBuilder::new().macs([1; 6], [2; 6]).payload(b"x").build();
-        assert_eq!(bench.message(None, b"get"), Ok(b"to-port = chain\nswap-macs = off".to_vec()));
+        assert_eq!(
+            bench.message(None, b"get"),
+            Ok(b"to-port = chain\nswap-macs = off\nbusy-ns = 0".to_vec())
+        );
         assert_eq!(bench.message(None, b"set to-port 7"), Ok(b"7".to_vec()));
         assert_eq!(bench.message(None, b"set swap-macs on"), Ok(b"on".to_vec()));
         let out = bench.feed_one(&frame).unwrap();
         let swapped = FrameBuilder::new().macs([2; 6], [1; 6]).payload(b"x").build();
         assert_eq!((out.action, out.bytes), (Action::Out(7), swapped));
-        for wrong in ["set to-port 256", "set to-port", "set swap-macs yes", "set colour red"] {
+        assert_eq!(bench.message(None, b"set busy-ns 200"), Ok(b"200".to_vec()));
+        assert!(bench.nf_mut().busy_steps > 0, "work was asked for");
+        assert_eq!(bench.message(None, b"set busy-ns 0"), Ok(b"0".to_vec()));
+        assert_eq!(bench.nf_mut().busy_steps, 0);
+        for wrong in [
+            "set busy-ns 1000001",
+            "set busy-ns -1",
+            "set to-port 256",
+            "set to-port",
+            "set swap-macs yes",
+            "set colour red",
+        ] {
             assert!(bench.message(None, wrong.as_bytes()).is_err(), "{wrong}");
         }
         assert_eq!(bench.message(Some(1), b"set to-port chain"), Ok(b"chain".to_vec()));

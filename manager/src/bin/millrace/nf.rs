@@ -109,6 +109,7 @@ pub fn table(status: &Status) -> String {
         "UID",
         "CORE",
         "SHARE",
+        "NS/PKT",
         "DIRECT TO",
         "RX PKTS",
         "TX PKTS",
@@ -151,6 +152,7 @@ fn row(nf: &NfStatus) -> Vec<String> {
         nf.uid.to_string(),
         or_dash(nf.core),
         percent(nf.flow_share),
+        if nf.cost_ns > 0.0 { format!("{:.0}", nf.cost_ns) } else { "-".to_owned() },
         list(&nf.direct_to),
         nf.rx_pkts.to_string(),
         nf.tx_pkts.to_string(),
@@ -195,6 +197,7 @@ mod tests {
             core: Some(2),
             direct_to: vec![4, 5],
             flow_share: 0.5,
+            cost_ns: 33.4,
             name: "forward".into(),
             pid: 77,
             uid: 1000,
@@ -211,7 +214,7 @@ mod tests {
             lines[1][..9],
             ["3", "fw", "forward", "running", "77", "1000", "2", "50.0", "%"]
         );
-        assert_eq!(lines[1][9..], ["4,5", "10", "9", "0", "0", "0", "0"]);
+        assert_eq!(lines[1][9..], ["33", "4,5", "10", "9", "0", "0", "0", "0"]);
         assert_eq!(lines[2][..4], ["4", "2", "x", "-"]);
     }
 
