@@ -16,8 +16,12 @@
  * across files in OpenNetVM, which is built without link-time optimisation, it is kept from being
  * inlined here.
  *
- *   onvm_hop --cores 1   [--walk all|present] [--touch none|header] [--in-flight N] [--seconds S]
+ *   onvm_hop --cores 1   [--walk all|present] [--touch none|header|payload] [--packet-bytes N]
+ *                        [--in-flight N] [--seconds S]
  *   onvm_hop --cores 0,1 …     two NFs that send to each other, a pinned thread each
+ *
+ * --touch header: the first NF reads the packet's first line and rewrites four bytes of it, the second
+ * exchanges the Ethernet addresses; payload: the first NF also adds to each further byte.
  *
  * Prints one JSON object: packets that the first NF handled, in millions a second of wall time, and of
  * its thread's CPU time, which other work on the machine disturbs less.
@@ -108,7 +112,7 @@ static uint16_t *instances_of;       /* by service: how many */
 static uint16_t (*instance_at)[MAX_NFS]; /* by service and position */
 static int meta_offset = -1;
 static uint16_t walked = MAX_NFS;
-static bool touch_header;
+static enum { TOUCH_NONE, TOUCH_HEADER, TOUCH_PAYLOAD } touched;
 static volatile bool keep_running = true;
 
 static inline struct meta *meta_of(struct rte_mbuf *pkt)
@@ -128,6 +132,24 @@ static NOT_INLINED void drop(struct rte_mbuf *pkt)
 
 /* --- the NF's own code ------------------------------------------------------------------------ */
 
+#define LINE_BYTES 64
+
+/* Reads every word of the first line, writes one field; adds to what lies behind. */
+static inline void touch(struct rte_mbuf *pkt)
+{
+	uint8_t *frame = rte_pktmbuf_mtod(pkt, uint8_t *);
+	uint32_t sum = 0, word;
+
+	for (unsigned int at = 0; at < LINE_BYTES; at += sizeof(word)) {
+		memcpy(&word, frame + at, sizeof(word));
+		sum = sum * 31 + word;
+	}
+	memcpy(frame + 8, &sum, sizeof(sum));
+	if (touched == TOUCH_PAYLOAD)
+		for (unsigned int at = LINE_BYTES; at < pkt->data_len; at++)
+			frame[at]++;
+}
+
 static NOT_INLINED int on_packet(struct rte_mbuf *pkt, struct meta *meta, struct nf *nf)
 {
 	if (unlikely(nf->until_display-- == 0))
@@ -136,9 +158,19 @@ static NOT_INLINED int on_packet(struct rte_mbuf *pkt, struct meta *meta, struct
 		meta->action = ACTION_DROP;
 		return 0;
 	}
-	if (touch_header) {
-		/* The exchange of Ethernet addresses. */
+	if (touched != TOUCH_NONE)
+		touch(pkt);
+	meta->destination = nf->send_to;
+	meta->action = ACTION_TO_NF;
+	return 0;
+}
+
+/* The NF at the other end of a round. */
+static NOT_INLINED int on_return(struct rte_mbuf *pkt, struct meta *meta, struct nf *nf)
+{
+	if (touched != TOUCH_NONE) {
 		uint8_t *frame = rte_pktmbuf_mtod(pkt, uint8_t *), kept[6];
+
 		memcpy(kept, frame, 6);
 		memcpy(frame, frame + 6, 6);
 		memcpy(frame + 6, kept, 6);
@@ -303,21 +335,21 @@ static void make_nf(uint16_t at, uint16_t count)
 	nf->info = zeroed(sizeof(*nf->info));
 	nf->info->instance = nf->info->service = nf->instance = at;
 	nf->info->status = STATUS_RUNNING;
-	nf->handler = on_packet;
+	nf->handler = at == 1 ? on_packet : on_return;
 	nf->send_to = at % count + 1;
 	nf->waiting = zeroed(MAX_NFS * sizeof(*nf->waiting));
 	instances_of[at] = 1;
 	instance_at[at][0] = at;
 }
 
-static void make_packets(struct rte_mempool *pool, struct nf *nf, uint32_t count)
+static void make_packets(struct rte_mempool *pool, struct nf *nf, uint32_t count, uint16_t bytes)
 {
 	for (uint32_t i = 0; i < count; i++) {
 		struct rte_mbuf *pkt = rte_pktmbuf_alloc(pool);
 
 		if (pkt == NULL)
 			FAIL("the pool has no %u packets", count);
-		memset(rte_pktmbuf_append(pkt, 64), (int)i, 64);
+		memset(rte_pktmbuf_append(pkt, bytes), (int)i, bytes);
 		pkt->hash.rss = i;
 		struct meta *meta = meta_of(pkt);
 		*meta = (struct meta){ .action = ACTION_TO_NF, .destination = nf->instance, .flags = FLAG_OURS };
@@ -362,13 +394,14 @@ struct options {
 	unsigned int cores[2];
 	uint16_t nfs;
 	uint32_t in_flight;
+	uint16_t packet_bytes;
 	double seconds;
 };
 
 static void usage(void)
 {
-	fprintf(stderr, "usage: onvm_hop --cores CORE[,CORE] [--walk all|present] [--touch none|header] "
-			"[--in-flight PACKETS] [--seconds SECONDS]\n");
+	fprintf(stderr, "usage: onvm_hop --cores CORE[,CORE] [--walk all|present] "
+			"[--touch none|header|payload] [--packet-bytes BYTES] [--in-flight PACKETS] [--seconds SECONDS]\n");
 	exit(2);
 }
 
@@ -377,9 +410,10 @@ static struct options parse(int argc, char **argv)
 	static const struct option known[] = {
 		{ "cores", required_argument, NULL, 'c' },     { "walk", required_argument, NULL, 'w' },
 		{ "touch", required_argument, NULL, 't' },     { "in-flight", required_argument, NULL, 'n' },
-		{ "seconds", required_argument, NULL, 's' },   { NULL, 0, NULL, 0 },
+		{ "seconds", required_argument, NULL, 's' },   { "packet-bytes", required_argument, NULL, 'b' },
+		{ NULL, 0, NULL, 0 },
 	};
-	struct options options = { .nfs = 0, .in_flight = 128, .seconds = 1.0 };
+	struct options options = { .nfs = 0, .in_flight = 128, .packet_bytes = 64, .seconds = 1.0 };
 	bool walk_present = false;
 	int option;
 
@@ -389,8 +423,14 @@ static struct options parse(int argc, char **argv)
 			options.nfs = read < 0 ? 0 : (uint16_t)read;
 		} else if (option == 'w' && (!strcmp(optarg, "all") || !strcmp(optarg, "present"))) {
 			walk_present = !strcmp(optarg, "present");
-		} else if (option == 't' && (!strcmp(optarg, "none") || !strcmp(optarg, "header"))) {
-			touch_header = !strcmp(optarg, "header");
+		} else if (option == 't' && !strcmp(optarg, "none")) {
+			touched = TOUCH_NONE;
+		} else if (option == 't' && !strcmp(optarg, "header")) {
+			touched = TOUCH_HEADER;
+		} else if (option == 't' && !strcmp(optarg, "payload")) {
+			touched = TOUCH_PAYLOAD;
+		} else if (option == 'b' && atoi(optarg) >= LINE_BYTES && atoi(optarg) <= 2048) {
+			options.packet_bytes = (uint16_t)atoi(optarg);
 		} else if (option == 'n' && atoi(optarg) > 0 && atoi(optarg) < NF_RING_SLOTS) {
 			options.in_flight = (uint32_t)atoi(optarg);
 		} else if (option == 's' && atof(optarg) > 0) {
@@ -426,7 +466,7 @@ int main(int argc, char **argv)
 	instance_at = zeroed(MAX_SERVICES * sizeof(*instance_at));
 	for (uint16_t at = 1; at <= options.nfs; at++)
 		make_nf(at, options.nfs);
-	make_packets(pool, &nfs[1], options.in_flight);
+	make_packets(pool, &nfs[1], options.in_flight, options.packet_bytes);
 	rte_memseg_walk(collapse, NULL);
 
 	pthread_t threads[2];

@@ -39,7 +39,8 @@ fn line_of(path: &str, key: &str, separator: char) -> String {
 
 /// Nanoseconds for a value written on one core to be seen on the other: half a round trip of one
 /// cache line, averaged. `None` where there is one core only.
-fn core_to_core_ns() -> Option<f64> {
+#[must_use]
+pub fn core_to_core_ns() -> Option<f64> {
     let before = sched_getaffinity(Pid::from_raw(0)).ok()?;
     let turn = AtomicU32::new(0);
     let time = std::thread::scope(|scope| {

@@ -4,9 +4,11 @@
 //! |---|---|
 //! | [`report`] | rows, as a table or as JSON lines |
 //! | [`environment`] | the machine a figure was taken on |
+//! | [`data_path`] | the data path as a whole: what `millrace bench data-path` measures |
 //! | [`traffic`] | numbered traffic for labs; `unsafe` in its packet sockets only |
 #![deny(unsafe_code)]
 
+pub mod data_path;
 pub mod environment;
 pub mod report;
 pub mod traffic;
