@@ -302,12 +302,17 @@ static void *zeroed(size_t bytes)
 	return at;
 }
 
-static int collapse(const struct rte_memseg_list *list, const struct rte_memseg *segment, void *argument)
+/* On huge pages, as OpenNetVM's memory is, without any that are reserved. */
+static int collapse(const struct rte_memseg_list *list, void *argument)
 {
-	(void)list;
+	const uintptr_t huge = 2 << 20;
+	uintptr_t start = RTE_ALIGN_CEIL((uintptr_t)list->base_va, huge);
+	uintptr_t end = RTE_ALIGN_FLOOR((uintptr_t)list->base_va + list->len, huge);
+
 	(void)argument;
-	/* Refused by older kernels, which costs speed only. */
-	(void)madvise(segment->addr, segment->len, MADV_COLLAPSE);
+	/* Refused by older kernels, or for a page, which costs speed only. */
+	for (uintptr_t at = start; at < end; at += huge)
+		(void)madvise((void *)at, huge, MADV_COLLAPSE);
 	return 0;
 }
 
@@ -467,7 +472,7 @@ int main(int argc, char **argv)
 	for (uint16_t at = 1; at <= options.nfs; at++)
 		make_nf(at, options.nfs);
 	make_packets(pool, &nfs[1], options.in_flight, options.packet_bytes);
-	rte_memseg_walk(collapse, NULL);
+	rte_memseg_list_walk(collapse, NULL);
 
 	pthread_t threads[2];
 	for (uint16_t at = 0; at < options.nfs; at++) {

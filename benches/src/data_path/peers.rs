@@ -107,11 +107,13 @@ pub fn testpmd_mpps(bench: &Bench, vdevs: [&str; 2]) -> Result<f64, Trouble> {
         if free_hugepages() >= 128 { &["--in-memory"] } else { &["--no-huge", "-m", "256"] };
     let lcores = format!("{main},{forwarding}");
     let prefix = format!("millrace-bench-{}", std::process::id());
-    let mut args = vec!["-l", &lcores, "--no-pci", "--no-telemetry", "--file-prefix", &prefix];
+    // Its output is a pipe, and would come when it ends.
+    let mut args =
+        vec!["-oL", TESTPMD, "-l", &lcores, "--no-pci", "--no-telemetry", "--file-prefix", &prefix];
     args.extend(memory);
     args.extend(vdevs.iter().flat_map(|vdev| ["--vdev", vdev]));
     args.extend(["--", "-i", "--auto-start", "--forward-mode=io", "--total-num-mbufs=16384"]);
-    let mut testpmd = Process::start(dir.path(), Path::new(TESTPMD), args)?;
+    let mut testpmd = Process::start(dir.path(), Path::new("stdbuf"), args)?;
     bench.pause(bench.warm_up)?;
     let (before, began) = forwarded(&mut testpmd)?;
     bench.pause(bench.window)?;

@@ -4,11 +4,14 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::time::TimeSpec;
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
@@ -16,6 +19,8 @@ use super::Trouble;
 
 /// How long a process may take to end when it is asked to.
 const END_LIMIT: Duration = Duration::from_secs(10);
+/// How long a process may take to say something.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 /// A process of ours, with its output.
 #[derive(Debug)]
@@ -90,9 +95,15 @@ impl Process {
     /// Its next line of output; waits for it.
     ///
     /// # Errors
-    /// [`Trouble::Failed`] when there is none any more.
+    /// [`Trouble::Failed`] when there is none any more, or none for very long.
     pub fn next_line(&mut self) -> Result<String, Trouble> {
         let mut line = String::new();
+        if let Some(stdout) = self.stdout.as_ref().filter(|stdout| stdout.buffer().is_empty()) {
+            let mut events = [PollFd::new(stdout.get_ref().as_fd(), PollFlags::POLLIN)];
+            if ppoll(&mut events, Some(TimeSpec::from_duration(ANSWER_LIMIT)), None) == Ok(0) {
+                return Err(self.died());
+            }
+        }
         let read = self.stdout.as_mut().map(|stdout| stdout.read_line(&mut line));
         match read {
             Some(Ok(1..)) => Ok(line.trim_end().to_owned()),
