@@ -1,4 +1,6 @@
-//! Direct edges: rings from NF to NF, by which packets go on without the manager.
+//! Direct edges: rings from NF to NF, by which packets go on without the manager: along their route,
+//! or to a service on it that the NF said it would send packets to by name, its own included. An edge
+//! may thus begin and end at the same NF, which then is asked twice to say that it is done.
 //!
 //! An edge is made before the first plan that needs it, and both NFs have said that they have it
 //! before a packet follows that plan; so a flow never takes one way first and the other after. A pair
@@ -12,7 +14,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 
-use nflib::descriptor::{Delivery, Returned};
+use nflib::descriptor::{Delivery, Returned, ServiceId};
 use nflib::shm::{BufferIndex, Channel, EdgeRing, still_there};
 
 use crate::plan::{Instances, NfNumber, Plan};
@@ -68,10 +70,21 @@ pub struct Edges {
     edges: BTreeMap<Pair, Edge>,
 }
 
-/// The pairs of NFs that hand packets to each other by a plan. A chain that would need too many is
-/// left out from its first hop that does.
+/// What has to be known of an NF to tell which edges it wants.
+#[derive(Clone, Copy, Debug)]
+pub struct Wishes<'a> {
+    /// It takes part in direct edges.
+    pub trusted: bool,
+    /// Services that it sends packets to by name.
+    pub jumps: &'a [ServiceId],
+}
+
+/// The pairs of NFs that hand packets to each other by a plan: neighbours on a route, and those whose
+/// services a route contains both and of which the first jumps to the second. Hops and jumps that
+/// would need too many are left out; hops come first.
 #[must_use]
-pub fn wanted_pairs(plan: &Plan, trusted: impl Fn(NfNumber) -> bool) -> BTreeSet<Pair> {
+pub fn wanted_pairs<'a>(plan: &Plan, nf: impl Fn(NfNumber) -> Option<Wishes<'a>>) -> BTreeSet<Pair> {
+    let trusted = |number| nf(number).is_some_and(|wishes| wishes.trusted);
     let mut pairs = BTreeSet::new();
     for route in plan.current_routes() {
         for hop in route.hops.windows(2) {
@@ -82,6 +95,21 @@ pub fn wanted_pairs(plan: &Plan, trusted: impl Fn(NfNumber) -> bool) -> BTreeSet
             for &from in from.iter().filter(|&&nf| trusted(nf)) {
                 for &to in to.iter().filter(|&&nf| nf != from && trusted(nf)) {
                     pairs.insert((from, to));
+                }
+            }
+        }
+    }
+    for route in plan.current_routes() {
+        let mut seen = BTreeSet::new();
+        for hop in route.hops.iter().filter(|hop| seen.insert(hop.id)) {
+            for from in members(&hop.instances) {
+                let Some(wishes) = nf(from).filter(|wishes| wishes.trusted) else { continue };
+                let visited = |id: &&ServiceId| route.hops.iter().find(|hop| hop.id == **id);
+                for target in wishes.jumps.iter().filter_map(|id| visited(&id)) {
+                    let to = members(&target.instances);
+                    if pairs.len() + to.len() <= MAX_EDGES {
+                        pairs.extend(to.into_iter().filter(|&to| trusted(to)).map(|to| (from, to)));
+                    }
                 }
             }
         }

@@ -36,7 +36,7 @@ fn delivery(buffer: u32) -> Delivery {
 fn neighbours_of_a_route_want_an_edge_unless_one_is_isolated_or_they_are_the_same() {
     let instances = [(1, vec![10]), (2, vec![20, 21]), (3, vec![30]), (4, vec![]), (5, vec![50])];
     let plan = plan(&[&[1, 2, 3], &[3, 4, 5], &[1, 1, 5]], &instances);
-    let wanted = wanted_pairs(&plan, |nf| nf != 21);
+    let wanted = wanted_pairs(&plan, |nf| Some(Wishes { trusted: nf != 21, jumps: &[] }));
     let expected = [(10, 20), (20, 30), (10, 50)];
     assert_eq!(wanted, BTreeSet::from(expected));
 }
@@ -46,10 +46,74 @@ fn a_hop_that_would_need_too_many_edges_passes_the_manager_and_others_do_not() {
     let many: Vec<NfNumber> = (100..170).collect();
     let others: Vec<NfNumber> = (200..270).collect();
     let plan = plan(&[&[1, 2, 3], &[3, 4]], &[(1, many), (2, others), (3, vec![1]), (4, vec![2])]);
-    let wanted = wanted_pairs(&plan, |_| true);
+    let wanted = wanted_pairs(&plan, |_| Some(Wishes { trusted: true, jumps: &[] }));
     assert!(wanted.len() <= MAX_EDGES);
     assert_eq!(wanted.len(), 70 + 1, "70 × 70 is more than {MAX_EDGES}");
     assert!(wanted.contains(&(200, 1)) && wanted.contains(&(1, 2)));
+}
+
+#[test]
+fn a_jump_wants_an_edge_where_a_route_contains_both_services_its_own_too() {
+    let instances =
+        [(1, vec![10]), (2, vec![20, 21]), (3, vec![30]), (4, vec![40]), (5, vec![50, 51])];
+    let plan = plan(&[&[1, 2, 3], &[4], &[5]], &instances);
+    let wanted = wanted_pairs(&plan, |nf| {
+        let jumps: &[ServiceId] = match nf {
+            // Backwards; to a service on another chain; to one that nobody knows.
+            30 => &[1, 4, 99],
+            20 => &[2],
+            40 | 50 => &[4, 5],
+            _ => &[],
+        };
+        Some(Wishes { trusted: nf != 51, jumps })
+    });
+    let hops = [(10, 20), (10, 21), (20, 30), (21, 30)];
+    let jumps = [(30, 10), (20, 20), (20, 21), (40, 40), (50, 50)];
+    assert_eq!(wanted, hops.into_iter().chain(jumps).collect());
+}
+
+#[test]
+fn jumps_that_would_need_too_many_edges_pass_the_manager_and_hops_come_first() {
+    let many: Vec<NfNumber> = (100..170).collect();
+    let plan = plan(&[&[1], &[1, 2]], &[(1, many), (2, vec![7])]);
+    let wanted = wanted_pairs(&plan, |_| Some(Wishes { trusted: true, jumps: &[1] }));
+    assert!(wanted.len() <= MAX_EDGES && wanted.len() > MAX_EDGES - 70);
+    assert!((100..170).all(|nf| wanted.contains(&(nf, 7))));
+}
+
+#[test]
+fn an_edge_from_an_nf_to_itself_is_closed_by_its_two_ends_in_turn() {
+    let mut edges = Edges::default();
+    edges.open((1, 1), 8).unwrap();
+    assert_eq!((edges.of(1), edges.out_of(1).collect::<Vec<_>>()), (vec![(1, 1)], vec![1]));
+    let (mut push, mut take) = {
+        let ring = &edges.get((1, 1)).unwrap().ring;
+        (ring.producer(), ring.consumer())
+    };
+    assert_eq!(push.push_burst(&[delivery(7)]), Ok(1));
+    assert_eq!(edges.close((1, 1), true, true), Tell { from: true, to: false });
+    assert_eq!(edges.synced(1), [(1, 1)], "it pushes no more, and is told that nothing comes");
+    edges.forget_closed();
+    assert!(edges.involve(1), "it has not said yet that it is done");
+    assert!(edges.synced(1).is_empty());
+    edges.forget_closed();
+    assert!(edges.involve(1), "something is in it yet");
+    assert_eq!(take.pop_burst(&mut [Delivery::default(); 4]), Ok(1));
+    edges.forget_closed();
+    assert!(edges.is_empty());
+    // It dies with a packet in it, before and after it was told.
+    for told in [false, true] {
+        let mut push = edges.open((1, 1), 8).unwrap().ring.producer();
+        assert_eq!(push.push_burst(&[delivery(7)]), Ok(1));
+        if told {
+            edges.close((1, 1), true, true);
+        }
+        let channel = Channel::create(GEOMETRY).unwrap();
+        assert_eq!(edges.remains_of(1, &channel), [7]);
+        assert_eq!(edges.close((1, 1), false, false), Tell::default());
+        edges.forget_closed();
+        assert!(edges.is_empty());
+    }
 }
 
 #[test]
@@ -131,8 +195,9 @@ fn what_is_pushed_to_the_dead_is_found_at_every_look() {
 struct SimulatedNf {
     edges: Edges,
     channel: Channel,
-    inputs: [Consumer<Delivery>; 2],
+    inputs: [Consumer<Delivery>; 3],
     to_edge: Producer<Delivery>,
+    to_itself: Producer<Delivery>,
     to_manager: Producer<Returned>,
     /// What the test believes the NF has, by every effect others could see.
     has: HashSet<u32>,
@@ -148,7 +213,7 @@ impl SimulatedNf {
     }
 
     /// One burst; `None` when it died in it. `decide` says of each packet: 0 to the neighbour, 1 to
-    /// the manager, 2 kept.
+    /// the manager, 2 kept, 3 to itself.
     fn burst(&mut self, decide: &[u8]) -> Option<()> {
         let mut decide = decide.iter().copied().cycle();
         let mut got = Vec::new();
@@ -169,7 +234,11 @@ impl SimulatedNf {
             }
             match decide.next() {
                 Some(0) if self.to_edge.push_burst(&[delivery(buffer)]) == Ok(1) => {}
-                Some(0 | 1) => {
+                Some(3) if self.to_itself.push_burst(&[delivery(buffer)]) == Ok(1) => {
+                    passed_on.push(buffer);
+                    continue;
+                }
+                Some(0 | 1 | 3) => {
                     let back = Returned { buffer, ..Returned::default() };
                     if self.to_manager.push_burst(&[back]) != Ok(1) {
                         self.channel.set_held(buffer, true);
@@ -199,6 +268,8 @@ impl SimulatedNf {
         self.steps_left = self.steps_left.checked_sub(1).filter(|left| *left > 0)?;
         self.to_edge.settle();
         self.steps_left = self.steps_left.checked_sub(1).filter(|left| *left > 0)?;
+        self.to_itself.settle();
+        self.steps_left = self.steps_left.checked_sub(1).filter(|left| *left > 0)?;
         self.to_manager.settle();
         Some(())
     }
@@ -208,9 +279,9 @@ proptest! {
     /// Whenever an NF dies, what it had is found: all of it, and nothing that it had passed on.
     #[test]
     fn the_remains_are_exact_at_every_step(
-        steps_left in 1usize..120,
+        steps_left in 1usize..150,
         bursts in proptest::collection::vec(
-            (0usize..4, 0usize..4, proptest::collection::vec(0u8..3, 1..5)), 1..12),
+            (0usize..4, 0usize..4, proptest::collection::vec(0u8..4, 1..5)), 1..12),
     ) {
         let mut edges = Edges::default();
         let channel = Channel::create(GEOMETRY).unwrap();
@@ -220,8 +291,11 @@ proptest! {
         let in_edge = edges.get((1, 2)).unwrap().ring.consumer();
         let to_edge = edges.open((2, 3), 16).unwrap().ring.producer();
         let mut behind = edges.get((2, 3)).unwrap().ring.consumer();
+        let to_itself = edges.open((2, 2), 16).unwrap().ring.producer();
+        let from_itself = edges.get((2, 2)).unwrap().ring.consumer();
         let mut nf = SimulatedNf {
-            edges, channel, inputs: [rx, in_edge], to_edge, to_manager,
+            edges, channel, inputs: [rx, in_edge, from_itself],
+            to_edge, to_itself, to_manager,
             has: HashSet::new(), kept: Vec::new(), steps_left,
         };
         let mut next = 0u32;

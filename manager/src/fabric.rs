@@ -337,6 +337,19 @@ impl Fabric {
         Ok(())
     }
 
+    /// Lends an NF empty buffers, as many of each worker's as of any other's.
+    ///
+    /// # Errors
+    /// [`FabricError::WorkerLost`].
+    pub fn lend(&mut self, nf: NfNumber, pkts: u32) -> Result<(), FabricError> {
+        let workers = self.workers.len() as u32;
+        for (number, worker) in (0..).zip(&mut self.workers) {
+            let share = pkts / workers + u32::from(number < pkts % workers);
+            worker.order(Order::Lend(nf, share), &mut self.inbox)?;
+        }
+        Ok(())
+    }
+
     /// Orders every worker to follow a plan. `services` is the number of service slots it may name.
     /// Outcomes come by [`take_outcomes`](Self::take_outcomes); until all are there no other change
     /// may be ordered.

@@ -26,7 +26,7 @@ pub struct Passage {
     pub route: RouteId,
     /// Position in the route of the NF that the worker gave it to; [`OFF_ROUTE`] for none.
     pub hop: u8,
-    /// The port it came in by.
+    /// The port it came in by; [`NO_PORT`](nflib::descriptor::NO_PORT) if an NF made it.
     pub ingress: PortId,
     /// Times the worker gave it to an NF or moved it to another chain; bounds loops that NFs make.
     pub visits: u8,

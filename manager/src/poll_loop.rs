@@ -53,6 +53,8 @@ pub enum Order {
     Reclaim(Vec<BufferIndex>, Arc<DropCounters>),
     /// Take back all buffers of the trusted domain.
     ReclaimDomain(Arc<DropCounters>),
+    /// Lend an NF so many empty buffers.
+    Lend(NfNumber, u32),
     /// Follow another plan. Answered by [`Report::Changed`], when it is complete; until then no other
     /// change may be ordered.
     Change(Box<Change>),
@@ -73,6 +75,8 @@ pub enum Order {
 pub struct Snapshot {
     /// Packets received, all its queues.
     pub rx_pkts: u64,
+    /// Empty buffers lent to NFs.
+    pub lent_pkts: u64,
     /// Packets sent.
     pub tx_pkts: u64,
     /// Packets dropped, every place and reason.
@@ -92,16 +96,17 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Whether every packet that entered is somewhere.
+    /// Whether every packet that entered, and every buffer lent, is somewhere.
     #[must_use]
     pub fn balanced(&self) -> bool {
-        self.rx_pkts == self.tx_pkts + self.dropped_pkts + self.held_pkts
+        self.rx_pkts + self.lent_pkts == self.tx_pkts + self.dropped_pkts + self.held_pkts
     }
 }
 
 impl std::ops::AddAssign<&Snapshot> for Snapshot {
     fn add_assign(&mut self, other: &Self) {
         self.rx_pkts += other.rx_pkts;
+        self.lent_pkts += other.lent_pkts;
         self.tx_pkts += other.tx_pkts;
         self.dropped_pkts += other.dropped_pkts;
         self.held_pkts += other.held_pkts;
@@ -261,6 +266,10 @@ impl Loop<'_> {
                 self.worker.reclaim_domain(&drops);
                 Report::Done
             }
+            Order::Lend(nf, pkts) => {
+                self.worker.owe(nf, pkts);
+                Report::Done
+            }
             Order::Change(change) => {
                 self.worker.begin_change(*change);
                 let wait = self.options.wait_for_nfs;
@@ -357,6 +366,7 @@ impl Loop<'_> {
 
 fn snapshot(worker: &Worker) -> Snapshot {
     let mut books = Snapshot {
+        lent_pkts: worker.counters().lent_pkts.get(),
         dropped_pkts: worker.counters().dropped_pkts.get(),
         held_pkts: worker.held_pkts(),
         parked_pkts: worker.parked_pkts() as u64,

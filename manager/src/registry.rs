@@ -85,6 +85,12 @@ pub struct NfRecord {
     pub isolated: bool,
     /// The core it was told to run on.
     pub core: Option<u32>,
+    /// Services that it sends packets to by name.
+    pub jumps: Vec<ServiceId>,
+    /// Empty buffers it asked for.
+    pub loan_pkts: u32,
+    /// It has not got them yet: its chain is not complete.
+    pub loan_due: bool,
     /// Where it stands.
     pub state: NfState,
     /// The last [`Sync`](nflib::control::Reply::Sync) it was sent, and the last it answered.
@@ -123,6 +129,7 @@ impl NfRecord {
             uid: self.uid,
             rx_pkts,
             from_manager_pkts: self.sum(|c| &c.rx_pkts),
+            to_manager_pkts: self.sum(|c| &c.tx_pkts),
             tx_pkts,
             drop_pkts: counted(|c| &c.drop_pkts, NfCounter::DropPkts),
             ring_full_pkts: self.sum(|c| &c.ring_full_pkts),
@@ -160,6 +167,10 @@ pub struct Newcomer {
     pub channel: Arc<Channel>,
     /// The core it is told to run on.
     pub core: Option<u32>,
+    /// See [`NfRecord::jumps`].
+    pub jumps: Vec<ServiceId>,
+    /// See [`NfRecord::loan_pkts`].
+    pub loan_pkts: u32,
 }
 
 /// The NFs attached now.
@@ -269,6 +280,9 @@ impl Registry {
             bells,
             isolated: new.isolated,
             core: new.core,
+            jumps: new.jumps,
+            loan_pkts: new.loan_pkts,
+            loan_due: new.loan_pkts > 0,
             state: NfState::Joining,
             sync_sent: 0,
             sync_answered: 0,

@@ -96,14 +96,8 @@ pub fn final_summary(status: &Status) {
 #[must_use]
 pub fn final_books(status: &Status) -> String {
     let books = &status.accounting;
-    let mut text = format!(
-        "stopped: rx {} = tx {} + dropped {} + held {} ({})\n",
-        books.rx_pkts,
-        books.tx_pkts,
-        books.dropped_pkts,
-        books.held_pkts,
-        if books.balanced { "balanced" } else { "NOT balanced" }
-    );
+    let verdict = if books.balanced { "balanced" } else { "NOT balanced" };
+    let mut text = format!("stopped: {} ({verdict})\n", books.equation());
     for drop in &status.drops {
         text += &format!("  dropped at {}: {} {}\n", drop.place, drop.pkts, drop.reason);
     }

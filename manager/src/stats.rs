@@ -1,7 +1,7 @@
 //! Counters: single-writer words that anyone may read.
 //!
-//! Every packet that enters is accounted for: `rx = tx + Σ drops by reason + held` at every instant
-//! when the workers are between bursts. A port queue counts its own `rx`, `tx` and drops; a worker
+//! Every packet that enters, and every buffer lent to an NF to make one in, is accounted for:
+//! `rx + lent = tx + Σ drops by reason + held` at every instant when the workers are between bursts. A port queue counts its own `rx`, `tx` and drops; a worker
 //! counts the drops between ports.
 #![forbid(unsafe_code)]
 
@@ -102,6 +102,8 @@ drop_reasons! {
     HopLimit = "hop_limit",
     /// The manager stopped while the packet was still inside.
     Shutdown = "shutdown",
+    /// An NF gave back an empty buffer that was lent to it, and made no packet in it.
+    LoanReturned = "loan_returned",
 }
 
 /// Packets dropped at one place, by reason.
@@ -191,6 +193,8 @@ pub struct WorkerCounters {
     pub dropped_pkts: Counter,
     /// Packets that waited for a change of plan.
     pub parked_pkts: Counter,
+    /// Empty buffers lent to NFs.
+    pub lent_pkts: Counter,
 }
 
 impl WorkerCounters {

@@ -54,6 +54,7 @@ pub fn take(
         drops: drops(fabric, conductor),
         accounting: Accounting {
             rx_pkts: books.rx_pkts,
+            lent_pkts: books.lent_pkts,
             tx_pkts: books.tx_pkts,
             dropped_pkts: books.dropped_pkts,
             held_pkts: books.held_pkts,

@@ -14,12 +14,13 @@
 #![forbid(unsafe_code)]
 
 mod changes;
+mod lending;
 mod orders;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nflib::descriptor::{ActionCode, ChainId, Delivery, PortId, Returned, ServiceId};
+use nflib::descriptor::{ActionCode, ChainId, Delivery, NO_PORT, PortId, Returned, ServiceId};
 use nflib::shm::{BufferIndex, Channel, Consumer, Doorbell, Producer, RegionGeometry};
 
 use crate::change::{Change, Outcome};
@@ -109,6 +110,8 @@ pub struct Worker {
     /// For each service, by its slot, where its drops are counted.
     service_drops: Vec<Arc<DropCounters>>,
     nfs: Vec<Option<NfEdge>>,
+    /// Empty buffers that NFs are still to get.
+    loans: Vec<lending::Loan>,
     /// Counts the changes of plan, from 1 to 255 and again; packets remember the one they came in
     /// under.
     epoch: u8,
@@ -150,6 +153,7 @@ impl Worker {
             old_plan: None,
             service_drops: Vec::new(),
             nfs: Vec::new(),
+            loans: Vec::new(),
             epoch: 0,
             fresh_pkts: 0,
             transition: None,
@@ -174,6 +178,9 @@ impl Worker {
                     moved += self.receive(port, queue);
                 }
             }
+        }
+        if !self.loans.is_empty() {
+            moved += self.lend();
         }
         self.flush_nfs();
         if self.owners.held_buffers() > 0 {
@@ -279,6 +286,10 @@ impl Worker {
     #[inline]
     fn end(&mut self, plan: &Plan, packet: PortPacket, passage: Passage, end: End) {
         match end {
+            // An NF made it: it came in nowhere.
+            End::Ingress if passage.ingress == NO_PORT => {
+                self.drop_here(packet.buffer, DropReason::NoEgress);
+            }
             End::Egress => self.send_to_egress(packet, passage.ingress),
             End::Ingress => self.stage_for_port(packet, passage.ingress),
             End::Out(port) => self.stage_for_port(packet, port),
@@ -295,7 +306,7 @@ impl Worker {
 
     #[inline]
     fn send_to_egress(&mut self, packet: PortPacket, ingress: PortId) {
-        match self.ports[usize::from(ingress)].egress {
+        match self.ports.get(usize::from(ingress)).and_then(|port| port.egress) {
             Some(egress) => self.stage_for_port(packet, egress),
             None => self.drop_here(packet.buffer, DropReason::NoEgress),
         }
@@ -312,7 +323,8 @@ impl Worker {
         if passage.visits == MAX_VISITS {
             return self.drop_at(packet.buffer, service.slot, DropReason::HopLimit);
         }
-        passage.visits += 1;
+        // What NFs made circulates for as long as they like; it is no more than was lent.
+        passage.visits += u8::from(passage.ingress != NO_PORT);
         self.owners.give(packet.buffer, edge.holder, passage);
         self.fresh_pkts += usize::from(passage.epoch == self.epoch);
         if edge.staged.is_empty() {
@@ -420,8 +432,10 @@ impl Worker {
                 self.forward(plan, packet, Passage { hop, ..passage });
             }
             Some(ActionCode::Drop) => {
+                let unused = passage.ingress == NO_PORT && packet.len_bytes == 0;
+                let reason = if unused { DropReason::LoanReturned } else { DropReason::NfDrop };
                 edge.counters.drop_pkts.add(1);
-                self.counters.drop_at(&edge.drops, DropReason::NfDrop, 1);
+                self.counters.drop_at(&edge.drops, reason, 1);
                 self.dropped.push(packet.buffer);
             }
             Some(ActionCode::Out) => match PortId::try_from(returned.target) {
@@ -563,14 +577,14 @@ impl NfEdge {
         self.counters.violations.add(1);
     }
 
-    /// Whether a packet that the worker gave away at `passage.hop` can be at `hop` with this NF.
+    /// Whether a packet of this passage can be at `hop` with this NF.
     #[inline]
     fn may_be_at(&self, plan: &Plan, passage: &Passage, hop: u8) -> bool {
         if self.holder != TRUSTED || hop == OFF_ROUTE {
             return hop == passage.hop;
         }
-        // Neighbours may have passed it on, inside the domain and along the route.
+        // NFs of the domain pass it on among themselves, along the route and to and fro on it.
         let service = || plan.route(passage.route)?.hops.get(usize::from(hop));
-        hop >= passage.hop && service().is_some_and(|service| service.id == self.service)
+        service().is_some_and(|service| service.id == self.service)
     }
 }

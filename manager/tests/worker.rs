@@ -10,6 +10,8 @@ mod changes;
 mod domain;
 #[path = "worker/ends.rs"]
 mod ends;
+#[path = "worker/loans.rs"]
+mod loans;
 #[path = "worker/orders.rs"]
 mod orders;
 

@@ -26,6 +26,10 @@ pub type ChainId = u16;
 /// A route's number: one version of a chain, resolved to instances.
 pub type RouteId = u16;
 
+/// The ingress port of a *loan*, an empty buffer that an NF asked for, and of the packet that the NF
+/// makes in it. No port has this number.
+pub const NO_PORT: PortId = PortId::MAX;
+
 /// A packet handed to an NF.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(16))]
@@ -44,6 +48,15 @@ pub struct Delivery {
     pub port: PortId,
     /// The receiver's position in the route.
     pub hop: u8,
+}
+
+impl Delivery {
+    /// True for an empty buffer that is lent to the NF, to make a packet in.
+    #[must_use]
+    #[inline]
+    pub fn is_loan(&self) -> bool {
+        self.port == NO_PORT && self.len_bytes == 0
+    }
 }
 
 /// What an NF decided, as a code.

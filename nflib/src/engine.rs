@@ -88,7 +88,9 @@ impl<N: NetworkFunction> Engine<N> {
     #[inline]
     pub(crate) fn run_burst(&mut self, arrivals: &[Delivery], now_ns: u64) {
         for &arrival in arrivals {
-            self.admit(arrival);
+            if self.admit(arrival) && arrival.is_loan() {
+                self.fill(now_ns);
+            }
         }
         let mut slots = std::mem::take(&mut self.slots);
         let (nf, mut ctx) = self.nf_in_context(now_ns);
@@ -130,10 +132,26 @@ impl<N: NetworkFunction> Engine<N> {
         nf.sent(token, result, &mut ctx);
     }
 
+    /// Gives the loan that was just admitted to the NF.
+    #[cold]
+    fn fill(&mut self, now_ns: u64) {
+        let Some(mut slot) = self.slots.pop().flatten() else { return };
+        let (nf, mut ctx) = self.nf_in_context(now_ns);
+        let action = nf.fill(&mut slot.view(ctx.memory), &mut ctx);
+        ctx.depart(slot, action);
+    }
+
+    /// Tells the NF that it leaves. What it lets go is in `out`.
+    pub(crate) fn leaving(&mut self, now_ns: u64) {
+        let (nf, mut ctx) = self.nf_in_context(now_ns);
+        nf.leaving(&mut ctx);
+    }
+
     /// Takes the hold of an arrival's buffer. A descriptor that is nonsense costs nobody anything
-    /// but itself: its buffer, if it names one, goes back as dropped and empty.
+    /// but itself: its buffer, if it names one, goes back as dropped and empty. Returns whether the
+    /// packet is in.
     #[inline]
-    fn admit(&mut self, arrival: Delivery) {
+    fn admit(&mut self, arrival: Delivery) -> bool {
         let Delivery { buffer, offset_bytes, len_bytes, flow_hash, route, port, hop } = arrival;
         let slot = |lease, offset, len, arrival| Slot {
             lease,
@@ -147,9 +165,11 @@ impl<N: NetworkFunction> Engine<N> {
         };
         if self.hold.holds(buffer) {
             self.refused_pkts += 1;
+            false
         } else if let Some(lease) = self.memory.lease(buffer, offset_bytes, len_bytes) {
             self.slots.push(Some(slot(lease, offset_bytes, len_bytes, self.next_arrival)));
             self.next_arrival += 1;
+            true
         } else {
             self.refused_pkts += 1;
             if let Some(lease) = self.memory.lease(buffer, 0, 0) {
@@ -157,6 +177,7 @@ impl<N: NetworkFunction> Engine<N> {
                 self.next_arrival += 1;
                 self.out.push(Departure { slot, action: Action::Drop });
             }
+            false
         }
     }
 
@@ -219,7 +240,8 @@ mod tests {
 
     fn engine() -> Engine<HoldAll> {
         let region = RegionGeometry { buffers: 8, stride_bytes: 2048, headroom_bytes: 256 };
-        let setup = Setup { service: 1, instance: 1, region, hold_limit_pkts: 8 };
+        let setup =
+            Setup { service: 1, instance: 1, region, hold_limit_pkts: 8, jump_services: vec![] };
         let region = Arc::new(Region::create(region, HugePages::Off).unwrap());
         Engine::new(HoldAll, region, setup, 1, 0).unwrap()
     }

@@ -8,7 +8,7 @@ use thiserror::Error;
 use crate::branch::BranchId;
 use crate::burst::Burst;
 use crate::context::Context;
-use crate::control::SendRefusal;
+use crate::control::{SendRefusal, ServiceRef};
 pub use crate::descriptor::{PortId, ServiceId};
 use crate::message::MessageToken;
 use crate::packet::Packet;
@@ -39,7 +39,7 @@ pub enum Action {
 }
 
 /// What an NF is told when it is attached, before its first packet.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Setup {
     /// The service it was started for.
     pub service: ServiceId,
@@ -49,6 +49,8 @@ pub struct Setup {
     pub region: RegionGeometry,
     /// The most packets it may hold at once.
     pub hold_limit_pkts: usize,
+    /// The services of [`NetworkFunction::jumps_to`], in the same order.
+    pub jump_services: Vec<ServiceId>,
 }
 
 /// Why an NF refuses to start; one clear line.
@@ -103,6 +105,30 @@ pub trait NetworkFunction: Send {
         DEFAULT_HOLD_LIMIT_PKTS
     }
 
+    /// Empty buffers wanted, to make packets of its own; asked once per attachment. Each comes to
+    /// [`fill`](Self::fill), once. More than the manager can spare is refused.
+    fn loan_pkts(&self) -> u32 {
+        0
+    }
+
+    /// Makes a packet in an empty buffer that was lent, and decides about it. The packet begins behind
+    /// the headroom, without any byte ([`Packet::push_back`] adds some), on the first chain that
+    /// contains the NF's service, at this NF, and its ingress port is
+    /// [`NO_PORT`](crate::descriptor::NO_PORT). [`Action::Hold`] keeps the buffer for later;
+    /// [`Action::Drop`] gives it back.
+    fn fill(&mut self, packet: &mut Packet<'_>, ctx: &mut Context<'_>) -> Action {
+        let _ = (packet, ctx);
+        Action::Drop
+    }
+
+    /// The services that [`Action::ToService`] will name, so that the manager can open direct edges
+    /// to their instances, itself included, for packets whose route visits both; asked once per
+    /// attachment. The NF is told their ids at [`setup`](Self::setup). Other services can be named,
+    /// too: their packets go through the manager.
+    fn jumps_to(&self) -> Vec<ServiceRef> {
+        Vec::new()
+    }
+
     /// How often [`tick`](Self::tick) is wanted; `None` for never. Asked again after each tick.
     fn tick_interval(&self) -> Option<Duration> {
         None
@@ -141,6 +167,13 @@ pub trait NetworkFunction: Send {
         let _ = (token, result, ctx);
     }
 
+    /// Called when the NF begins to leave: it was told to, or a limit is reached. Packets still come,
+    /// until the last that was on its way is there. An NF that sends packets in a circle, or makes them,
+    /// drops them from now on, lest it is waited for in vain.
+    fn leaving(&mut self, ctx: &mut Context<'_>) {
+        let _ = ctx;
+    }
+
     /// Called once, after the last packet.
     fn shutdown(&mut self) {}
 }
@@ -163,6 +196,18 @@ macro_rules! delegate {
 
             fn hold_limit_pkts(&self) -> usize {
                 (**self).hold_limit_pkts()
+            }
+
+            fn loan_pkts(&self) -> u32 {
+                (**self).loan_pkts()
+            }
+
+            fn fill(&mut self, packet: &mut Packet<'_>, ctx: &mut Context<'_>) -> Action {
+                (**self).fill(packet, ctx)
+            }
+
+            fn jumps_to(&self) -> Vec<ServiceRef> {
+                (**self).jumps_to()
             }
 
             fn tick_interval(&self) -> Option<Duration> {
@@ -189,6 +234,10 @@ macro_rules! delegate {
                 ctx: &mut Context<'_>,
             ) {
                 (**self).sent(token, result, ctx);
+            }
+
+            fn leaving(&mut self, ctx: &mut Context<'_>) {
+                (**self).leaving(ctx);
             }
 
             fn shutdown(&mut self) {

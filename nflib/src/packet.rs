@@ -23,6 +23,16 @@ pub struct PacketId {
     pub(crate) buffer: u32,
 }
 
+impl PacketId {
+    /// The buffer that the packet lies in: the same at every NF it comes to, and another packet's as
+    /// soon as this one has left Millrace.
+    #[must_use]
+    #[inline]
+    pub fn buffer(&self) -> u32 {
+        self.buffer
+    }
+}
+
 impl fmt::Display for PacketId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "#{} (buffer {})", self.arrival, self.buffer)

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::burst::MAX_BURST_PKTS;
-use crate::control::{SendRefusal, Target};
-use crate::descriptor::Delivery;
+use crate::control::{SendRefusal, ServiceRef, Target};
+use crate::descriptor::{Delivery, NO_PORT};
 use crate::engine::Engine;
 use crate::message::MessageToken;
 use crate::nf::{Action, NetworkFunction, NfError, PortId, ServiceId, Setup};
@@ -93,6 +93,7 @@ impl<N: NetworkFunction> TestBench<N> {
             instance: 1,
             region: options.region,
             hold_limit_pkts: options.hold_limit_pkts.unwrap_or_else(|| nf.hold_limit_pkts()),
+            jump_services: nf.jumps_to().iter().map(id_of).collect(),
         };
         let now_ns = 1_000_000_000;
         let engine = Engine::new(nf, region.clone(), setup, 1, now_ns)?;
@@ -127,6 +128,24 @@ impl<N: NetworkFunction> TestBench<N> {
         Some(self.outputs.remove(at))
     }
 
+    /// Lends empty buffers to the NF, in bursts as large as they come, and returns what left it: packets
+    /// that it made, and buffers that it gave back as [`Action::Drop`].
+    ///
+    /// # Panics
+    /// When the NF holds every buffer.
+    pub fn lend(&mut self, buffers: usize) -> Vec<Output> {
+        let mut left = buffers;
+        while left > 0 {
+            let count = left.min(MAX_BURST_PKTS);
+            let loan = |bench: &mut Self| Delivery { port: NO_PORT, ..bench.arrival(&[]) };
+            let arrivals: Vec<_> = (0..count).map(|_| loan(self)).collect();
+            self.engine.run_burst(&arrivals, self.now_ns);
+            self.collect();
+            left -= count;
+        }
+        self.take_outputs()
+    }
+
     /// Moves the clock, with every tick that falls due on the way, and returns what left the NF.
     pub fn advance(&mut self, by: Duration) -> Vec<Output> {
         let end_ns = self.now_ns + u64::try_from(by.as_nanos()).unwrap_or(u64::MAX / 2);
@@ -136,6 +155,13 @@ impl<N: NetworkFunction> TestBench<N> {
             self.collect();
         }
         self.now_ns = end_ns;
+        self.take_outputs()
+    }
+
+    /// Tells the NF that it leaves, and returns what left it.
+    pub fn leave(&mut self) -> Vec<Output> {
+        self.engine.leaving(self.now_ns);
+        self.collect();
         self.take_outputs()
     }
 
@@ -242,6 +268,14 @@ impl<N: NetworkFunction> TestBench<N> {
             self.options.region.buffers as usize,
             "every buffer is free or held"
         );
+    }
+}
+
+/// The id that the bench takes a service to have: one of a name has the name's length.
+fn id_of(service: &ServiceRef) -> ServiceId {
+    match service {
+        ServiceRef::Id(id) => *id,
+        ServiceRef::Name(name) => name.len() as ServiceId,
     }
 }
 
@@ -429,6 +463,74 @@ mod tests {
         assert_eq!(bench.message(Some(3), b"echo"), Ok(b"echo".to_vec()));
         assert_eq!(bench.message(None, b"echo"), Err("not for commands".to_owned()));
         assert!(TestBench::new(Nothing).message(None, b"x").unwrap_err().contains("no messages"));
+    }
+
+    /// Makes a packet of every second loan, keeps every fourth, and sends what comes to itself.
+    #[derive(Default)]
+    struct Maker {
+        loans: usize,
+        kept: Vec<PacketId>,
+        own: Vec<ServiceId>,
+    }
+
+    impl NetworkFunction for Maker {
+        fn setup(&mut self, setup: &Setup) -> Result<(), NfError> {
+            self.own.clone_from(&setup.jump_services);
+            Ok(())
+        }
+
+        fn jumps_to(&self) -> Vec<ServiceRef> {
+            vec![ServiceRef::Id(1), ServiceRef::Name("four".into())]
+        }
+
+        fn fill(&mut self, packet: &mut Packet<'_>, _: &mut Context<'_>) -> Action {
+            assert!(packet.is_empty() && packet.ingress_port() == NO_PORT);
+            assert_eq!(packet.headroom_bytes(), 256);
+            self.loans += 1;
+            match self.loans % 4 {
+                0 => {
+                    self.kept.push(packet.id());
+                    return Action::Hold;
+                }
+                2 => packet.push_back(60).unwrap().fill(self.loans as u8),
+                _ => return Action::Drop,
+            }
+            Action::ToService(self.own[0])
+        }
+
+        fn process(&mut self, packet: &mut Packet<'_>, ctx: &mut Context<'_>) -> Action {
+            if let Some(id) = self.kept.pop() {
+                let len = packet.len();
+                ctx.held(id).unwrap().push_back(len).unwrap().copy_from_slice(packet.bytes());
+                ctx.release(id, Action::Next).unwrap();
+            }
+            Action::Drop
+        }
+    }
+
+    #[test]
+    fn a_loan_is_filled_once_or_kept_or_given_back() {
+        let mut bench = TestBench::new(Maker::default());
+        assert_eq!(bench.nf().own, [1, 4]);
+        let out = bench.lend(130);
+        assert_eq!((out.len(), bench.held_pkts(), bench.nf().loans), (98, 32, 130));
+        let made = out.iter().filter(|o| o.action == Action::ToService(1));
+        assert!(made.clone().all(|o| o.bytes.len() == 60) && made.count() == 33);
+        assert_eq!(
+            out.iter().filter(|o| o.action == Action::Drop && o.bytes.is_empty()).count(),
+            65
+        );
+        let out = bench.feed(&[[7; 61]]);
+        assert_eq!(
+            out.iter().map(|o| (o.action, o.bytes.as_slice())).collect::<Vec<_>>(),
+            [(Action::Next, &[7; 61][..]), (Action::Drop, &[7; 61][..])]
+        );
+    }
+
+    #[test]
+    fn an_nf_that_makes_nothing_gives_every_loan_back() {
+        let out = TestBench::new(Nothing).lend(3);
+        assert!(out.len() == 3 && out.iter().all(|o| o.action == Action::Drop));
     }
 
     /// Implements nothing.

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod forward;
+mod speed_test;
 mod stamp;
 
 use std::process::ExitCode;
@@ -24,6 +25,8 @@ struct Cli {
 enum Nf {
     /// Passes packets on, unchanged or with exchanged Ethernet addresses
     Forward(forward::Options),
+    /// Makes packets that circulate, and measures how fast
+    SpeedTest(speed_test::Options),
     /// Writes into each packet's trail that it was here; for labs
     Stamp(stamp::Options),
 }
@@ -37,6 +40,13 @@ fn main() -> ExitCode {
         Nf::Forward(options) => {
             nflib::run_as("forward", forward::Forward::new(&options), &options.nf)
         }
+        Nf::SpeedTest(options) => match speed_test::SpeedTest::new(&options) {
+            Ok(nf) => nflib::run_as("speed-test", nf, &options.nf),
+            Err(error) => {
+                eprintln!("speed-test: {error}");
+                ExitCode::FAILURE
+            }
+        },
         Nf::Stamp(options) => nflib::run_as("stamp", stamp::Stamp::default(), &options.nf),
     }
 }

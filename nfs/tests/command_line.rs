@@ -63,6 +63,42 @@ fn a_limit_that_is_none_is_refused_in_one_line() {
 }
 
 #[test]
+fn what_a_speed_test_cannot_do_is_refused_in_one_line_that_names_the_option() {
+    let folder = tempfile::tempdir().unwrap();
+    let empty = folder.path().join("empty.pcap");
+    std::fs::write(&empty, b"").unwrap();
+    let cases = [
+        (["--touch", "nonsense"], 2, "none, header, payload"),
+        (["--packets-in-flight", "0"], 2, "0"),
+        (["--packet-bytes", "59"], 2, "60"),
+        (["--packet-bytes", "65536"], 2, "65536"),
+        (["--sample", "-1"], 2, "-1"),
+        (["--print-every", "0"], 2, "0"),
+        (["--pcap", "/nonexistent/some.pcap"], 1, "/nonexistent/some.pcap"),
+        (["--pcap", empty.to_str().unwrap()], 1, "it is empty"),
+    ];
+    for ([option, value], code, expected) in cases {
+        let option_is = format!("{option}={value}");
+        let output = millrace_nf(&["speed-test", "--service", "1", "--no-wait", &option_is]);
+        assert_eq!(output.status.code(), Some(code), "{option_is}");
+        let said = complaint(&output);
+        assert!(said.contains(expected) && said.contains(option), "{said}");
+    }
+    for both in [["--latency", "--sample=5"], ["--pcap=x", "--packet-bytes=64"]] {
+        let output = millrace_nf(&["speed-test", "--service=1", both[0], both[1]]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(complaint(&output).contains("cannot be used with"));
+    }
+}
+
+#[test]
+fn forward_goes_to_a_port_or_to_a_service_and_not_to_both() {
+    let output = millrace_nf(&["forward", "--service=1", "--to-port=1", "--to-service=2"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(complaint(&output).contains("--to-service"));
+}
+
+#[test]
 fn without_a_manager_no_wait_fails_in_one_line_that_names_the_socket() {
     let socket = "/nonexistent/millrace.sock";
     let output = millrace_nf(&["forward", "--service", "1", "--no-wait", "--socket", socket]);

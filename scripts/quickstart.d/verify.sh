@@ -103,14 +103,15 @@ traffic_settled() {
 check_accounting() {
     await 5 traffic_settled || true
     read_status || die "the manager no longer answers"
-    local rx tx dropped held balanced=0
+    local rx lent tx dropped held balanced=0
     count accounting.rx_pkts; rx=$COUNT
+    count accounting.lent_pkts; lent=$COUNT
     count accounting.tx_pkts; tx=$COUNT
     count accounting.dropped_pkts; dropped=$COUNT
     count accounting.held_pkts; held=$COUNT
     [[ ${S[accounting.balanced]-} != true ]] || balanced=1
-    check "packets accounted for" "rx $rx = tx $tx + dropped $dropped + held $held" \
-        "rx > 0 && rx == tx + dropped + held && balanced"
+    check "packets accounted for" "rx $rx + lent $lent = tx $tx + dropped $dropped + held $held" \
+        "rx > 0 && rx + lent == tx + dropped + held && balanced"
     local i drops=''
     for ((i = 0; ; i++)); do
         [[ -n ${S[drops.$i.reason]-} ]] || break
@@ -118,6 +119,7 @@ check_accounting() {
     done
     [[ -z $drops ]] || check "drops" "${drops%, }" 1
     member rx_pkts "$rx"
+    member lent_pkts "$lent"
     member tx_pkts "$tx"
     member dropped_pkts "$dropped"
     member held_pkts "$held"

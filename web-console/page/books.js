@@ -8,6 +8,7 @@ const LOW = 0.05;
 
 const TERMS = [
   ["", "received", "rx_pkts"],
+  ["+", "lent", "lent_pkts"],
   ["=", "sent", "tx_pkts"],
   ["+", "dropped", "dropped_pkts"],
   ["+", "inside", "held_pkts"],
@@ -19,7 +20,7 @@ const PARTS = [
   ["free-part", "free", "free"],
 ];
 
-/** Draws `received = sent + dropped + inside`, and whether that is so. */
+/** Draws `received + lent = sent + dropped + inside`, and whether that is so. */
 export function drawBooks(parent, books) {
   if (!parent.querySelector(".books")) {
     parent.replaceChildren(el("p", { class: "books" }, ...TERMS.map(term)), el("p"));
@@ -37,11 +38,11 @@ function term([sign, name]) {
   return el("span", { class: "term" }, el("span", { class: "sign" }, sign), figure);
 }
 
-function gap({ rx_pkts, tx_pkts, dropped_pkts, held_pkts }) {
-  const missing = rx_pkts - tx_pkts - dropped_pkts - held_pkts;
+function gap({ rx_pkts, lent_pkts, tx_pkts, dropped_pkts, held_pkts }) {
+  const missing = rx_pkts + lent_pkts - tx_pkts - dropped_pkts - held_pkts;
   return missing >= 0
-    ? `${count(missing)} packets received are nowhere`
-    : `${count(-missing)} packets more than were received`;
+    ? `${count(missing)} packets received or lent are nowhere`
+    : `${count(-missing)} packets more than were received or lent`;
 }
 
 /** Draws where the buffers are. */

@@ -4,7 +4,8 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use nflib::control::{AttachRequest, Attached, ErrorCode, ErrorReply};
+use nflib::control::{AttachRequest, Attached, ErrorCode, ErrorReply, ServiceRef};
+use nflib::descriptor::ServiceId;
 use nflib::shm::Channel;
 
 use super::Conductor;
@@ -12,6 +13,9 @@ use crate::fabric::Fabric;
 use crate::model::{Model, Service};
 use crate::registry::{MAX_NFS, Newcomer, Peer, check_introduction};
 use crate::worker::NewNf;
+
+/// Services that an NF may name to send packets to.
+const MAX_JUMPS: usize = 256;
 
 /// What is sent to an NF that was let in: the terms, and the files.
 pub struct Welcome {
@@ -34,6 +38,8 @@ impl Conductor {
         fabric: &mut Fabric,
     ) -> Result<Welcome, ErrorReply> {
         let service = self.service_of(request)?;
+        let jumps = self.jumps_of(request)?;
+        self.check_loan(request.loan_pkts, &service, fabric)?;
         let exhausted = |message: String| ErrorReply { code: ErrorCode::Exhausted, message };
         let (planner, edges) = (&self.planner, &self.edges);
         let number = self.registry.free_number(|nf| planner.leads_to(nf) || edges.involve(nf));
@@ -50,6 +56,8 @@ impl Conductor {
             peer,
             channel: Arc::clone(&channel),
             core,
+            jumps: jumps.clone(),
+            loan_pkts: request.loan_pkts,
         };
         let record = self.registry.insert(nf, newcomer).map_err(|e| exhausted(e.to_string()))?;
         let instance = record.instance;
@@ -62,6 +70,7 @@ impl Conductor {
             worker_buffers: fabric.worker_buffers(),
             manager_version: env!("CARGO_PKG_VERSION").to_owned(),
             core,
+            jump_services: jumps,
         };
         let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
         let fds = || -> std::io::Result<[OwnedFd; 4]> {
@@ -102,15 +111,35 @@ impl Conductor {
     /// The refusal to send to the NF.
     pub fn service_of(&self, request: &AttachRequest) -> Result<Arc<Service>, ErrorReply> {
         check_introduction(request)?;
+        self.find_service(&request.service)
+    }
+
+    fn find_service(&self, named: &ServiceRef) -> Result<Arc<Service>, ErrorReply> {
         self.model_to_be()
-            .find_service(&request.service)
+            .find_service(named)
             .cloned()
             .map_err(|error| ErrorReply { code: ErrorCode::UnknownService, message: error.message })
     }
 
+    /// The services that an NF will send packets to by name.
+    fn jumps_of(&self, request: &AttachRequest) -> Result<Vec<ServiceId>, ErrorReply> {
+        if request.jumps_to.len() > MAX_JUMPS {
+            let message = format!(
+                "the NF names {} services to send packets to; at most {MAX_JUMPS} are possible",
+                request.jumps_to.len()
+            );
+            return Err(ErrorReply { code: ErrorCode::BadRequest, message });
+        }
+        let id = |named| self.find_service(named).map(|service| service.id);
+        request.jumps_to.iter().map(id).collect::<Result<_, _>>().map_err(|error| {
+            let message = format!("the NF is to send packets to a service: {error}");
+            ErrorReply { message, ..error }
+        })
+    }
+
     /// What will be wanted when the change under way is in force. At the start NFs may come before the
     /// first one is, and ask for what it brings.
-    fn model_to_be(&self) -> &Model {
+    pub(super) fn model_to_be(&self) -> &Model {
         use super::requests::Asked;
         use super::switch::State;
         match &self.state {

@@ -16,6 +16,7 @@
 
 mod arrivals;
 mod departures;
+mod loans;
 mod requests;
 mod rules;
 mod switch;

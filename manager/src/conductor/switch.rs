@@ -11,7 +11,7 @@ use super::requests::{Asked, Pending, RequestId, Scaling};
 use super::rules::PreparedRules;
 use super::{CONNECT_LIMIT, Conductor, NextInstances, miss, shapes};
 use crate::change::Outcome;
-use crate::edges::{Pair, wanted_pairs};
+use crate::edges::{Pair, Wishes, wanted_pairs};
 use crate::fabric::{Fabric, FabricError};
 use crate::model::Model;
 use crate::plan::builder::Wanted;
@@ -162,14 +162,21 @@ impl Conductor {
         }
     }
 
+    /// The edges that a plan needs.
+    fn wanted_pairs(&self, plan: &Plan) -> BTreeSet<Pair> {
+        wanted_pairs(plan, |nf| {
+            let record = self.registry.by_number(nf)?;
+            Some(Wishes { trusted: !record.isolated, jumps: &record.jumps })
+        })
+    }
+
     /// Makes the edges that the plan needs and tells both ends of each.
     ///
     /// Two NFs that hand packets over through the manager now, for want of an edge, go on so: with an
     /// edge a packet would overtake those of its flow that are with the manager.
     fn open_edges(&mut self, prepared: Prepared, ring_capacity: u32) -> Connecting {
-        let trusted = |nf| self.registry.by_number(nf).is_some_and(|record| !record.isolated);
-        let mut missing = wanted_pairs(&prepared.plan, trusted);
-        let in_use = wanted_pairs(self.planner.current(), trusted);
+        let mut missing = self.wanted_pairs(&prepared.plan);
+        let in_use = self.wanted_pairs(self.planner.current());
         missing.retain(|pair| !self.edges.is_open(*pair) && !in_use.contains(pair));
         let mut connecting =
             Connecting { prepared, missing, silent: Vec::new(), opened: Vec::new() };
@@ -305,11 +312,11 @@ impl Conductor {
         for instance in prepared.next.leaving {
             self.let_go(instance, fabric)?;
         }
-        let trusted = |nf| self.registry.by_number(nf).is_some_and(|record| !record.isolated);
-        let surplus = self.edges.surplus(&wanted_pairs(self.planner.current(), trusted));
+        let surplus = self.edges.surplus(&self.wanted_pairs(self.planner.current()));
         if !self.stale {
             self.close_edges(&surplus);
         }
+        self.lend(fabric)?;
         self.answer_waiters(prepared.waiters, prepared.began, prepared.moved_share);
         // Instances that were to wait for this step.
         let now = self.next_instances(&self.model);

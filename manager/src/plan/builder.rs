@@ -183,7 +183,8 @@ impl Planner {
         }
         let at = self.free_route()?;
         let id = at as RouteId;
-        let entries = hops.iter().map(|hop| self.entry_of(hop)).collect::<Result<Vec<_>, _>>()?;
+        let entries = hops.iter().map(|hop| Ok((hop.id, self.entry_of(hop)?)));
+        let entries = entries.collect::<Result<Vec<_>, PlanError>>()?;
         let first_hop =
             self.hop_words.take(entries.len() as u32).ok_or(PlanError::Full("more hops"))?;
         self.table.write_route(id, first_hop, &entries);

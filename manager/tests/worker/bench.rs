@@ -402,7 +402,9 @@ impl Bench {
             tx += queue.counters().tx_pkts.get();
             drops += queue.counters().drops.total();
         }
-        assert_eq!(rx, tx + drops + self.worker.held_pkts(), "rx = tx + drops + held");
+        let lent = self.counters.lent_pkts.get();
+        let held = self.worker.held_pkts();
+        assert_eq!(rx + lent, tx + drops + held, "rx + lent = tx + drops + held");
         let services: u64 = self.service_drops.iter().map(|drops| drops.total()).sum();
         let counted = self.counters.drops.total() + services;
         assert_eq!(self.counters.dropped_pkts.get(), counted, "each drop is counted at one place");

@@ -29,7 +29,7 @@ use crate::shm::channel::ChannelGeometry;
 use crate::shm::{LAYOUT_VERSION, RegionGeometry, recv_with_fds, send_with_fds};
 
 /// Version of these messages. A peer of another version is refused with [`ErrorCode::Version`].
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 /// Where the manager listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/millrace/manager.sock";
 /// Longest frame a manager accepts from a peer, bytes: room for a configuration file of some 20,000
@@ -138,13 +138,24 @@ pub struct AttachRequest {
     pub name: String,
     /// The service it wants to provide, by id or name.
     pub service: ServiceRef,
+    /// Empty buffers it wants, to make packets in.
+    pub loan_pkts: u32,
+    /// Services to whose instances it wants direct edges, for packets it sends them by name.
+    pub jumps_to: Vec<ServiceRef>,
 }
 
 impl AttachRequest {
-    /// An introduction in this library's versions.
+    /// An introduction in this library's versions, of an NF that wants nothing special.
     #[must_use]
     pub fn new(name: &str, service: ServiceRef) -> Self {
-        Self { protocol: PROTOCOL_VERSION, layout: LAYOUT_VERSION, name: name.to_owned(), service }
+        Self {
+            protocol: PROTOCOL_VERSION,
+            layout: LAYOUT_VERSION,
+            name: name.to_owned(),
+            service,
+            loan_pkts: 0,
+            jumps_to: Vec::new(),
+        }
     }
 }
 
@@ -349,6 +360,8 @@ pub struct Attached {
     /// The core to run on, when the manager chose one.
     #[serde(default)]
     pub core: Option<u32>,
+    /// The services of [`AttachRequest::jumps_to`], in the same order.
+    pub jump_services: Vec<ServiceId>,
 }
 
 /// A refusal.

@@ -201,6 +201,9 @@ pub struct NfStatus {
     /// Of those, packets that the manager handed over; the others came straight from NFs.
     #[serde(default)]
     pub from_manager_pkts: u64,
+    /// Packets returned to the manager's workers; the others it handed to neighbours directly.
+    #[serde(default)]
+    pub to_manager_pkts: u64,
     /// Packets it returned.
     pub tx_pkts: u64,
     /// Of those, with action Drop.
@@ -228,19 +231,33 @@ pub struct DropStatus {
     pub pkts: u64,
 }
 
-/// The sum of the ledger: every packet that entered is somewhere.
+/// The sum of the ledger: every packet that entered, and every buffer lent to an NF, is somewhere.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accounting {
     /// Packets that entered.
     pub rx_pkts: u64,
+    /// Empty buffers lent to NFs, to make packets in.
+    #[serde(default)]
+    pub lent_pkts: u64,
     /// Packets that left.
     pub tx_pkts: u64,
     /// Packets dropped, all reasons.
     pub dropped_pkts: u64,
     /// Packets inside now: at NFs, in a worker's hands, delayed in a port.
     pub held_pkts: u64,
-    /// Whether `rx = tx + dropped + held`.
+    /// Whether `rx + lent = tx + dropped + held`.
     pub balanced: bool,
+}
+
+impl Accounting {
+    /// The equation in figures: `rx 5 + lent 2 = tx 4 + dropped 2 + held 1`; without its second term
+    /// where nothing was lent.
+    #[must_use]
+    pub fn equation(&self) -> String {
+        let Self { rx_pkts, lent_pkts, tx_pkts, dropped_pkts, held_pkts, .. } = self;
+        let lent = if *lent_pkts > 0 { format!(" + lent {lent_pkts}") } else { String::new() };
+        format!("rx {rx_pkts}{lent} = tx {tx_pkts} + dropped {dropped_pkts} + held {held_pkts}")
+    }
 }
 
 /// The buffers of the packet region.

@@ -38,7 +38,7 @@ pub(super) struct Attachment {
 /// Joins the manager; waits for one when none is there, unless `--no-wait`. `None` when `stop` was
 /// set, or the time ran out, meanwhile.
 pub(super) fn attach(
-    name: &str,
+    request: &AttachRequest,
     args: &NfArgs,
     stop: &AtomicBool,
     limits: &Limits,
@@ -47,7 +47,7 @@ pub(super) fn attach(
     let mut refused_since = None;
     let time_is_over = || limits.time_left().is_some_and(|left| left.is_zero());
     while !stop.load(Ordering::Relaxed) && !time_is_over() {
-        match try_attach(name, args) {
+        match try_attach(request, args) {
             Err(RunError::Connect { .. })
                 if !args.no_wait
                     && refused_since.get_or_insert_with(Instant::now).elapsed()
@@ -69,12 +69,11 @@ pub(super) fn attach(
     Ok(None)
 }
 
-fn try_attach(name: &str, args: &NfArgs) -> Result<Attachment, RunError> {
+fn try_attach(request: &AttachRequest, args: &NfArgs) -> Result<Attachment, RunError> {
     let socket = connect(&args.socket)?;
     socket.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(RunError::Socket)?;
     socket.set_write_timeout(Some(ANSWER_TIMEOUT)).map_err(RunError::Socket)?;
-    let request = Request::Attach(AttachRequest::new(name, args.service.clone()));
-    control::send(&socket, &request, &[])?;
+    control::send(&socket, &Request::Attach(request.clone()), &[])?;
     let (reply, fds) = control::recv(&socket, MAX_REPLY_BYTES)?;
     let terms = match reply {
         Reply::Attached(terms) => terms,
@@ -86,6 +85,13 @@ fn try_attach(name: &str, args: &NfArgs) -> Result<Attachment, RunError> {
         Reply::Error(error) => return Err(RunError::Refused(error)),
         _ => return Err(control::ControlError::Unexpected("attach").into()),
     };
+    if terms.jump_services.len() != request.jumps_to.len() {
+        return Err(RunError::Terms(format!(
+            "{} ids for {} services",
+            terms.jump_services.len(),
+            request.jumps_to.len()
+        )));
+    }
     map_all(socket, fds, terms)
 }
 

@@ -26,7 +26,7 @@ use std::sync::atomic::AtomicBool;
 use thiserror::Error;
 
 use crate::args::{self, NfArgs, PlainArgs};
-use crate::control::{ControlError, ErrorReply};
+use crate::control::{AttachRequest, ControlError, ErrorReply};
 use crate::log::LogError;
 use crate::nf::{NetworkFunction, NfError};
 use crate::shm::{ChannelError, RegionError, RingError, catch_stop_signals};
@@ -200,7 +200,13 @@ fn run_attached(
 ) -> Result<(), RunError> {
     let mut next_arrival = 1;
     let mut limits = Limits::new(args);
-    while let Some(attachment) = attach(name, args, stop, &limits)? {
+    loop {
+        let request = AttachRequest {
+            loan_pkts: nf.loan_pkts(),
+            jumps_to: nf.jumps_to(),
+            ..AttachRequest::new(name, args.service.clone())
+        };
+        let Some(attachment) = attach(&request, args, stop, &limits)? else { return Ok(()) };
         tracing::info!(
             "{name} attached as instance {} of service {} (manager {})",
             attachment.terms.instance,
@@ -222,7 +228,6 @@ fn run_attached(
         next_arrival = turns.next_arrival();
         limits.add_taken(turns.rx_pkts());
     }
-    Ok(())
 }
 
 /// The program's file name, for the manager to show.

@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use crate::context::Departure;
-use crate::descriptor::{ActionCode, Delivery, Returned};
+use crate::descriptor::{ActionCode, Delivery, Returned, RouteId, ServiceId};
 use crate::nf::Action;
 use crate::packet::Slot;
 use crate::shm::{
@@ -147,6 +147,8 @@ pub(super) struct Outputs<M> {
     edges: Vec<Option<OutEdge<M>>>,
     /// Place in `edges` by NF number, or [`NO_EDGE`].
     edge_of: Vec<u16>,
+    /// What this NF provides.
+    service: ServiceId,
     routes: RouteTable,
     /// Places in `lanes` and in `edges` of the outputs with something queued.
     dirty_lanes: Vec<u16>,
@@ -159,6 +161,7 @@ impl<M: RingMemory> Outputs<M> {
     pub(super) fn new(
         lanes: impl Iterator<Item = Producer<Returned, M>>,
         worker_buffers: u32,
+        service: ServiceId,
         routes: RouteTable,
     ) -> Self {
         Self {
@@ -166,6 +169,7 @@ impl<M: RingMemory> Outputs<M> {
             worker_buffers: worker_buffers.max(1),
             edges: Vec::new(),
             edge_of: Vec::new(),
+            service,
             routes,
             dirty_lanes: Vec::new(),
             dirty_edges: Vec::new(),
@@ -216,7 +220,7 @@ impl<M: RingMemory> Outputs<M> {
         self.dirty_edges.retain(|&at| at != place);
         let edge = self.edges.get_mut(usize::from(place)).and_then(Option::take);
         for packet in edge.map(|mut edge| edge.output.take_leftovers()).into_iter().flatten() {
-            self.give_back(undelivered(packet, ActionCode::Next, 0));
+            self.give_back(self.undelivered(packet));
         }
         true
     }
@@ -225,8 +229,7 @@ impl<M: RingMemory> Outputs<M> {
     #[inline]
     pub(super) fn queue(&mut self, departure: &Departure) {
         let slot = &departure.slot;
-        if departure.action == Action::Next
-            && let Some((place, hop)) = self.next_edge(slot)
+        if let Some((place, hop)) = self.edge_for(slot, departure.action)
             && let Some(edge) = self.edges[usize::from(place)].as_mut()
         {
             if edge.output.queue(delivery(slot, hop)) {
@@ -237,16 +240,46 @@ impl<M: RingMemory> Outputs<M> {
         }
     }
 
-    /// The edge to the NF that comes next, and its hop. `None`: by the manager.
+    /// The edge to the NF that the packet goes to, and that NF's hop. `None`: by the manager.
     #[inline]
-    fn next_edge(&self, slot: &Slot) -> Option<(u16, u8)> {
+    fn edge_for(&self, slot: &Slot, action: Action) -> Option<(u16, u8)> {
         if self.edge_of.is_empty() {
             return None;
         }
-        let hop = slot.hop.checked_add(1)?;
+        let hop = match action {
+            Action::Next => slot.hop.checked_add(1)?,
+            Action::ToService(service) => self.routes.hop_of(slot.route, service)?,
+            _ => return None,
+        };
         let nf = self.routes.nf_at(slot.route, hop, slot.flow_hash)?;
         let place = *self.edge_of.get(usize::from(nf))?;
         (place != NO_EDGE).then_some((place, hop))
+    }
+
+    /// A packet that waited for an edge which is closed: the manager takes it there.
+    fn undelivered(&self, packet: Delivery) -> Returned {
+        let Delivery { route, hop, .. } = packet;
+        match hop.checked_sub(1) {
+            Some(here) if self.routes.service_at(route, here) == Some(self.service) => {
+                not_pushed(packet, here, ActionCode::Next, 0)
+            }
+            _ => {
+                // No edge leads to a hop that the route has not.
+                let service = self.routes.service_at(route, hop).unwrap_or_default();
+                not_pushed(packet, self.hop_on(route), ActionCode::ToService, service)
+            }
+        }
+    }
+
+    /// A packet that the next NF does not take.
+    fn refused(&self, packet: Delivery, nf: u16) -> Returned {
+        not_pushed(packet, self.hop_on(packet.route), ActionCode::Refused, nf)
+    }
+
+    /// A hop at which a route visits this NF's service. A packet that was sent here off its route has
+    /// the hop that stands for that.
+    fn hop_on(&self, route: RouteId) -> u8 {
+        self.routes.hop_of(route, self.service).unwrap_or(u8::MAX)
     }
 
     /// Queues a packet for the worker that owns its buffer.
@@ -305,7 +338,7 @@ impl<M: RingMemory> Outputs<M> {
         let refused = edge.output.take_leftovers();
         self.refused_pkts += refused.len() as u64;
         for &packet in &refused {
-            self.give_back(undelivered(packet, ActionCode::Refused, nf));
+            self.give_back(self.refused(packet, nf));
         }
         pushed_pkts + refused.len()
     }
@@ -378,15 +411,14 @@ fn delivery(slot: &Slot, hop: u8) -> Delivery {
 }
 
 /// A packet that was meant for an edge, for the manager.
-fn undelivered(packet: Delivery, action: ActionCode, target: u16) -> Returned {
+fn not_pushed(packet: Delivery, hop: u8, action: ActionCode, target: u16) -> Returned {
     Returned {
         buffer: packet.buffer,
         offset_bytes: packet.offset_bytes,
         len_bytes: packet.len_bytes,
         flow_hash: packet.flow_hash,
         target,
-        // It was counted up for the next NF.
-        hop: packet.hop.wrapping_sub(1),
+        hop,
         action: action as u8,
     }
 }

@@ -28,6 +28,8 @@ const REGION: RegionGeometry = RegionGeometry { buffers: 96, stride_bytes: 128, 
 /// Neighbours with an edge; the route's second hop is one of them or [`FAR`], by the flow.
 const NEAR: [u16; 3] = [4, 5, 6];
 const FAR: u16 = 7;
+/// The NF itself, which has an edge to itself, too.
+const OWN: u16 = 1;
 
 /// Numbers that look random (SplitMix64, Steele et al., OOPSLA 2014).
 #[derive(Clone)]
@@ -86,6 +88,8 @@ struct World {
     inputs: Vec<(HeapRing, Producer<Delivery, HeapRing>)>,
     edges: Vec<Tap<Delivery>>,
     returns: Vec<Tap<Returned>>,
+    /// Rings from the NF to itself; these taps only look.
+    own: Vec<Tap<Delivery>>,
     held: BTreeSet<BufferIndex>,
     /// What the NF has, by what others saw.
     has: BTreeSet<BufferIndex>,
@@ -95,6 +99,7 @@ struct World {
     meanwhile: usize,
     looks: usize,
     refused: usize,
+    rounds: usize,
 }
 
 impl World {
@@ -116,15 +121,21 @@ impl World {
             self.refused += usize::from(packet.action == ActionCode::Refused as u8);
             gone.push(packet.buffer);
         }
+        for packet in self.own.iter_mut().flat_map(Tap::fresh) {
+            self.rounds += 1;
+            assert!(self.has.contains(&packet.buffer), "what goes round stays with the NF");
+        }
         for buffer in gone {
             assert!(self.has.remove(&buffer), "buffer {buffer} was pushed twice");
         }
     }
 
     fn compare(&self) {
-        let inputs: Vec<_> =
-            self.inputs.iter().map(|(ring, _)| Remains::of(ring.clone())).collect();
-        let edges: Vec<_> = self.edges.iter().map(|tap| Remains::of(tap.ring.clone())).collect();
+        let own = || self.own.iter().map(|tap| &tap.ring);
+        let inputs = self.inputs.iter().map(|(ring, _)| ring).chain(own());
+        let inputs: Vec<_> = inputs.map(|ring| Remains::of(ring.clone())).collect();
+        let edges = self.edges.iter().map(|tap| &tap.ring).chain(own());
+        let edges: Vec<_> = edges.map(|ring| Remains::of(ring.clone())).collect();
         let returns: Vec<_> =
             self.returns.iter().map(|tap| Remains::of(tap.ring.clone())).collect();
         let held: Vec<_> = self.held.iter().copied().collect();
@@ -245,11 +256,13 @@ struct Fickle {
 
 impl Fickle {
     fn action(&self) -> Action {
-        match self.dice.below(9) {
+        match self.dice.below(12) {
             0 => Action::Drop,
             1 => Action::Out(3),
             2 => Action::ToService(9),
             3 => Action::Branch(BranchId(1)),
+            4 | 5 => Action::ToService(1),
+            6 => Action::ToService(2),
             _ => Action::Next,
         }
     }
@@ -318,6 +331,7 @@ fn world(case: &Case, dice: &Dice) -> Rc<RefCell<World>> {
         inputs: (0..3).map(|_| input()).collect(),
         edges: NEAR.iter().map(|_| Tap::new(ring())).collect(),
         returns: (0..2).map(|_| Tap::new(ring())).collect(),
+        own: vec![Tap::new(ring())],
         held: BTreeSet::new(),
         has: BTreeSet::new(),
         free: (0..REGION.buffers).collect(),
@@ -325,13 +339,15 @@ fn world(case: &Case, dice: &Dice) -> Rc<RefCell<World>> {
         meanwhile: case.meanwhile,
         looks: 0,
         refused: 0,
+        rounds: 0,
     }))
 }
 
 fn routes() -> RouteTableWriter {
     let routes = RouteTableWriter::create().unwrap();
     routes.write_set(0, &[NEAR[0], NEAR[1], NEAR[2], FAR]);
-    routes.write_route(0, 0, &[HopEntry::Nf(1), HopEntry::Set { first: 0, log2: 2 }]);
+    let hops = [(1, HopEntry::Nf(OWN)), (2, HopEntry::Set { first: 0, log2: 2 })];
+    routes.write_route(0, 0, &hops);
     routes
 }
 
@@ -343,24 +359,58 @@ fn passage<'n>(nf: &'n mut Fickle, case: &Case, world: &Rc<RefCell<World>>) -> W
     let inputs: Vec<_> = now.inputs.iter().map(|(ring, _)| watched(ring)).collect();
     let edges: Vec<_> = now.edges.iter().map(|tap| watched(&tap.ring)).collect();
     let returns: Vec<_> = now.returns.iter().map(|tap| watched(&tap.ring)).collect();
+    let own = watched(&now.own[0].ring);
     drop(now);
     let region = Arc::new(Region::create(REGION, HugePages::Off).unwrap());
     let hold_limit_pkts = case.hold_limit_pkts;
-    let setup = Setup { service: 1, instance: 1, region: REGION, hold_limit_pkts };
+    let jump_services = vec![];
+    let setup = Setup { service: 1, instance: 1, region: REGION, hold_limit_pkts, jump_services };
     let engine = Engine::new(nf, region, setup, 1, 0).unwrap();
     let mut all = Inputs::new(inputs[..2].iter().cloned().map(Consumer::new));
     all.open_edge(40, Consumer::new(inputs[2].clone()));
+    all.open_edge(OWN, Consumer::new(own.clone()));
     let routes = crate::shm::RouteTable::from_fd(&routes().read_only_fd().unwrap()).unwrap();
     let lanes = returns.into_iter().map(Producer::new);
-    let mut outputs = Outputs::new(lanes, REGION.buffers / 2, routes);
+    let mut outputs = Outputs::new(lanes, REGION.buffers / 2, 1, routes);
     for (nf, edge) in NEAR.into_iter().zip(edges) {
         outputs.open_edge(nf, Producer::new(edge), None);
     }
+    outputs.open_edge(OWN, Producer::new(own), None);
     Passage::new(engine, all, outputs, WatchedHolds(Rc::clone(world)))
 }
 
-/// Runs a case to its end, with a look at every instant; returns looks and refusals.
-fn run(case: &Case) -> (usize, usize) {
+/// Closes an edge, or puts a new one in its place.
+fn change_edge(
+    passage: &mut Watching<'_>,
+    case: &Case,
+    world: &Rc<RefCell<World>>,
+    nf: u16,
+    closes: bool,
+) {
+    let own = nf == OWN;
+    if closes {
+        passage.outputs.close_edge(nf);
+        if own {
+            passage.inputs.close_edge(nf);
+        }
+        return;
+    }
+    let ring = HeapRing::new(case.capacity, 0);
+    let tap = Tap::new(ring.clone());
+    match own {
+        true => world.borrow_mut().own.push(tap),
+        false => world.borrow_mut().edges.push(tap),
+    }
+    let ring = Watched { ring, world: Rc::clone(world) };
+    passage.outputs.open_edge(nf, Producer::new(ring.clone()), None);
+    if own {
+        passage.inputs.close_edge(nf);
+        passage.inputs.open_edge(nf, Consumer::new(ring));
+    }
+}
+
+/// Runs a case to its end, with a look at every instant; returns looks, refusals and rounds of the loop.
+fn run(case: &Case) -> (usize, usize, usize) {
     let dice = Dice::new(case.seed);
     let world = world(case, &dice);
     let mut nf = Fickle { dice: dice.clone(), held: Vec::new() };
@@ -374,15 +424,9 @@ fn run(case: &Case) -> (usize, usize) {
         now_ns += [1_000, PATIENCE_NS / 20, PATIENCE_NS + 1][dice.below(3)];
         passage.turn(now_ns).unwrap();
         if dice.one_in(10) {
-            let nf = NEAR[dice.below(3)];
-            if dice.one_in(2) {
-                passage.outputs.close_edge(nf);
-            } else {
-                let ring = HeapRing::new(case.capacity, 0);
-                world.borrow_mut().edges.push(Tap::new(ring.clone()));
-                let ring = Watched { ring, world: Rc::clone(&world) };
-                passage.outputs.open_edge(nf, Producer::new(ring), None);
-            }
+            let nf = [NEAR[0], NEAR[1], NEAR[2], OWN][dice.below(4)];
+            let closes = dice.one_in(2);
+            change_edge(&mut passage, case, &world, nf, closes);
         }
         world.borrow_mut().look();
     }
@@ -392,6 +436,8 @@ fn run(case: &Case) -> (usize, usize) {
     passage.pass_on(None, now_ns).unwrap();
     while passage.outputs.have_leftovers() || !passage.inputs.are_empty() {
         world.borrow_mut().drain_outputs();
+        // A full ring to itself stops an NF until its patience is over.
+        now_ns += PATIENCE_NS + 1;
         passage.turn(now_ns).unwrap();
         passage.engine.drop_held();
         passage.pass_on(None, now_ns).unwrap();
@@ -401,7 +447,7 @@ fn run(case: &Case) -> (usize, usize) {
     world.drain_outputs();
     assert!(world.has.is_empty() && world.held.is_empty());
     assert_eq!(world.free.len(), REGION.buffers as usize, "no packet is lost");
-    (world.looks, world.refused)
+    (world.looks, world.refused, world.rounds)
 }
 
 proptest! {
@@ -413,8 +459,11 @@ proptest! {
 }
 
 #[test]
-fn the_cases_reach_holds_leftovers_and_refusals() {
-    let case = Case { seed: 1, capacity: 4, meanwhile: 40, hold_limit_pkts: 20, turns: 400 };
-    let (looks, refused) = run(&case);
-    assert!(looks > 5_000 && refused > 20, "{looks} looks, {refused} refusals");
+fn the_cases_reach_holds_leftovers_refusals_and_loops() {
+    let case = Case { seed: 1, capacity: 4, meanwhile: 40, hold_limit_pkts: 20, turns: 800 };
+    let (looks, refused, rounds) = run(&case);
+    assert!(
+        looks > 5_000 && refused > 20 && rounds > 100,
+        "{looks} looks, {refused} refusals, {rounds} rounds"
+    );
 }

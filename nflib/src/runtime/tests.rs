@@ -97,6 +97,7 @@ fn terms(nf: u16) -> Attached {
         worker_buffers: WORKER_BUFFERS,
         manager_version: "test".into(),
         core: None,
+        jump_services: Vec::new(),
     }
 }
 
@@ -265,6 +266,62 @@ fn a_stop_signal_makes_the_nf_detach_and_return_what_it_held_as_dropped() {
         control::recv::<Request>(&manager.socket, MAX_REQUEST_BYTES),
         Err(ControlError::Closed)
     ));
+}
+
+/// Keeps packets until it leaves, lets them go then, and drops what comes afterwards.
+#[derive(Default)]
+struct Keeper {
+    kept: Vec<crate::PacketId>,
+    leaving: bool,
+}
+
+impl NetworkFunction for Keeper {
+    fn process(&mut self, packet: &mut Packet<'_>, _: &mut Context<'_>) -> Action {
+        if self.leaving {
+            return Action::Drop;
+        }
+        self.kept.push(packet.id());
+        Action::Hold
+    }
+
+    fn leaving(&mut self, ctx: &mut Context<'_>) {
+        assert!(!std::mem::replace(&mut self.leaving, true), "it is told once");
+        for id in self.kept.drain(..) {
+            ctx.release(id, Action::Next).unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_nf_hears_that_it_leaves_while_packets_may_still_come() {
+    for by_signal in [true, false] {
+        let place = place(false);
+        let listener = listen(&place.args.socket);
+        let (nf, stop) = start(Keeper::default(), &place.args);
+        let mut manager = accept(&listener);
+        manager.deliver(0, 5..8);
+        if by_signal {
+            stop.store(true, Ordering::Relaxed);
+        } else {
+            // All of it is taken first: the word comes by another way.
+            while manager.channel.nf_counter(NfCounter::RxPkts) < 3 {
+                std::thread::yield_now();
+            }
+            manager.stop();
+        }
+        let back: Vec<_> = manager.take(0, 3).iter().map(|r| (r.buffer, r.action)).collect();
+        let (next, drop) = (ActionCode::Next as u8, ActionCode::Drop as u8);
+        if by_signal {
+            // It may have heard before it looked at its packets.
+            assert!(back.iter().all(|(_, action)| [next, drop].contains(action)), "{back:?}");
+            manager.deliver(0, 10..11);
+            assert_eq!(manager.take(0, 1)[0].action, drop, "until nothing more comes");
+            control::send(&manager.socket, &Reply::Detached, &[]).unwrap();
+        } else {
+            assert_eq!(back, [(5, next), (6, next), (7, next)]);
+        }
+        nf.join().unwrap().unwrap();
+    }
 }
 
 #[test]

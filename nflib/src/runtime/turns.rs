@@ -44,6 +44,9 @@ const FULL_RING_PAUSE: Duration = Duration::from_micros(100);
 const CONTROL_INTERVAL_NS: u64 = 10_000_000;
 /// How long the manager may take to stop delivering, and to take the last packets.
 const LEAVE_TIMEOUT_NS: u64 = 2_000_000_000;
+/// How long packets may go on coming after the manager's word that no more are delivered: those that
+/// circulate never end.
+const LAST_PACKETS_NS: u64 = 10_000_000_000;
 
 /// Why the loop ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +65,10 @@ enum Phase {
     Detaching {
         since_ns: u64,
     },
-    /// Nothing more will come.
-    Draining,
+    /// Nothing more will come but what is in the rings already; since when.
+    Draining {
+        since_ns: u64,
+    },
 }
 
 pub(super) struct Turns<'n, N> {
@@ -98,6 +103,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             instance: terms.instance,
             region: terms.region,
             hold_limit_pkts: nf.hold_limit_pkts().min(hold_cap_pkts),
+            jump_services: terms.jump_services,
         };
         let (deliveries, returns): (Vec<_>, Vec<_>) =
             (0..channel.geometry().workers).filter_map(|worker| channel.nf_ends(worker)).unzip();
@@ -105,7 +111,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
         let passage = Passage::new(
             Engine::new(nf, region, setup, first_arrival, 0)?,
             Inputs::new(deliveries.into_iter()),
-            Outputs::new(returns.into_iter(), terms.worker_buffers, routes),
+            Outputs::new(returns.into_iter(), terms.worker_buffers, terms.service, routes),
             Arc::clone(&channel),
         );
         Ok(Self {
@@ -150,9 +156,14 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
                 if self.listen(now_ns)? == Ending::ManagerGone {
                     return Ok(self.without_manager());
                 }
+                if self.overstays(now_ns) {
+                    tracing::warn!("packets still come; the manager will find them itself");
+                    self.leave()?;
+                    return Ok(Ending::Stopped);
+                }
             }
             if let Some(why) = self.reason_to_leave(stop, now_ns) {
-                self.ask_to_leave(why, now_ns);
+                self.ask_to_leave(why, now_ns)?;
             }
             let moved_pkts = self.turn(now_ns)?;
             if !self.passage.engine.outbox.is_empty() {
@@ -170,7 +181,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             quantum_pkts = 0;
             let all_passed_on =
                 !self.passage.outputs.have_leftovers() && self.passage.inputs.are_empty();
-            if self.phase == Phase::Draining && all_passed_on {
+            if matches!(self.phase, Phase::Draining { .. }) && all_passed_on {
                 self.leave()?;
                 return Ok(Ending::Stopped);
             }
@@ -261,7 +272,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
         match self.phase {
             Phase::Detaching { since_ns } if now_ns - since_ns > LEAVE_TIMEOUT_NS => {
                 tracing::warn!("the manager does not answer; leaving without it");
-                self.phase = Phase::Draining;
+                self.phase = Phase::Draining { since_ns: now_ns };
             }
             _ => {}
         }
@@ -283,9 +294,9 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
         match message {
             Reply::Stop { reason } => {
                 tracing::info!("told to stop: {reason}");
-                self.phase = Phase::Draining;
+                self.drain(now_ns)?;
             }
-            Reply::Detached => self.phase = Phase::Draining,
+            Reply::Detached => self.drain(now_ns)?,
             Reply::OutEdge { nf, ring_capacity } => {
                 let ring = self.open_edge(nf, ring_capacity)?;
                 let bell = self.bells.bell(nf);
@@ -353,9 +364,10 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
     }
 
     /// Begins to leave, once.
-    fn ask_to_leave(&mut self, why: &str, now_ns: u64) {
+    fn ask_to_leave(&mut self, why: &str, now_ns: u64) -> Result<(), RunError> {
         if self.phase == Phase::Running {
             tracing::info!("leaving: {why}");
+            self.tell_leaving(now_ns)?;
             self.phase = Phase::Detaching { since_ns: now_ns };
             self.post(&Request::Detach);
         }
@@ -363,6 +375,27 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             // The answer comes soon: look for it in every turn.
             self.next_control_ns = now_ns;
         }
+        Ok(())
+    }
+
+    fn tell_leaving(&mut self, now_ns: u64) -> Result<(), RunError> {
+        self.passage.engine.leaving(now_ns);
+        self.passage.pass_on(None, now_ns)?;
+        Ok(())
+    }
+
+    /// Nothing more will come: whatever is in the rings is the last.
+    fn drain(&mut self, now_ns: u64) -> Result<(), RunError> {
+        if self.phase == Phase::Running {
+            self.tell_leaving(now_ns)?;
+        }
+        self.phase = Phase::Draining { since_ns: now_ns };
+        Ok(())
+    }
+
+    /// Whether packets have gone on coming for too long: they circulate.
+    fn overstays(&self, now_ns: u64) -> bool {
+        matches!(self.phase, Phase::Draining { since_ns } if now_ns - since_ns > LAST_PACKETS_NS)
     }
 
     /// Returns what the NF holds, and waits until it is taken.

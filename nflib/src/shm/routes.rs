@@ -3,7 +3,7 @@
 //! ```text
 //! byte 0       header   magic, layout version, sizes; the manager writes it once
 //! byte 4096    routes   MAX_ROUTES × u64        hop_count << 32 | first_hop
-//! then         hops     MAX_HOPS × u32          an NF's number, or a set of NFs
+//! then         hops     MAX_HOPS × u64          service << 32 | an NF's number, or a set of NFs
 //! then         sets     MAX_SET_ENTRIES × u16   NF numbers, a power of two for each set
 //! ```
 //! A *route* is one version of a chain, resolved to instances. It never changes while a packet
@@ -24,8 +24,8 @@ use nix::sys::stat::Mode;
 
 use super::channel::LAYOUT_VERSION;
 use super::mapping::Mapping;
-use super::sync::{AtomicU16, AtomicU32, AtomicU64, Ordering};
-use crate::descriptor::RouteId;
+use super::sync::{AtomicU16, AtomicU64, Ordering};
+use crate::descriptor::{RouteId, ServiceId};
 
 /// Says that a file is a route table: "MILLROUT" in ASCII, little endian.
 const MAGIC: u64 = u64::from_le_bytes(*b"MILLROUT");
@@ -41,7 +41,7 @@ pub const NO_NF: u16 = u16::MAX;
 
 const ROUTES_OFFSET_BYTES: usize = 4096;
 const HOPS_OFFSET_BYTES: usize = ROUTES_OFFSET_BYTES + MAX_ROUTES * 8;
-const SETS_OFFSET_BYTES: usize = HOPS_OFFSET_BYTES + MAX_HOPS * 4;
+const SETS_OFFSET_BYTES: usize = HOPS_OFFSET_BYTES + MAX_HOPS * 8;
 const LEN_BYTES: usize = SETS_OFFSET_BYTES + MAX_SET_ENTRIES * 2;
 
 const _: () = assert!(LEN_BYTES.is_multiple_of(4096) && SETS_OFFSET_BYTES.is_multiple_of(64));
@@ -54,7 +54,7 @@ pub fn bucket_of(flow_hash: u32, log2: u32) -> u32 {
     if log2 == 0 { 0 } else { flow_hash.wrapping_mul(0x9E37_79B1) >> (32 - log2.min(32)) }
 }
 
-/// Where a hop leads, as one word of the table.
+/// Where a hop leads, as the lower half of a word of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HopEntry {
     /// To this NF; [`NO_NF`] when the service has none.
@@ -112,13 +112,13 @@ impl Words {
     }
 
     #[inline]
-    fn hop(&self, at: usize) -> Option<&AtomicU32> {
+    fn hop(&self, at: usize) -> Option<&AtomicU64> {
         if at >= MAX_HOPS {
             return None;
         }
         // SAFETY: as above; `at` was checked.
         #[allow(clippy::cast_ptr_alignment)]
-        Some(unsafe { self.0.base().add(HOPS_OFFSET_BYTES + at * 4).cast::<AtomicU32>().as_ref() })
+        Some(unsafe { self.0.base().add(HOPS_OFFSET_BYTES + at * 8).cast::<AtomicU64>().as_ref() })
     }
 
     #[inline]
@@ -188,14 +188,33 @@ impl RouteTable {
     #[must_use]
     #[inline]
     pub fn nf_at(&self, route: RouteId, hop: u8, flow_hash: u32) -> Option<u16> {
+        let entry = HopEntry::decode(self.hop_word(route, hop)? as u32);
+        Some(self.0.nf_at(entry, flow_hash)).filter(|&nf| nf != NO_NF)
+    }
+
+    /// The service at position `hop` of a route. `None` at the route's end.
+    #[must_use]
+    #[inline]
+    pub fn service_at(&self, route: RouteId, hop: u8) -> Option<ServiceId> {
+        Some((self.hop_word(route, hop)? >> 32) as ServiceId)
+    }
+
+    /// The first position at which a route visits a service. `None` when it does not.
+    #[must_use]
+    pub fn hop_of(&self, route: RouteId, service: ServiceId) -> Option<u8> {
+        let hops = (0..=u8::MAX).map_while(|hop| Some((hop, self.service_at(route, hop)?)));
+        hops.into_iter().find(|&(_, found)| found == service).map(|(hop, _)| hop)
+    }
+
+    #[inline]
+    fn hop_word(&self, route: RouteId, hop: u8) -> Option<u64> {
         let word = self.0.route(route).load(Ordering::Relaxed);
         let (first_hop, count) = (word as u32 as usize, (word >> 32) as usize);
         let hop = usize::from(hop);
         if hop >= count {
             return None;
         }
-        let entry = HopEntry::decode(self.0.hop(first_hop + hop)?.load(Ordering::Relaxed));
-        Some(self.0.nf_at(entry, flow_hash)).filter(|&nf| nf != NO_NF)
+        Some(self.0.hop(first_hop + hop)?.load(Ordering::Relaxed))
     }
 }
 
@@ -252,12 +271,14 @@ impl RouteTableWriter {
         }
     }
 
-    /// Writes a route: its hops from word `first_hop` of the hops on, then the route itself.
+    /// Writes a route: its hops, each with the service it visits, from word `first_hop` of the hops
+    /// on, then the route itself.
     /// The caller makes sure that no packet travels a route of that number.
-    pub fn write_route(&self, route: RouteId, first_hop: u32, hops: &[HopEntry]) {
-        for (at, hop) in (first_hop as usize..).zip(hops) {
+    pub fn write_route(&self, route: RouteId, first_hop: u32, hops: &[(ServiceId, HopEntry)]) {
+        for (at, (service, hop)) in (first_hop as usize..).zip(hops) {
             if let Some(word) = self.words.hop(at) {
-                word.store(hop.encode(), Ordering::Relaxed);
+                let value = u64::from(*service) << 32 | u64::from(hop.encode());
+                word.store(value, Ordering::Relaxed);
             }
         }
         let word = (hops.len() as u64) << 32 | u64::from(first_hop);
@@ -288,7 +309,8 @@ mod tests {
         let reader = writer.reader().unwrap();
         assert_eq!(reader.nf_at(3, 0, 1), None, "an unwritten route has no hops");
         writer.write_set(4096, &[10, 11, 12, 13]);
-        let hops = [HopEntry::Nf(7), HopEntry::Set { first: 4096, log2: 2 }, HopEntry::Nf(NO_NF)];
+        let set = HopEntry::Set { first: 4096, log2: 2 };
+        let hops = [(1, HopEntry::Nf(7)), (2, set), (u16::MAX, HopEntry::Nf(NO_NF))];
         writer.write_route(3, 500, &hops);
         assert_eq!(reader.nf_at(3, 0, 99), Some(7));
         for hash in [0, 1, 77, u32::MAX] {
@@ -297,6 +319,21 @@ mod tests {
         }
         assert_eq!(reader.nf_at(3, 2, 0), None, "no instance");
         assert_eq!(reader.nf_at(3, 3, 0), None, "the end");
+    }
+
+    #[test]
+    fn a_service_is_found_at_its_first_position() {
+        let writer = RouteTableWriter::create().unwrap();
+        let reader = writer.reader().unwrap();
+        assert_eq!((reader.hop_of(9, 0), reader.service_at(9, 0)), (None, None));
+        let hops = [5, 0, u16::MAX, 0, 5].map(|service| (service, HopEntry::Nf(1)));
+        writer.write_route(9, 70, &hops);
+        let found = [5, 0, u16::MAX, 1].map(|service| reader.hop_of(9, service));
+        assert_eq!(found, [Some(0), Some(1), Some(2), None]);
+        assert_eq!((reader.service_at(9, 3), reader.service_at(9, 5)), (Some(0), None));
+        let longest = vec![(2, HopEntry::Nf(1)); 300];
+        writer.write_route(8, 100, &longest);
+        assert_eq!((reader.hop_of(8, 2), reader.hop_of(8, 3)), (Some(0), None));
     }
 
     #[test]
@@ -317,7 +354,7 @@ mod tests {
         let reader = writer.reader().unwrap();
         writer.write_set(MAX_SET_ENTRIES as u32, &[1]);
         let set = HopEntry::Set { first: MAX_SET_ENTRIES as u32 - 1, log2: 4 };
-        writer.write_route(0, MAX_HOPS as u32 - 1, &[set, HopEntry::Nf(1)]);
+        writer.write_route(0, MAX_HOPS as u32 - 1, &[(1, set), (2, HopEntry::Nf(1))]);
         assert_eq!(reader.nf_at(0, 1, 0), None);
         assert_eq!(reader.nf_at(0, 0, u32::MAX), None);
     }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use clap::Args;
+use nflib::control::ServiceRef;
 use nflib::descriptor::PortId;
 use nflib::headers::ETHERNET_BYTES;
 use nflib::settings::{self, Setting, Settings};
@@ -18,6 +19,9 @@ pub struct Options {
     /// Send out by this port, instead of on along the chain
     #[arg(long, value_name = "PORT")]
     pub to_port: Option<PortId>,
+    /// Send to this service, instead of on along the chain
+    #[arg(long, value_name = "SERVICE", conflicts_with = "to_port")]
+    pub to_service: Option<ServiceRef>,
     /// Exchange source and destination Ethernet address
     #[arg(long)]
     pub swap_macs: bool,
@@ -37,6 +41,10 @@ struct Seen {
 /// The NF.
 pub struct Forward {
     action: Action,
+    /// What `--to-service` names.
+    to_service: Option<ServiceRef>,
+    /// Along the chain, or to that service.
+    chain_action: Action,
     swap_macs: bool,
     print_every: Option<Duration>,
     seen: Seen,
@@ -48,6 +56,8 @@ impl Forward {
     pub fn new(options: &Options) -> Self {
         Self {
             action: options.to_port.map_or(Action::Next, Action::Out),
+            to_service: options.to_service.clone(),
+            chain_action: Action::Next,
             swap_macs: options.swap_macs,
             print_every: options.print_every.map(|s| Duration::from_secs(s.into())),
             seen: Seen::default(),
@@ -75,7 +85,7 @@ impl Settings for Forward {
     const KEYS: &'static [Setting] = &[
         Setting {
             key: "to-port",
-            help: "number of the port to send out by, or chain: on along it",
+            help: "number of the port to send out by, or chain: on along it, or to --to-service",
         },
         Setting { key: "swap-macs", help: "exchange Ethernet addresses: on or off" },
     ];
@@ -90,7 +100,7 @@ impl Settings for Forward {
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
         match (key, value) {
-            ("to-port", "chain") => self.action = Action::Next,
+            ("to-port", "chain") => self.action = self.chain_action,
             ("to-port", port) => {
                 let port = port.parse().map_err(|_| "expected 0 to 255, or chain")?;
                 self.action = Action::Out(port);
@@ -102,9 +112,19 @@ impl Settings for Forward {
 }
 
 impl NetworkFunction for Forward {
-    fn setup(&mut self, _: &Setup) -> Result<(), NfError> {
+    fn setup(&mut self, setup: &Setup) -> Result<(), NfError> {
         self.printed = None;
+        let service = setup.jump_services.first();
+        let chain_action = service.map_or(Action::Next, |&id| Action::ToService(id));
+        if self.action == self.chain_action {
+            self.action = chain_action;
+        }
+        self.chain_action = chain_action;
         Ok(())
+    }
+
+    fn jumps_to(&self) -> Vec<ServiceRef> {
+        self.to_service.iter().cloned().collect()
     }
 
     fn process(&mut self, packet: &mut Packet<'_>, _: &mut Context<'_>) -> Action {
@@ -153,9 +173,29 @@ mod tests {
 
     use super::*;
 
+    fn options() -> Options {
+        Options {
+            nf: NfArgs::new(ServiceRef::Id(1), "unused"),
+            to_port: None,
+            to_service: None,
+            swap_macs: false,
+            print_every: Some(2),
+        }
+    }
+
     fn forward(swap_macs: bool, to_port: Option<PortId>) -> TestBench<Forward> {
-        let nf = NfArgs::new(nflib::control::ServiceRef::Id(1), "unused");
-        TestBench::new(Forward::new(&Options { nf, to_port, swap_macs, print_every: Some(2) }))
+        TestBench::new(Forward::new(&Options { to_port, swap_macs, ..options() }))
+    }
+
+    #[test]
+    fn to_service_sends_every_packet_there_also_after_a_while_at_a_port() {
+        let to_service = Some(ServiceRef::Id(40));
+        let mut bench = TestBench::new(Forward::new(&Options { to_service, ..options() }));
+        assert_eq!(bench.feed_one(&[0; 60]).unwrap().action, Action::ToService(40));
+        bench.message(None, b"set to-port 3").unwrap();
+        assert_eq!(bench.feed_one(&[0; 60]).unwrap().action, Action::Out(3));
+        bench.message(None, b"set to-port chain").unwrap();
+        assert_eq!(bench.feed_one(&[0; 60]).unwrap().action, Action::ToService(40));
     }
 
     #[test]

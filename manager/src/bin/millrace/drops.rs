@@ -75,14 +75,8 @@ pub fn place(status: &Status, place: &str) -> String {
 
 /// The sum of the ledger.
 pub fn books(books: &Accounting) -> String {
-    format!(
-        "rx {} = tx {} + dropped {} + held {}: {}\n",
-        books.rx_pkts,
-        books.tx_pkts,
-        books.dropped_pkts,
-        books.held_pkts,
-        if books.balanced { "balanced" } else { "NOT balanced" }
-    )
+    let verdict = if books.balanced { "balanced" } else { "NOT balanced" };
+    format!("{}: {verdict}\n", books.equation())
 }
 
 #[cfg(test)]
@@ -102,6 +96,7 @@ mod tests {
             services: vec![ServiceStatus { id: 2, name: "nat".into(), ..Default::default() }],
             accounting: Accounting {
                 rx_pkts: 900,
+                lent_pkts: 0,
                 tx_pkts: 91,
                 dropped_pkts: 809,
                 held_pkts: 0,
@@ -123,6 +118,12 @@ mod tests {
              rx 900 = tx 91 + dropped 809 + held 0: balanced\n"
         );
         assert!(!show(&status, None).contains("RATE"));
+    }
+
+    #[test]
+    fn what_was_lent_stands_on_the_left() {
+        let lent = Accounting { lent_pkts: 512, held_pkts: 512, ..Accounting::default() };
+        assert!(books(&lent).starts_with("rx 0 + lent 512 = tx 0 + dropped 0 + held 512"));
     }
 
     #[test]

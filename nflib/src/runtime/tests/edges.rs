@@ -7,6 +7,9 @@ use super::*;
 use crate::shm::{EdgeRing, HopEntry};
 
 const ROUTE: u16 = 7;
+/// What every NF of these tests provides.
+const SERVICE: u16 = 3;
+const OTHER_SERVICE: u16 = 4;
 /// More slots than there are buffers: never full.
 const WIDE: u32 = 256;
 /// Full soon.
@@ -20,10 +23,10 @@ struct Lab {
     nfs: Vec<Running>,
 }
 
-/// The NFs of a lab are at hops 0, 1, … of [`ROUTE`].
+/// The NFs of a lab, all of [`SERVICE`], are at hops 0, 1, … of [`ROUTE`].
 fn lab(nfs: Vec<Box<dyn NetworkFunction>>) -> Lab {
     let world = World::new();
-    let hops: Vec<_> = (0..nfs.len() as u16).map(HopEntry::Nf).collect();
+    let hops: Vec<_> = (0..nfs.len() as u16).map(|nf| (SERVICE, HopEntry::Nf(nf))).collect();
     world.routes.write_route(ROUTE, 0, &hops);
     let mut lab = Lab { world, places: Vec::new(), managers: Vec::new(), nfs: Vec::new() };
     for (number, nf) in (0..).zip(nfs) {
@@ -354,7 +357,7 @@ fn edges_come_and_go_under_traffic_and_no_packet_is_lost_or_seen_twice() {
 #[test]
 fn what_waits_for_an_edge_that_closes_goes_by_the_manager_in_order() {
     let mut lab = lab(vec![Box::new(Pass)]);
-    lab.world.routes.write_route(ROUTE, 0, &[HopEntry::Nf(0), HopEntry::Nf(1)]);
+    lab.world.routes.write_route(ROUTE, 0, &two_services());
     // Nobody reads this edge.
     let edge = EdgeRing::create(NARROW).unwrap();
     let all: Vec<u32> = (0..NARROW + 20).collect();
@@ -375,6 +378,86 @@ fn what_waits_for_an_edge_that_closes_goes_by_the_manager_in_order() {
         assert_eq!(returned.hop, 0);
     }
     wait_for("no hold bit stays set", || lab.managers[0].channel.held_buffers().is_empty());
+    lab.end();
+}
+
+fn two_services() -> [(u16, HopEntry); 2] {
+    [(SERVICE, HopEntry::Nf(0)), (OTHER_SERVICE, HopEntry::Nf(1))]
+}
+
+/// Sends a packet on to a service as often as its first byte says, then lets it go.
+struct Jumper(u16);
+
+impl NetworkFunction for Jumper {
+    fn process(&mut self, packet: &mut Packet<'_>, _: &mut Context<'_>) -> Action {
+        let rounds = &mut packet.bytes_mut()[0];
+        if *rounds == 0 {
+            return Action::Next;
+        }
+        *rounds -= 1;
+        Action::ToService(self.0)
+    }
+}
+
+#[test]
+fn a_packet_goes_round_a_self_loop_as_often_as_its_nf_wants() {
+    let mut lab = lab(vec![Box::new(Jumper(SERVICE))]);
+    let edge = lab.open(0, 0, NARROW);
+    let rounds: Vec<u8> = (0..20).map(|n| 10 * n).collect();
+    for (buffer, rounds) in (0..).zip(&rounds) {
+        assert!(lab.world.region.write(buffer, 256, &[*rounds]));
+    }
+    assert_eq!(lab.managers[0].deliver_at(0, 0..20), 20);
+    let back = lab.managers[0].take(0, 20);
+    assert!(back.iter().all(|r| r.hop == 0 && r.action == ActionCode::Next as u8));
+    assert!((0..20).all(|buffer| back.iter().filter(|r| r.buffer == buffer).count() == 1));
+    let taken = lab.managers[0].channel.nf_counter(NfCounter::RxPkts);
+    let expected = 20 + rounds.iter().map(|&n| u64::from(n)).sum::<u64>();
+    wait_for("each round was counted", || {
+        lab.managers[0].channel.nf_counter(NfCounter::RxPkts) == expected
+    });
+    assert!(taken <= expected && edge.remains().is_empty());
+    lab.end();
+}
+
+#[test]
+fn a_jump_takes_the_edge_where_the_route_visits_the_service_and_else_the_manager() {
+    let mut lab = lab(vec![Box::new(Jumper(OTHER_SERVICE)), Box::new(Pass)]);
+    let _edge = lab.open(0, 1, WIDE);
+    assert!(lab.world.region.write(0, 256, &[1]));
+    assert_eq!(lab.managers[0].deliver_at(0, 0..1), 1);
+    let back = lab.managers[0].take(0, 1)[0];
+    assert_eq!((back.action, back.target), (ActionCode::ToService as u8, OTHER_SERVICE));
+    lab.world.routes.write_route(ROUTE, 0, &two_services());
+    assert!(lab.world.region.write(0, 256, &[1]));
+    assert_eq!(lab.managers[0].deliver_at(0, 0..1), 1);
+    let back = lab.managers[1].take(0, 1)[0];
+    assert_eq!((back.buffer, back.hop, back.action), (0, 1, ActionCode::Next as u8));
+    lab.end();
+}
+
+#[test]
+fn a_jump_that_waits_for_an_edge_that_closes_goes_by_the_manager_as_a_jump() {
+    let mut lab = lab(vec![Box::new(Jumper(OTHER_SERVICE))]);
+    // Not the next hop, which is what a plain `Next` would name.
+    let hops = [(SERVICE, 0), (5, 2), (OTHER_SERVICE, 1)].map(|(s, nf)| (s, HopEntry::Nf(nf)));
+    lab.world.routes.write_route(ROUTE, 0, &hops);
+    let edge = EdgeRing::create(NARROW).unwrap();
+    let all: Vec<u32> = (0..NARROW + 20).collect();
+    for &buffer in &all {
+        assert!(lab.world.region.write(buffer, 256, &[1]));
+    }
+    lab.open_out(0, 1, &edge, NARROW);
+    assert_eq!(lab.managers[0].deliver_at(0, all.iter().copied()), all.len());
+    lab.close_out(0, 1);
+    let (_, waiting) = edge.remains().unreleased::<Delivery>().unwrap();
+    assert!(waiting.iter().all(|packet| packet.hop == 2));
+    for returned in lab.managers[0].take(0, all.len() - waiting.len()) {
+        let jump = (ActionCode::ToService as u8, OTHER_SERVICE);
+        let refused = (ActionCode::Refused as u8, 1);
+        assert!([jump, refused].contains(&(returned.action, returned.target)));
+        assert_eq!(returned.hop, 0);
+    }
     lab.end();
 }
 

@@ -1,0 +1,86 @@
+//! Empty buffers for NFs that make packets of their own: how many an NF may have, and when it gets
+//! them.
+#![forbid(unsafe_code)]
+
+use nflib::control::{ErrorCode, ErrorReply};
+use nflib::descriptor::ServiceId;
+
+use super::Conductor;
+use crate::fabric::{Fabric, FabricError};
+use crate::model::Service;
+use crate::plan::{Instances, PlannedService};
+use crate::registry::{NfRecord, NfState};
+
+impl Conductor {
+    /// Whether an NF of this service may have so many buffers.
+    ///
+    /// # Errors
+    /// The refusal to send to the NF.
+    pub(super) fn check_loan(
+        &self,
+        pkts: u32,
+        service: &Service,
+        fabric: &Fabric,
+    ) -> Result<(), ErrorReply> {
+        let refuse = |code, message| Err(ErrorReply { code, message });
+        if pkts == 0 {
+            return Ok(());
+        }
+        let name = service.name();
+        if !self.model_to_be().chains().any(|chain| chain.services.contains(&service.id)) {
+            let message = format!(
+                "the NF makes packets of its own, and service {name:?} is in no chain that they \
+                 could travel: put it into the services of one"
+            );
+            return refuse(ErrorCode::Invalid, message);
+        }
+        let lent = |of: &dyn Fn(&NfRecord) -> bool| -> u32 {
+            self.registry.nfs().filter(|nf| of(nf)).map(|nf| nf.loan_pkts).sum()
+        };
+        // What circulates must never fill the rings it circulates in, or nobody could go on.
+        let ring = fabric.channel_geometry().ring_capacity / 2;
+        let of_service = lent(&|nf| nf.service == service.id);
+        let pool = fabric.region().geometry().buffers / 2;
+        let of_all = lent(&|_| true);
+        let (limit, others, what) = if pkts > ring.saturating_sub(of_service) {
+            (ring, of_service, format!("to service {name:?}, half of manager.ring_capacity"))
+        } else if pkts > pool.saturating_sub(of_all) {
+            (pool, of_all, "to all NFs, half of pool.buffers".to_owned())
+        } else {
+            return Ok(());
+        };
+        let others = if others > 0 { format!(", and {others} are") } else { String::new() };
+        let message = format!(
+            "the NF asks for {pkts} packets of its own; at most {limit} can be lent {what}{others}: \
+             ask for fewer, or set that higher"
+        );
+        refuse(ErrorCode::Exhausted, message)
+    }
+
+    /// Lends what is due, to NFs whose chain is complete: sooner, their packets would be lost.
+    pub(super) fn lend(&mut self, fabric: &mut Fabric) -> Result<(), FabricError> {
+        let due = self.registry.nfs().filter(|nf| nf.loan_due && nf.state == NfState::Running);
+        let ready: Vec<_> = due
+            .filter(|nf| self.has_a_way(nf.service, &nf.jumps))
+            .map(|nf| (nf.instance, nf.nf, nf.loan_pkts))
+            .collect();
+        for (instance, nf, pkts) in ready {
+            fabric.lend(nf, pkts)?;
+            if let Some(record) = self.registry.get_mut(instance) {
+                record.loan_due = false;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether packets that an NF of this service makes find somebody at every hop of their chain, and
+    /// at every service that the NF sends them to.
+    fn has_a_way(&self, service: ServiceId, jumps: &[ServiceId]) -> bool {
+        let plan = self.planner.current();
+        let is_there = |service: &PlannedService| service.instances != Instances::None;
+        let visits = |hops: &[_]| hops.iter().any(|hop: &std::sync::Arc<PlannedService>| hop.id == service);
+        let route = plan.current_routes().find(|route| visits(&route.hops));
+        route.is_some_and(|route| route.hops.iter().all(|hop| is_there(hop)))
+            && jumps.iter().all(|&id| plan.service(id).is_some_and(|jump| is_there(jump)))
+    }
+}
