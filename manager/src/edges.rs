@@ -83,7 +83,10 @@ pub struct Wishes<'a> {
 /// services a route contains both and of which the first jumps to the second. Hops and jumps that
 /// would need too many are left out; hops come first.
 #[must_use]
-pub fn wanted_pairs<'a>(plan: &Plan, nf: impl Fn(NfNumber) -> Option<Wishes<'a>>) -> BTreeSet<Pair> {
+pub fn wanted_pairs<'a>(
+    plan: &Plan,
+    nf: impl Fn(NfNumber) -> Option<Wishes<'a>>,
+) -> BTreeSet<Pair> {
     let trusted = |number| nf(number).is_some_and(|wishes| wishes.trusted);
     let mut pairs = BTreeSet::new();
     for route in plan.current_routes() {

@@ -121,8 +121,7 @@ fn packets_circulate_at_one_nf_without_the_manager() {
 fn loop_through(names: &[&str]) {
     let Some(program) = nf_program() else { return };
     let all = [names, &["speed"]].concat();
-    let manager =
-        start(KEYS, &(services(names) + &by_hand("speed") + &chain("loop", &all)));
+    let manager = start(KEYS, &(services(names) + &by_hand("speed") + &chain("loop", &all)));
     let nf = circulating(&manager, &program, &["--to", names[0]]);
     assert_circulates_directly(&manager);
     let status = after_rounds(&manager, IN_FLIGHT);

@@ -78,7 +78,8 @@ impl Conductor {
     fn has_a_way(&self, service: ServiceId, jumps: &[ServiceId]) -> bool {
         let plan = self.planner.current();
         let is_there = |service: &PlannedService| service.instances != Instances::None;
-        let visits = |hops: &[_]| hops.iter().any(|hop: &std::sync::Arc<PlannedService>| hop.id == service);
+        let visits =
+            |hops: &[_]| hops.iter().any(|hop: &std::sync::Arc<PlannedService>| hop.id == service);
         let route = plan.current_routes().find(|route| visits(&route.hops));
         route.is_some_and(|route| route.hops.iter().all(|hop| is_there(hop)))
             && jumps.iter().all(|&id| plan.service(id).is_some_and(|jump| is_there(jump)))

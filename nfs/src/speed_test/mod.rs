@@ -172,9 +172,11 @@ fn touch(what: Touch, bytes: &mut [u8]) {
     }
     let (first, rest) = bytes.split_at_mut(bytes.len().min(LINE_BYTES));
     // Every word of the line, so that none of the reads can be left out.
-    let sum = first.as_chunks::<4>().0.iter().fold(0_u32, |sum, word| {
-        sum.wrapping_mul(31).wrapping_add(u32::from_le_bytes(*word))
-    });
+    let sum = first
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .fold(0_u32, |sum, word| sum.wrapping_mul(31).wrapping_add(u32::from_le_bytes(*word)));
     if let Some(field) = first.get_mut(FIELD) {
         field.copy_from_slice(&sum.to_le_bytes());
     }
@@ -202,7 +204,8 @@ impl NetworkFunction for SpeedTest {
             )));
         }
         let to = setup.jump_services.first();
-        self.to = *to.ok_or_else(|| NfError::new("the manager does not say which service is next"))?;
+        self.to =
+            *to.ok_or_else(|| NfError::new("the manager does not say which service is next"))?;
         (self.circulating_pkts, self.leaving) = (0, false);
         self.meter = Meter::new();
         (self.sample, self.until_sample) = (None, self.options.sample);
@@ -419,8 +422,7 @@ mod tests {
             ns_per_round: 500.0,
             latency: None,
         };
-        let line =
-            Line { period: "total", packets_in_flight: 5, touch: Touch::Header, figures };
+        let line = Line { period: "total", packets_in_flight: 5, touch: Touch::Header, figures };
         let line: serde_json::Value = serde_json::to_value(&line).unwrap();
         assert_eq!((&line["period"], &line["touch"]), (&"total".into(), &"header".into()));
         assert_eq!((&line["mpps"], &line["rounds"]), (&2.0.into(), &4_000_000.into()));

@@ -152,7 +152,8 @@ fn enough_in_flight(bench: &Bench, three: Three) -> Result<u32, Trouble> {
     while round_trip(bench, three, in_flight)?.0 < 1.0 {
         in_flight *= 2;
         if in_flight > 512 {
-            return Err(Trouble::Failed("3 NFs sharing a core do not reach 1 Mpps".into()));
+            let what = "they do not reach 1 Mpps here, however many packets are under way";
+            return Err(Trouble::NotAvailable(what.into()));
         }
     }
     Ok(in_flight)
