@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use nflib::descriptor::PortId;
+use nflib::descriptor::{ChainId, PortId};
 use nflib::shm::channel::ChannelGeometry;
 use nflib::shm::{BufferIndex, PageKind, Region, RegionError};
 use thiserror::Error;
@@ -337,15 +337,15 @@ impl Fabric {
         Ok(())
     }
 
-    /// Lends an NF empty buffers, as many of each worker's as of any other's.
+    /// Lends an NF empty buffers for packets of a chain, as many of each worker's as of any other's.
     ///
     /// # Errors
     /// [`FabricError::WorkerLost`].
-    pub fn lend(&mut self, nf: NfNumber, pkts: u32) -> Result<(), FabricError> {
+    pub fn lend(&mut self, nf: NfNumber, pkts: u32, chain: ChainId) -> Result<(), FabricError> {
         let workers = self.workers.len() as u32;
         for (number, worker) in (0..).zip(&mut self.workers) {
             let share = pkts / workers + u32::from(number < pkts % workers);
-            worker.order(Order::Lend(nf, share), &mut self.inbox)?;
+            worker.order(Order::Lend(nf, share, chain), &mut self.inbox)?;
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use nflib::descriptor::PortId;
+use nflib::descriptor::{ChainId, PortId};
 use nflib::shm::{BufferIndex, register_for_global_barrier};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::time::TimeSpec;
@@ -53,8 +53,8 @@ pub enum Order {
     Reclaim(Vec<BufferIndex>, Arc<DropCounters>),
     /// Take back all buffers of the trusted domain.
     ReclaimDomain(Arc<DropCounters>),
-    /// Lend an NF so many empty buffers.
-    Lend(NfNumber, u32),
+    /// Lend an NF so many empty buffers, for packets of this chain.
+    Lend(NfNumber, u32, ChainId),
     /// Follow another plan. Answered by [`Report::Changed`], when it is complete; until then no other
     /// change may be ordered.
     Change(Box<Change>),
@@ -266,8 +266,8 @@ impl Loop<'_> {
                 self.worker.reclaim_domain(&drops);
                 Report::Done
             }
-            Order::Lend(nf, pkts) => {
-                self.worker.owe(nf, pkts);
+            Order::Lend(nf, pkts, chain) => {
+                self.worker.owe(nf, pkts, chain);
                 Report::Done
             }
             Order::Change(change) => {

@@ -113,7 +113,7 @@ pub trait NetworkFunction: Send {
 
     /// Makes a packet in an empty buffer that was lent, and decides about it. The packet begins behind
     /// the headroom, without any byte ([`Packet::push_back`] adds some), on the first chain that
-    /// contains the NF's service, at this NF, and its ingress port is
+    /// contains the NF's service and those it jumps to, at this NF, and its ingress port is
     /// [`NO_PORT`](crate::descriptor::NO_PORT). [`Action::Hold`] keeps the buffer for later;
     /// [`Action::Drop`] gives it back.
     fn fill(&mut self, packet: &mut Packet<'_>, ctx: &mut Context<'_>) -> Action {

@@ -2,13 +2,15 @@
 //! them.
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
+
 use nflib::control::{ErrorCode, ErrorReply};
-use nflib::descriptor::ServiceId;
+use nflib::descriptor::{ChainId, ServiceId};
 
 use super::Conductor;
 use crate::fabric::{Fabric, FabricError};
 use crate::model::Service;
-use crate::plan::{Instances, PlannedService};
+use crate::plan::{Instances, PlannedService, Route};
 use crate::registry::{NfRecord, NfState};
 
 impl Conductor {
@@ -61,11 +63,13 @@ impl Conductor {
     pub(super) fn lend(&mut self, fabric: &mut Fabric) -> Result<(), FabricError> {
         let due = self.registry.nfs().filter(|nf| nf.loan_due && nf.state == NfState::Running);
         let ready: Vec<_> = due
-            .filter(|nf| self.has_a_way(nf.service, &nf.jumps))
-            .map(|nf| (nf.instance, nf.nf, nf.loan_pkts))
+            .filter_map(|nf| {
+                let chain = self.way_of(nf.service, &nf.jumps)?;
+                Some((nf.instance, nf.nf, nf.loan_pkts, chain))
+            })
             .collect();
-        for (instance, nf, pkts) in ready {
-            fabric.lend(nf, pkts)?;
+        for (instance, nf, pkts, chain) in ready {
+            fabric.lend(nf, pkts, chain)?;
             if let Some(record) = self.registry.get_mut(instance) {
                 record.loan_due = false;
             }
@@ -73,15 +77,19 @@ impl Conductor {
         Ok(())
     }
 
-    /// Whether packets that an NF of this service makes find somebody at every hop of their chain, and
-    /// at every service that the NF sends them to.
-    fn has_a_way(&self, service: ServiceId, jumps: &[ServiceId]) -> bool {
+    /// The chain for packets that an NF of this service makes: the first that contains the service
+    /// and those it sends them to, or else the first that contains the service. `None` while they
+    /// would not find somebody at every hop, and at every service they are sent to.
+    fn way_of(&self, service: ServiceId, jumps: &[ServiceId]) -> Option<ChainId> {
         let plan = self.planner.current();
-        let is_there = |service: &PlannedService| service.instances != Instances::None;
-        let visits =
-            |hops: &[_]| hops.iter().any(|hop: &std::sync::Arc<PlannedService>| hop.id == service);
-        let route = plan.current_routes().find(|route| visits(&route.hops));
-        route.is_some_and(|route| route.hops.iter().all(|hop| is_there(hop)))
-            && jumps.iter().all(|&id| plan.service(id).is_some_and(|jump| is_there(jump)))
+        let is_there = |service: &Arc<PlannedService>| service.instances != Instances::None;
+        let visits = |route: &Route, id| route.hops.iter().any(|hop| hop.id == id);
+        let routes = || plan.current_routes().filter(|route| visits(route, service));
+        let route = routes()
+            .find(|route| jumps.iter().all(|&id| visits(route, id)))
+            .or_else(|| routes().next())?;
+        let complete = route.hops.iter().all(is_there)
+            && jumps.iter().all(|&id| plan.service(id).is_some_and(is_there));
+        complete.then_some(route.chain)
     }
 }

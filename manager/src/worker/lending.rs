@@ -1,7 +1,7 @@
 //! Loans: empty buffers for NFs that make packets of their own.
 //!
 //! A loan is a delivery like any other, without a byte and without an ingress port, at the hop of the
-//! NF on the first route that visits its service. It is written down like any packet, counted as
+//! NF on the route of the chain that the conductor chose. It is written down like any packet, counted as
 //! `lent`, and comes back like any packet. It is lent once.
 #![forbid(unsafe_code)]
 
@@ -16,12 +16,14 @@ const LEND_PKTS: usize = 4 * MAX_BURST_PKTS;
 pub(super) struct Loan {
     nf: NfNumber,
     pkts: usize,
+    chain: ChainId,
 }
 
 impl Worker {
-    /// Lends an NF so many empty buffers, as soon as they are there and fit into its ring.
-    pub fn owe(&mut self, nf: NfNumber, pkts: u32) {
-        self.loans.push(Loan { nf, pkts: pkts as usize });
+    /// Lends an NF so many empty buffers, to make packets of a chain in, as soon as they are there and
+    /// fit into its ring.
+    pub fn owe(&mut self, nf: NfNumber, pkts: u32, chain: ChainId) {
+        self.loans.push(Loan { nf, pkts: pkts as usize, chain });
     }
 
     /// Hands out what is owed and possible now. Returns how many buffers went.
@@ -46,7 +48,7 @@ impl Worker {
     fn lend_to(&mut self, loan: &Loan) -> usize {
         let nf = self.nfs.get_mut(usize::from(loan.nf)).and_then(Option::as_mut);
         let Some(edge) = nf.filter(|edge| !edge.closed) else { return 0 };
-        let Some((route, hop)) = place_of(&self.plan, edge.service) else { return 0 };
+        let Some((route, hop)) = place_on(&self.plan, loan.chain, edge.service) else { return 0 };
         // Half of the ring at most: the other is for packets of ports.
         let waiting = edge.to_nf.in_flight().unwrap_or(u32::MAX) as usize + edge.staged.len();
         let room = (edge.to_nf.capacity() as usize / 2).saturating_sub(waiting);
@@ -78,9 +80,8 @@ impl Worker {
 }
 
 /// Where a packet that an NF of this service makes begins.
-fn place_of(plan: &Plan, service: ServiceId) -> Option<(RouteId, u8)> {
-    plan.current_routes().find_map(|route| {
-        let hop = route.hops.iter().position(|hop| hop.id == service)?;
-        Some((route.id, u8::try_from(hop).ok()?))
-    })
+fn place_on(plan: &Plan, chain: ChainId, service: ServiceId) -> Option<(RouteId, u8)> {
+    let route = plan.route_of(chain)?;
+    let hop = route.hops.iter().position(|hop| hop.id == service)?;
+    Some((route.id, u8::try_from(hop).ok()?))
 }

@@ -14,11 +14,11 @@ fn made(loan: &Delivery, action: ActionCode, target: u16) -> Returned {
 }
 
 #[test]
-fn a_loan_is_an_empty_buffer_at_the_nf_s_own_place_in_its_first_chain() {
-    let chains = vec![chain(0, &[5]), chain(1, &[5, 2]), chain(2, &[2])];
+fn a_loan_is_an_empty_buffer_at_the_nf_s_own_place_in_the_chain_it_is_for() {
+    let chains = vec![chain(0, &[2]), chain(1, &[5, 2]), chain(2, &[2])];
     let mut bench = Bench::with_chains(chains);
     let mut nf = bench.attach(2);
-    bench.worker.owe(nf.nf, 3);
+    bench.worker.owe(nf.nf, 3, 1);
     bench.turn();
     let loans = nf.receive();
     assert_eq!(loans.len(), 3);
@@ -46,7 +46,7 @@ fn a_packet_made_in_a_loan_travels_like_any_other() {
     let mut bench = Bench::with_chains(vec![ending(0, &[1, 2], End::Out(1))]);
     let mut first = bench.attach(1);
     let mut second = bench.attach(2);
-    bench.worker.owe(first.nf, 3);
+    bench.worker.owe(first.nf, 3, 0);
     bench.turn();
     let loans = first.receive();
     let fill = |buffer| assert!(first.region.write(buffer, 256, &[0x42; 60]));
@@ -73,7 +73,7 @@ fn a_packet_that_came_in_by_no_port_leaves_by_none_at_its_chain_s_end() {
     for end in [End::Egress, End::Ingress] {
         let mut bench = Bench::with_chains(vec![ending(0, &[1], end)]);
         let mut nf = bench.attach(1);
-        bench.worker.owe(nf.nf, 1);
+        bench.worker.owe(nf.nf, 1, 0);
         bench.turn();
         let loan = nf.receive()[0];
         nf.give_back(&[made(&loan, ActionCode::Next, 0)]);
@@ -88,7 +88,7 @@ fn loans_wait_for_room_in_the_ring_and_for_buffers_to_spare() {
     // Rings of 64: half of one for loans. 128 buffers: an eighth is kept.
     let mut bench = Bench::sized(vec![chain(0, &[1])], 128, 64);
     let mut nf = bench.attach(1);
-    bench.worker.owe(nf.nf, 120);
+    bench.worker.owe(nf.nf, 120, 0);
     for expected in [32, 32, 32, 16, 0, 0] {
         bench.turn();
         bench.turn();
@@ -118,9 +118,9 @@ fn an_nf_that_is_closed_or_in_no_chain_is_lent_nothing() {
     let mut bench = Bench::with_chains(vec![chain(0, &[1])]);
     let mut stranger = bench.attach(7);
     let mut closed = bench.attach(1);
-    bench.worker.owe(stranger.nf, 4);
-    bench.worker.owe(closed.nf, 4);
-    bench.worker.owe(99, 4);
+    bench.worker.owe(stranger.nf, 4, 1);
+    bench.worker.owe(closed.nf, 4, 0);
+    bench.worker.owe(99, 4, 0);
     bench.worker.close_nf(closed.nf);
     bench.turn();
     assert!(stranger.receive().is_empty() && closed.receive().is_empty());
@@ -142,7 +142,7 @@ fn what_an_nf_made_may_circulate_through_the_worker_longer_than_any_other_packet
     for isolated in [false, true] {
         let mut bench = Bench::new(&[1]);
         let mut nf = if isolated { bench.attach_isolated(1) } else { bench.attach(1) };
-        bench.worker.owe(nf.nf, 1);
+        bench.worker.owe(nf.nf, 1, 0);
         bench.turn();
         let mut at = nf.receive()[0];
         at.len_bytes = 60;

@@ -233,10 +233,10 @@ impl NetworkFunction for SpeedTest {
     fn process_burst(&mut self, burst: &mut Burst<'_>, ctx: &mut Context<'_>) {
         let now_ns = ctx.now_ns();
         if !self.leaving {
+            if self.options.sample > 0 {
+                self.time(burst, now_ns);
+            }
             self.meter.came_back(burst.len(), now_ns);
-        }
-        if self.options.sample > 0 {
-            self.time(burst, now_ns);
         }
         let (what, action) = (self.options.touch, self.action());
         for at in 0..burst.len() {
