@@ -7,8 +7,12 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+use crate::report::median;
+
 /// Handovers of the latency measurement.
 const HANDOVERS: u32 = 100_000;
+/// Handovers that are timed together: fewer than fit into the time that another process may take a core.
+const TOGETHER: u32 = 1_000;
 
 /// CPU, kernel, hugepages, and what it costs at this moment to pass a cache line between cores 0
 /// and 1. The last differs by an order of magnitude with where a virtual machine's cores are.
@@ -38,11 +42,12 @@ fn line_of(path: &str, key: &str, separator: char) -> String {
 }
 
 /// Nanoseconds for a value written on one core to be seen on the other: half a round trip of one
-/// cache line, averaged. `None` where there is one core only.
-fn core_to_core_ns() -> Option<f64> {
+/// cache line, the median of some averages. `None` where there is one core only.
+#[must_use]
+pub fn core_to_core_ns() -> Option<f64> {
     let before = sched_getaffinity(Pid::from_raw(0)).ok()?;
     let turn = AtomicU32::new(0);
-    let time = std::thread::scope(|scope| {
+    let round_ns = std::thread::scope(|scope| {
         let other = scope.spawn(|| {
             if pin(1).is_err() {
                 turn.store(u32::MAX, Ordering::Release);
@@ -56,7 +61,8 @@ fn core_to_core_ns() -> Option<f64> {
             }
         });
         pin(0).ok();
-        let begin = Instant::now();
+        let mut begin = Instant::now();
+        let mut averages_ns = Vec::new();
         for at in 0..HANDOVERS {
             if turn
                 .compare_exchange(2 * at, 2 * at + 1, Ordering::AcqRel, Ordering::Acquire)
@@ -71,14 +77,16 @@ fn core_to_core_ns() -> Option<f64> {
                     _ => std::hint::spin_loop(),
                 }
             }
+            if (at + 1).is_multiple_of(TOGETHER) {
+                averages_ns.push(begin.elapsed().as_nanos() as f64 / f64::from(TOGETHER));
+                begin = Instant::now();
+            }
         }
-        let time = begin.elapsed();
         other.join().ok()?;
-        Some(time)
+        Some(median(&mut averages_ns))
     });
     sched_setaffinity(Pid::from_raw(0), &before).ok()?;
-    let nanoseconds = time?.as_nanos() as f64 / f64::from(HANDOVERS) / 2.0;
-    Some((nanoseconds * 10.0).round() / 10.0)
+    Some((round_ns? / 2.0 * 10.0).round() / 10.0)
 }
 
 fn pin(core: usize) -> nix::Result<()> {

@@ -2,11 +2,15 @@
 //!
 //! | module | subject |
 //! |---|---|
+//! | [`instructions`] | instructions a packet, against committed figures |
 //! | [`report`] | rows, as a table or as JSON lines |
 //! | [`environment`] | the machine a figure was taken on |
+//! | [`data_path`] | the data path as a whole: what `millrace bench data-path` measures |
 //! | [`traffic`] | numbered traffic for labs; `unsafe` in its packet sockets only |
 #![deny(unsafe_code)]
 
+pub mod data_path;
 pub mod environment;
+pub mod instructions;
 pub mod report;
 pub mod traffic;

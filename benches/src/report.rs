@@ -1,7 +1,7 @@
 //! Rows of measurements: a table for people, or one JSON object a line for programs.
 #![allow(clippy::print_stdout)]
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// One comparison. `ratio` is written so that larger is better for us.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,7 +34,7 @@ impl Row {
     pub fn to_json(&self) -> Value {
         json!({
             "work": self.work, "ours": rounded(self.ours), "unit": self.unit, "peer": self.peer,
-            "peer_value": rounded(self.peer_value), "ratio": rounded(self.ratio), "aim": self.aim,
+            "peer_value": rounded(self.peer_value), "ratio": rounded(self.ratio), "aim": rounded(self.aim),
             "met": self.met(),
         })
     }
@@ -73,9 +73,19 @@ impl Report {
 
     /// One row.
     pub fn row(&mut self, row: &Row) {
+        self.row_with(row, Map::new());
+    }
+
+    /// One row, and what else there is to know of it, which is shown in JSON only; of the distances
+    /// between the cores also the table shows the smallest and the largest.
+    pub fn row_with(&mut self, row: &Row, more: Map<String, Value>) {
         self.missed += usize::from(!row.met());
         if self.json {
-            println!("{}", row.to_json());
+            let mut object = row.to_json();
+            if let Some(object) = object.as_object_mut() {
+                object.extend(more);
+            }
+            println!("{object}");
             return;
         }
         let aim = match (row.aim > 0.0, row.met()) {
@@ -87,6 +97,27 @@ impl Report {
             "{:<44} {:>9.1} {:>9.1} {:<16} {:<16} {:>5.2}x  {aim}",
             row.work, row.ours, row.peer_value, row.unit, row.peer, row.ratio
         );
+        let distances = more.get("core_to_core_ns_each").and_then(Value::as_array);
+        let distances = distances.into_iter().flatten().filter_map(Value::as_f64);
+        if let (Some(least), Some(most)) =
+            (distances.clone().reduce(f64::min), distances.reduce(f64::max))
+        {
+            println!("{:<44} {least:.0} to {most:.0} ns from core to core", "");
+        }
+    }
+
+    /// A row that could not be measured, and why.
+    pub fn no_row(&self, work: &str, unit: &str, peer: &str, aim: f64, why: &str) {
+        if self.json {
+            let (nothing, met) = (Value::Null, false);
+            let row = json!({
+                "work": work, "ours": nothing, "unit": unit, "peer": peer, "peer_value": nothing,
+                "ratio": nothing, "aim": rounded(aim), "met": met, "not_measured": why,
+            });
+            println!("{row}");
+            return;
+        }
+        println!("{work:<44} {:>9} {:>9} not measured: {why}", "-", "-");
     }
 
     /// Last line of a table.

@@ -376,8 +376,8 @@ fn passage<'n>(nf: &'n mut Fickle, case: &Case, world: &Rc<RefCell<World>>) -> W
     let setup = Setup { service: 1, instance: 1, region: REGION, hold_limit_pkts, jump_services };
     let engine = Engine::new(nf, region, setup, 1, 0).unwrap();
     let mut all = Inputs::new(inputs[..2].iter().cloned().map(Consumer::new));
-    all.open_edge(40, Consumer::new(inputs[2].clone()));
-    all.open_edge(OWN, Consumer::new(own.clone()));
+    all.open_edge(40, Consumer::new(inputs[2].clone()), None);
+    all.open_edge(OWN, Consumer::new(own.clone()), None);
     let routes = crate::shm::RouteTable::from_fd(&routes().read_only_fd().unwrap()).unwrap();
     let lanes = returns.into_iter().map(Producer::new);
     let mut outputs = Outputs::new(lanes, REGION.buffers / 2, 1, routes);
@@ -414,7 +414,7 @@ fn change_edge(
     passage.outputs.open_edge(nf, Producer::new(ring.clone()), None);
     if own {
         passage.inputs.close_edge(nf);
-        passage.inputs.open_edge(nf, Consumer::new(ring));
+        passage.inputs.open_edge(nf, Consumer::new(ring), None);
     }
 }
 

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod applied;
+mod bench;
 mod chain;
 mod client;
 mod down;
@@ -102,6 +103,8 @@ enum Noun {
     Diff(file::DiffOptions),
     /// Make what runs be what a configuration file says: all of it, or nothing
     Apply(file::ApplyOptions),
+    /// Measure against others on this machine, by millrace-bench beside this program
+    Bench(bench::Options),
     /// Print the completions of a shell
     Completions(generate::CompletionsOptions),
     /// Print the manual page, or write one per command
@@ -158,6 +161,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Noun::Check(options) => file::check(globals, &options)?,
         Noun::Diff(options) => file::diff(globals, &options)?,
         Noun::Apply(options) => file::apply(globals, &options)?,
+        Noun::Bench(options) => bench::run(globals, &options)?,
         Noun::Completions(options) => generate::completions(&options)?,
         Noun::Man(options) => generate::man(&options)?,
     }

@@ -1,0 +1,177 @@
+//! Nothing to do: what that costs, and how soon the next packet is noticed.
+//!
+//! Manager and NFs run in a network namespace of their own, between two veth pairs, which goes when the
+//! last of them ends.
+#![forbid(unsafe_code)]
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::geteuid;
+use serde_json::json;
+
+use super::super::lab::Lab;
+use super::super::{Bench, Outcome, Trouble};
+use super::RowSpec;
+use crate::traffic::packet_socket::{FrameBuffers, PacketSocket};
+
+pub const ROWS: &[RowSpec] = &[
+    RowSpec {
+        id: "idle-cpu",
+        work: "idle manager and 4 NFs, AF_XDP ports",
+        unit: "% of a core",
+        peer: "limit",
+        aim: 1.0,
+        run: |bench| in_namespace(|| idle_cpu(bench)),
+    },
+    RowSpec {
+        id: "idle-first",
+        work: "p99 of the first packet after 50 ms, veth, 1 NF, veth",
+        unit: "us",
+        peer: "limit",
+        aim: 1.0,
+        run: |bench| in_namespace(|| first_packet(bench)),
+    },
+];
+
+/// Packets timed in a run.
+const PACKETS: usize = 200;
+/// Long enough for everyone to sleep.
+const SILENCE: Duration = Duration::from_millis(50);
+/// Sent and not seen for so long: lost.
+const LOST_AFTER: Duration = Duration::from_secs(1);
+
+/// The ends of the veth pairs that the manager does not have.
+const ENDS: [&str; 2] = ["end-left", "end-right"];
+
+const CONFIG: &str = r#"
+[[port]]
+name = "left"
+backend = "af_xdp"
+interface = "left"
+egress = "right"
+[[port]]
+name = "right"
+backend = "af_xdp"
+interface = "right"
+egress = "left"
+"#;
+
+/// Runs on a thread of its own, which alone moves into a new namespace, and all that it starts.
+fn in_namespace(run: impl Fn() -> Result<Outcome, Trouble> + Sync) -> Result<Outcome, Trouble> {
+    if !geteuid().is_root() {
+        return Err(Trouble::NotAvailable("needs root, for a network namespace".into()));
+    }
+    std::thread::scope(|scope| {
+        let inside = || {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            for (end, port) in ENDS.iter().zip(["left", "right"]) {
+                ip(&[
+                    "link",
+                    "add",
+                    port,
+                    "numrxqueues",
+                    "1",
+                    "numtxqueues",
+                    "1",
+                    "type",
+                    "veth",
+                    "peer",
+                    "name",
+                    end,
+                    "numrxqueues",
+                    "1",
+                    "numtxqueues",
+                    "1",
+                ])?;
+                for interface in [port, *end] {
+                    // The kernel says nothing of its own there.
+                    ip(&["link", "set", interface, "addrgenmode", "none"])?;
+                    ip(&["link", "set", interface, "up"])?;
+                }
+            }
+            run()
+        };
+        scope
+            .spawn(inside)
+            .join()
+            .map_err(|_| Trouble::Failed("the measurement panicked".into()))?
+    })
+}
+
+fn ip(args: &[&str]) -> Result<(), Trouble> {
+    let output = Command::new("ip").args(args).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(Trouble::Failed(format!("ip {}: {}", args.join(" "), said.trim())))
+}
+
+fn start(bench: &Bench, nfs: usize) -> Result<Lab<'_>, Trouble> {
+    let services: Vec<_> = (1..=nfs).collect();
+    let chain = format!("[[chain]]\nname = \"default\"\nservices = {services:?}\n");
+    let mut lab = Lab::start(bench, &format!("{CONFIG}{chain}"))?;
+    let core = bench.second_core().unwrap_or(bench.cores.manager);
+    for service in services {
+        lab.nf(core, &["forward", "--service", &service.to_string()])?;
+    }
+    Ok(lab)
+}
+
+fn idle_cpu(bench: &Bench) -> Result<Outcome, Trouble> {
+    let lab = start(bench, 4)?;
+    let mut shares = Vec::new();
+    bench.pause(Duration::from_secs(1))?;
+    for _ in 0..bench.reps {
+        let window = lab.measure_for(Duration::from_secs(1))?;
+        shares.push((window.manager_cpu_s + window.nfs_cpu_s()) / window.seconds * 100.0);
+    }
+    lab.finish()?;
+    Ok(Outcome::below(shares, 3.0))
+}
+
+fn first_packet(bench: &Bench) -> Result<Outcome, Trouble> {
+    let (mut with_nf, mut without) = (Vec::new(), Vec::new());
+    for _ in 0..bench.reps {
+        with_nf.push(percentile_us(bench, 1)?);
+        without.push(percentile_us(bench, 0)?);
+    }
+    Ok(Outcome::below(with_nf, 100.0).with("without_nf_each", json!(without)))
+}
+
+/// The 99th percentile of the way from one end to the other, each packet alone after a silence.
+fn percentile_us(bench: &Bench, nfs: usize) -> Result<f64, Trouble> {
+    let lab = start(bench, nfs)?;
+    let sender = PacketSocket::sender(ENDS[0])?;
+    let receiver = PacketSocket::receiver(ENDS[1], 1 << 20)?;
+    let mut buffers = FrameBuffers::new();
+    let frame = vec![frame()];
+    let mut times_us = Vec::new();
+    // The first ones make caches and pages warm.
+    for at in 0..PACKETS + 5 {
+        bench.pause(SILENCE)?;
+        let began = Instant::now();
+        sender.send_burst(&frame)?;
+        while receiver.receive_burst(&mut buffers)? == 0 {
+            if began.elapsed() > LOST_AFTER {
+                return Err(Trouble::Failed("a packet was lost between the veth pairs".into()));
+            }
+            std::hint::spin_loop();
+        }
+        if at >= 5 {
+            times_us.push(began.elapsed().as_nanos() as f64 / 1e3);
+        }
+    }
+    lab.finish()?;
+    times_us.sort_by(f64::total_cmp);
+    Ok(times_us[PACKETS * 99 / 100])
+}
+
+/// To an address that nobody has, of a type for experiments (IEEE 802, local experimental).
+fn frame() -> Vec<u8> {
+    let mut frame = vec![0x02, 0, 0, 0, 0, 0xfe, 0x02, 0, 0, 0, 0, 0x01, 0x88, 0xb5];
+    frame.resize(60, 0);
+    frame
+}
