@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`report`] | rows, as a table or as JSON lines |
 //! | [`environment`] | the machine a figure was taken on |
-//! | [`traffic`] | numbered traffic for labs; `unsafe` in its packet sockets only |
+//! | [`traffic`] | numbered traffic for labs; `unsafe` in its packet sockets and XDP programs only |
 #![deny(unsafe_code)]
 
 pub mod environment;
