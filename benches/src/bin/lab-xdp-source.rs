@@ -1,4 +1,4 @@
-//! `lab-xdp-source send|drop`: frames at the kernel's own speed, and an end that takes them.
+//! `lab-xdp-source send|drop|environment`: frames at the kernel's own speed, and an end that takes them.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
+use millrace_benches::environment;
 use millrace_benches::traffic::signals::{Asked, Signals};
 use millrace_benches::traffic::xdp_program::{Drain, MAX_FRAME_BYTES, Source};
 use nflib::testing::FrameBuilder;
@@ -36,6 +37,8 @@ enum Command {
     Send(SendArgs),
     /// Drop what an interface receives, in its driver, until SIGTERM
     Drop(DropArgs),
+    /// Print the machine, with the time a cache line takes from core to core at this moment
+    Environment,
 }
 
 #[derive(Args)]
@@ -119,7 +122,7 @@ fn send(args: &SendArgs, signals: &Signals) -> Result<()> {
     }
     print_json(&serde_json::json!({
         "interface": args.interface, "packets": made.pkts, "packet_bytes": args.packet_bytes,
-        "seconds": (seconds * 1e3).round() / 1e3, "pps": (made.pkts as f64 / seconds).round(),
+        "seconds": (seconds * 1e3).round() / 1e3, "pps": (made.pkts as f64 / seconds).round() as u64,
     }));
     Ok(())
 }
@@ -143,6 +146,10 @@ fn main() -> ExitCode {
     let done = Signals::take_over().context("signals").and_then(|signals| match cli.command {
         Command::Send(args) => send(&args, &signals),
         Command::Drop(args) => drop_all(&args, &signals),
+        Command::Environment => {
+            print_json(&environment::describe());
+            Ok(())
+        }
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
