@@ -3,7 +3,7 @@
 # a name_stop; both leave the interfaces as they found them.
 
 FORWARDER_LOG=''
-FORWARDER_PID='' NF_PID=''
+FORWARDER_PID=''
 
 # spawn_here LOG COMMAND…: as `spawn`; with --ahead at nice -20. Each session is a scheduling group of its
 # own where the kernel groups by them, so the group gets the same.
@@ -43,7 +43,10 @@ write_config() {
     printf 'ring_capacity = 16384\n\n[pool]\nbuffers = 65536\nhugepages = "try"\n'
     port_config left right 0
     port_config right left 1
-    [[ -z $1 ]] || printf '\n[[service]]\nname = "forward"\nid = 1\n'
+    # The manager starts the NF, in its own session: in another one, where the kernel makes each session
+    # a scheduling group, an NF that yields the core would not yield it to the worker.
+    [[ -z $1 ]] || printf '\n[[service]]\nname = "forward"\nid = 1\ncommand = ["%s", "forward"]\nuser = "%s"\ncores = [%s]\n' \
+        "$NF_BINARY" "$NF_USER" "$NF_CORE"
     printf '\n[[chain]]\nname = "default"\nservices = [%s]\n' "$1"
 }
 
@@ -56,16 +59,12 @@ millrace_start() {
     await 20 millrace_ready_or_dead || true
     manager_ready || die "the manager did not start: $(tail -n 1 "$FORWARDER_LOG")"
     [[ -n $1 ]] || return 0
-    as_user "$NF_USER"
-    spawn_here "$STATE/log/nf.log" "${AS_USER[@]}" "$NF_BINARY" forward --service forward \
-        --socket "$SOCKET" --core "$NF_CORE"
-    NF_PID=$SPAWNED_PID
     await 20 nf_ready_or_dead || true
-    nf_ready || die "the NF did not attach: $(tail -n 1 "$STATE/log/nf.log")"
+    nf_ready || die "the NF did not attach: $(tail -n 1 "$FORWARDER_LOG")"
 }
 
 millrace_ready_or_dead() { manager_ready || ! alive "$FORWARDER_PID"; }
-nf_ready_or_dead() { nf_ready || ! alive "$NF_PID"; }
+nf_ready_or_dead() { nf_ready || ! alive "$FORWARDER_PID"; }
 nf_ready() {
     read_status && index_of services name forward &&
         [[ -n ${S[services.$INDEX.instances.0]-} && ${S[plan.changing]-} == false ]]
@@ -84,8 +83,6 @@ millrace_stop() {
     count accounting.tx_pkts
     RUN_TX_PKTS=$COUNT
     stop_child "$FORWARDER_PID" 10 || code=$?
-    [[ -z $NF_PID ]] || stop_child "$NF_PID" 5 || true
-    NF_PID=''
     if ((code)) || [[ ${S[accounting.balanced]-} != true ]]; then
         UNBALANCED=$((UNBALANCED + 1))
         FAILURES+=("the manager's books do not balance (exit code $code): $(tail -n 1 "$FORWARDER_LOG")")

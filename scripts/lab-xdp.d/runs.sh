@@ -116,7 +116,7 @@ row() {
     # shellcheck disable=SC2086
     median ${RATES[$2]}
     theirs=$MEDIAN
-    ratio=$(awk -v a="$ours" -v b="$theirs" 'BEGIN { printf "%.2f", b > 0 ? a / b : 0 }')
+    ratio=$(awk -v a="$ours" -v b="$theirs" 'BEGIN { printf "%.2f", (b > 0) ? a / b : 0 }')
     if awk -v r="$ratio" -v aim="$3" 'BEGIN { exit r < aim }'; then met=true; fi
     [[ $met == true ]] || MISSED=$((MISSED + 1))
     if ((JSON)); then
