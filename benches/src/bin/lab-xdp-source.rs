@@ -4,6 +4,7 @@
 use std::io;
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -96,9 +97,9 @@ fn explain(error: io::Error) -> anyhow::Error {
         Some(libc::EPERM | libc::EACCES) => {
             anyhow::anyhow!("bpf(2) needs root (CAP_BPF and CAP_NET_ADMIN); run it with sudo")
         }
-        Some(libc::EINVAL) => anyhow::anyhow!(
-            "this kernel refuses (EINVAL): live frames need Linux 5.18 or later"
-        ),
+        Some(libc::EINVAL) => {
+            anyhow::anyhow!("this kernel refuses (EINVAL): live frames need Linux 5.18 or later")
+        }
         Some(libc::EBUSY | libc::EEXIST) => {
             anyhow::anyhow!("another XDP program is attached there; remove it first")
         }
@@ -114,7 +115,11 @@ fn print_json(line: &serde_json::Value) {
 fn send(args: &SendArgs, signals: &Signals) -> Result<()> {
     let ifindex = index_of(&args.interface)?;
     let source = Source::new(ifindex, frame(args.packet_bytes, args.seed)).map_err(explain)?;
-    let stop = || matches!(signals.next(), Ok(Some(Asked::Stop)) | Err(_));
+    let stopped = AtomicBool::new(false);
+    let stop = || {
+        let asked = matches!(signals.next(), Ok(Some(Asked::Stop)) | Err(_));
+        stopped.fetch_or(asked, Ordering::Relaxed) || asked
+    };
     let made = source.run(Duration::from_secs_f64(args.seconds), stop).map_err(explain)?;
     let seconds = made.time.as_secs_f64();
     if made.pkts == 0 {

@@ -24,9 +24,13 @@ const XDP_DROP: i32 = 1;
 /// linux/if_link.h: the program runs in the driver.
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
-/// Frames a call has the kernel make: a call takes some 20 to 100 ms, and only between two is the
-/// clock looked at. Each call makes a pool of pages and gives it back, so shorter ones cost rate.
-const PKTS_PER_CALL: u32 = 1 << 17;
+/// Frames a call has the kernel make: a call takes some 50 to 100 ms, and only between two is the clock
+/// looked at.
+const PKTS_PER_CALL: u32 = 1 << 18;
+/// Calls at a time. At its end a call waits for some 30 ms until its pool of pages can be given back (an
+/// RCU grace period); another one's frames fill the pause, in which forwarders would drain their rings
+/// and wait.
+const THREADS: usize = 2;
 /// Frames the kernel makes before it lets the receiving side work; its own default and most.
 const KERNEL_BURST_PKTS: u32 = 64;
 
@@ -95,14 +99,8 @@ fn load(code: &[[u32; 2]]) -> io::Result<OwnedFd> {
     let license = c"BSD";
     let [code_low, code_high] = words(code.as_ptr() as usize);
     let [license_low, license_high] = words(license.as_ptr() as usize);
-    let mut attributes = [
-        BPF_PROG_TYPE_XDP,
-        code.len() as u32,
-        code_low,
-        code_high,
-        license_low,
-        license_high,
-    ];
+    let mut attributes =
+        [BPF_PROG_TYPE_XDP, code.len() as u32, code_low, code_high, license_low, license_high];
     // SAFETY: the two addresses lead to `code`, of the length given, and to a C string; both outlive
     // the call.
     unsafe { bpf(BPF_PROG_LOAD, &mut attributes) }.map(owned)
@@ -140,10 +138,25 @@ impl Source {
     ///
     /// # Errors
     /// The system call's; `InvalidInput` where the kernel cannot (before Linux 5.18).
-    pub fn run(&self, time: Duration, mut stop: impl FnMut() -> bool) -> io::Result<Made> {
+    pub fn run(&self, time: Duration, stop: impl Fn() -> bool + Sync) -> io::Result<Made> {
         let started = Instant::now();
+        let goes_on = || started.elapsed() < time && !stop();
+        let made: io::Result<u64> = std::thread::scope(|scope| {
+            let threads = [(); THREADS].map(|()| scope.spawn(|| self.make_while(&goes_on)));
+            threads
+                .into_iter()
+                .map(|thread| {
+                    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                })
+                .sum()
+        });
+        Ok(Made { pkts: made?, time: started.elapsed() })
+    }
+
+    /// One thread's calls; returns the frames made.
+    fn make_while(&self, goes_on: impl Fn() -> bool) -> io::Result<u64> {
         let mut pkts = 0;
-        while started.elapsed() < time && !stop() {
+        while goes_on() {
             match self.call() {
                 Ok(()) => pkts += u64::from(PKTS_PER_CALL),
                 // A signal; how many it was until then is not told.
@@ -151,7 +164,7 @@ impl Source {
                 Err(error) => return Err(error),
             }
         }
-        Ok(Made { pkts, time: started.elapsed() })
+        Ok(pkts)
     }
 
     fn call(&self) -> io::Result<()> {
