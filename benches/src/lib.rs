@@ -6,7 +6,7 @@
 //! | [`report`] | rows, as a table or as JSON lines |
 //! | [`environment`] | the machine a figure was taken on |
 //! | [`data_path`] | the data path as a whole: what `millrace bench data-path` measures |
-//! | [`traffic`] | numbered traffic for labs; `unsafe` in its packet sockets only |
+//! | [`traffic`] | numbered traffic for labs; `unsafe` in its packet sockets and XDP programs only |
 #![deny(unsafe_code)]
 
 pub mod data_path;

@@ -14,35 +14,6 @@ ADDRESS_B=10.78.0.2
 # (The kill test asks for more, so that pages are reserved on every machine.)
 HUGEPAGES_NEEDED=${MILLRACE_QUICKSTART_HUGEPAGES:-32}
 
-# --- hugepages --------------------------------------------------------------------------------
-
-# reserve_hugepages: makes sure enough are free; the old number comes back at the end.
-reserve_hugepages() {
-    ((EUID == 0)) || return 0
-    local free reserved total target
-    free=$(awk '/^HugePages_Free/ { print $2 }' /proc/meminfo)
-    reserved=$(awk '/^HugePages_Rsvd/ { print $2 }' /proc/meminfo)
-    free=$((${free:-0} - ${reserved:-0}))
-    if [[ ! -w /proc/sys/vm/nr_hugepages ]]; then
-        note "hugepages cannot be reserved here: ordinary pages will do"
-        return 0
-    fi
-    if ((free >= HUGEPAGES_NEEDED)); then
-        note "$free hugepages are free; $HUGEPAGES_NEEDED are needed"
-        return 0
-    fi
-    total=$(</proc/sys/vm/nr_hugepages)
-    target=$((total + HUGEPAGES_NEEDED - free))
-    printf '%s %s\n' "$total" "$target" >"$STATE/owned/hugepages"
-    echo "$target" >/proc/sys/vm/nr_hugepages
-    total=$(</proc/sys/vm/nr_hugepages)
-    if ((total < target)); then
-        note "reserved $total of $target hugepages (memory is fragmented); ordinary pages do the rest"
-    else
-        note "reserved hugepages: vm.nr_hugepages = $target until the end"
-    fi
-}
-
 # --- namespaces -------------------------------------------------------------------------------
 
 make_namespaces() {

@@ -12,7 +12,8 @@
 //! | [`ledger`] | what came of each flow: order, losses |
 //! | [`ways`] | which way it came, from phase to phase |
 //! | [`sender`], [`receiver`] | the two loops and their reports |
-//! | [`packet_socket`] | packet(7) sockets: all `unsafe` of this crate |
+//! | [`packet_socket`] | packet(7) sockets; `unsafe` |
+//! | [`xdp_program`] | frames made in the kernel, and an end that drops them, by bpf(2); `unsafe` |
 //! | [`interface`] | the kernel's own drop counters |
 //! | [`signals`] | being told to stop, or to begin the next phase |
 
@@ -27,6 +28,8 @@ pub mod receiver;
 pub mod sender;
 pub mod signals;
 pub mod ways;
+#[allow(unsafe_code)]
+pub mod xdp_program;
 
 use nix::time::{ClockId, clock_gettime};
 

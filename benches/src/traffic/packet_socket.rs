@@ -1,6 +1,6 @@
 //! Packet sockets (packet(7)): whole frames on one interface, many a system call.
 //!
-//! All `unsafe` of this crate is here: socket addresses and message headers are C structures.
+//! `unsafe` because socket addresses and message headers are C structures.
 
 use std::ffi::CString;
 use std::io;

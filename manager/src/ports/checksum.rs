@@ -19,7 +19,9 @@
 //! open. For those, `ethtool -K <device> tx off` at the sender.
 #![allow(unsafe_code)]
 
-use nflib::shm::{BufferIndex, Region};
+use std::sync::atomic::AtomicU8;
+
+use nflib::shm::{BufferIndex, Region, prefetch};
 
 /// Headers are looked at within this many bytes of the frame's start: Ethernet 14, two VLAN tags 8,
 /// IPv4 with options 60 or IPv6 with extensions, and the transport header up to its checksum. A
@@ -44,6 +46,20 @@ struct Transport {
     protocol: u8,
     /// Folded sum of the pseudo-header.
     pseudo_sum: u16,
+}
+
+/// Asks for the first cache line of a frame, which will be read soon. A range outside the region is
+/// left alone.
+#[inline]
+pub fn prefetch_headers(region: &Region, index: BufferIndex, offset_bytes: u16) {
+    if !region.geometry().contains(index, offset_bytes, 1) {
+        return;
+    }
+    if let Some(at) = region.ptr(index, offset_bytes) {
+        // SAFETY: `contains` says the byte is inside the region, which outlives the call; an atomic
+        // may be written meanwhile.
+        prefetch(unsafe { at.cast::<AtomicU8>().as_ref() });
+    }
 }
 
 /// Completes the TCP or UDP checksum of a frame in place when it is partial; returns whether it was.

@@ -139,6 +139,19 @@ impl XdpQueue {
             flow_hash: 0,
         };
         if self.complete_checksums {
+            checksum::prefetch_headers(self.umem.region(), packet.buffer, packet.offset_bytes);
+        }
+        out.push(packet);
+    }
+
+    /// Completes what senders left to hardware, once the headers of the whole burst have been asked
+    /// for: the kernel wrote them on another core, most often, and one miss after the other would cost
+    /// more than all the rest of receiving.
+    fn complete_checksums(&self, received: &[PortPacket]) {
+        if !self.complete_checksums {
+            return;
+        }
+        for packet in received {
             checksum::complete_partial(
                 self.umem.region(),
                 packet.buffer,
@@ -146,7 +159,6 @@ impl XdpQueue {
                 packet.len_bytes,
             );
         }
-        out.push(packet);
     }
 
     /// Counts a frame as received and dropped; its buffer goes back with the scratch list.
@@ -185,15 +197,15 @@ impl XdpQueue {
         let want = missing.min(fill.free(missing)) as usize;
         self.scratch.clear();
         pool.take(want, &mut self.scratch);
-        let (umem, held) = (&self.umem, &mut self.held);
-        self.scratch.retain(|&buffer| {
-            let Some(slot) = umem.slot(buffer) else { return true };
-            held.post_receive(slot);
-            fill.write(umem.address(buffer, 0));
-            false
-        });
+        for &buffer in &self.scratch {
+            let Some(slot) = self.umem.slot(buffer) else {
+                debug_assert!(false, "the pool of a queue is the share that its UMEM was made of");
+                continue;
+            };
+            self.held.post_receive(slot);
+            fill.write(self.umem.address(buffer, 0));
+        }
         fill.publish();
-        pool.give(&self.scratch);
         self.scratch.clear();
         if fill.wants_wakeup() && live.socket.kick_receive() == Kick::Gone {
             self.link.mark_gone();
@@ -265,6 +277,8 @@ impl XdpQueue {
         if !self.held.post_transmit(slot, count) {
             return Sent::Refused;
         }
+        // The kernel reads it soon, in `send_waiting`; after an NF it may be in no near cache.
+        checksum::prefetch_headers(self.umem.region(), packet.buffer, packet.offset_bytes);
         if let Some(live) = &mut self.live {
             scatter.for_each(|desc| live.rings.tx.write(desc));
         }
@@ -396,6 +410,7 @@ impl PortQueue for XdpQueue {
             live.rings.rx.release();
         }
         let received = &out[before..];
+        self.complete_checksums(received);
         self.counters.rx_pkts.add(received.len() as u64);
         self.counters.rx_bytes.add(received.iter().map(|p| u64::from(p.len_bytes)).sum());
         if !self.scratch.is_empty() {
