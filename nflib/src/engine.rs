@@ -294,6 +294,8 @@ impl<N: NetworkFunction> Engine<N> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::packet::PacketId;
     use crate::shm::{BufferIndex, HugePages, RegionGeometry};
@@ -358,5 +360,159 @@ mod tests {
         engine.run_burst(&[arrival(5, 256, 60)], 0);
         assert!(engine.hold.remove(first).is_err());
         assert!(engine.hold.remove(PacketId { arrival: 2, buffer: 5 }).is_ok());
+    }
+
+    /// What an NF does with one burst.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Decide(usize, Action),
+        /// Of the packets held, the one at this place, modulo their number.
+        Release(usize, Action),
+        All(Action),
+        Each(Vec<Action>),
+    }
+
+    /// Does as it is told, and writes down what must come of it: the simple model of a burst.
+    #[derive(Default)]
+    struct Scripted {
+        script: Vec<Step>,
+        here: Vec<Option<BufferIndex>>,
+        held: Vec<(PacketId, BufferIndex)>,
+        left: Vec<(BufferIndex, Action)>,
+        room: usize,
+    }
+
+    impl Scripted {
+        fn note(&mut self, id: PacketId, buffer: BufferIndex, action: Action) {
+            match action {
+                Action::Hold if self.held.len() < self.room => self.held.push((id, buffer)),
+                Action::Hold => self.left.push((buffer, Action::Drop)),
+                action => self.left.push((buffer, action)),
+            }
+        }
+
+        fn decide(
+            &mut self,
+            at: usize,
+            action: Action,
+            burst: &mut Burst<'_>,
+            ctx: &mut Context<'_>,
+        ) {
+            let here = self.here.get_mut(at).and_then(Option::take);
+            let id = burst.packet(at).map(|packet| packet.id());
+            assert_eq!(id.map(|id| id.buffer), here);
+            assert_eq!(burst.decide(at, action, ctx), here.is_some());
+            assert!(burst.packet(at).is_none());
+            if let (Some(id), Some(buffer)) = (id, here) {
+                self.note(id, buffer, action);
+            }
+        }
+
+        fn step(&mut self, step: &Step, burst: &mut Burst<'_>, ctx: &mut Context<'_>) {
+            match step {
+                Step::Decide(at, action) => self.decide(*at, *action, burst, ctx),
+                Step::Release(which, action)
+                    if !self.held.is_empty() && *action != Action::Hold =>
+                {
+                    let (id, buffer) = self.held.remove(which % self.held.len());
+                    assert_eq!(ctx.release(id, *action), Ok(()));
+                    assert!(ctx.release(id, *action).is_err());
+                    self.left.push((buffer, *action));
+                }
+                Step::Release(..) => {}
+                Step::All(action) => {
+                    for at in 0..self.here.len() {
+                        let id = burst.packet(at).map(|packet| packet.id());
+                        if let (Some(buffer), Some(id)) = (self.here[at].take(), id) {
+                            self.note(id, buffer, *action);
+                        }
+                    }
+                    burst.decide_all(*action, ctx);
+                }
+                Step::Each(actions) => {
+                    let mut actions = actions.iter().cycle();
+                    let mut decided = Vec::new();
+                    burst.decide_each(ctx, |packet, _| {
+                        let action = *actions.next().unwrap();
+                        decided.push((packet.id(), action));
+                        action
+                    });
+                    for (id, action) in decided {
+                        let here = self.here.iter_mut().find(|here| **here == Some(id.buffer));
+                        assert!(here.unwrap().take().is_some());
+                        self.note(id, id.buffer, action);
+                    }
+                }
+            }
+        }
+    }
+
+    impl NetworkFunction for Scripted {
+        fn process_burst(&mut self, burst: &mut Burst<'_>, ctx: &mut Context<'_>) {
+            let all = (0..burst.len()).map(|at| burst.packet(at).map(|packet| packet.id().buffer));
+            self.here = all.collect();
+            for step in std::mem::take(&mut self.script) {
+                self.step(&step, burst, ctx);
+            }
+            for buffer in self.here.drain(..).flatten() {
+                self.left.push((buffer, Action::Next));
+            }
+        }
+    }
+
+    fn action() -> impl Strategy<Value = Action> {
+        prop_oneof![
+            4 => Just(Action::Next),
+            1 => Just(Action::Drop),
+            1 => Just(Action::Out(3)),
+            1 => Just(Action::ToService(7)),
+            1 => Just(Action::Hold),
+        ]
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            8 => (0usize..10, action()).prop_map(|(at, action)| Step::Decide(at, action)),
+            2 => (0usize..10, action()).prop_map(|(which, action)| Step::Release(which, action)),
+            1 => action().prop_map(Step::All),
+            1 => proptest::collection::vec(action(), 1..6).prop_map(Step::Each),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn packets_leave_once_and_in_the_order_decided_whatever_an_nf_does(
+            room in 0usize..8,
+            bursts in proptest::collection::vec(
+                (1usize..9, any::<bool>(), proptest::collection::vec(step(), 0..14)), 1..12),
+        ) {
+            let region = RegionGeometry { buffers: 64, stride_bytes: 128, headroom_bytes: 0 };
+            let setup =
+                Setup { service: 1, instance: 1, region, hold_limit_pkts: room, jump_services: vec![] };
+            let region = Arc::new(Region::create(region, HugePages::Off).unwrap());
+            let nf = Scripted { room, ..Scripted::default() };
+            let mut engine = Engine::new(nf, region, setup, 1, 0).unwrap();
+            let mut free: std::collections::VecDeque<u32> = (0..64).collect();
+            for (count, in_order, mut script) in bursts {
+                if in_order {
+                    // As most NFs do it: from the first packet to the last.
+                    let in_place = script.iter_mut().filter_map(|step| match step {
+                        Step::Decide(at, _) => Some(at),
+                        _ => None,
+                    });
+                    in_place.zip(0..).for_each(|(at, n)| *at = n);
+                }
+                engine.nf.script = script;
+                let burst: Vec<_> = free.drain(..count).map(|b| arrival(b, 0, 60)).collect();
+                engine.run_burst(&burst, 0);
+                let left = engine.take_departures();
+                let left: Vec<_> =
+                    left.iter().map(|d| (d.slot.lease.buffer(), d.action)).collect();
+                prop_assert_eq!(&left, &std::mem::take(&mut engine.nf.left));
+                prop_assert_eq!(engine.held_pkts(), engine.nf.held.len());
+                free.extend(left.iter().map(|&(buffer, _)| buffer));
+            }
+            prop_assert_eq!(free.len() + engine.held_pkts(), 64);
+        }
     }
 }

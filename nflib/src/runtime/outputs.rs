@@ -5,8 +5,6 @@
 //! to, not by those there are.
 #![forbid(unsafe_code)]
 
-use crate::burst::Run;
-use crate::context::Departure;
 use crate::descriptor::{ActionCode, Delivery, Returned, RouteId, ServiceId};
 use crate::nf::Action;
 use crate::shm::{
@@ -53,13 +51,6 @@ struct Output<T, M> {
 impl<T: Named, M: RingMemory> Output<T, M> {
     fn new(ring: Producer<T, M>) -> Self {
         Self { ring, queued: Vec::new(), marked: 0, unsettled: false }
-    }
-
-    /// Queues a value; returns true when it is the first.
-    #[inline]
-    fn queue(&mut self, value: T) -> bool {
-        self.queued.push(value);
-        self.queued.len() == 1
     }
 
     /// Pushes what fits, at once; the rest stays, in order.
@@ -316,41 +307,47 @@ impl<M: RingMemory> Outputs<M> {
     }
 
     /// Queues packets about which the same was decided for where they are to go.
-    pub(crate) fn queue_run(&mut self, packets: &[Delivery], run: &Run) {
-        let mut way = None;
-        for packet in &packets[run.start..run.end] {
-            let at = (packet.route, packet.hop);
-            let way = match way {
-                Some((of, way)) if of == at => way,
-                _ => way.insert((at, self.way(packet, run.action))).1,
-            };
-            self.queue_by(way, packet, run.action);
+    pub(crate) fn queue_run(&mut self, packets: &[Delivery], action: Action) {
+        let at = |packet: &Delivery| (packet.route, packet.hop);
+        for alike in packets.chunk_by(|one, next| at(one) == at(next)) {
+            self.queue_alike(alike, action);
         }
     }
 
-    /// Queues a packet for where it is to go.
-    pub(crate) fn queue(&mut self, departure: &Departure) {
-        let packet = departure.slot.lease.descriptor();
-        self.queue_by(self.way(packet, departure.action), packet, departure.action);
+    /// Queues packets of one hop of one route about which the same was decided, at least one.
+    fn queue_alike(&mut self, packets: &[Delivery], action: Action) {
+        match self.way(&packets[0], action) {
+            Way::Edge { place, hop } => self.queue_by_edge(place, hop, packets),
+            Way::ByFlow { entry, hop } => {
+                for packet in packets {
+                    let packet = std::slice::from_ref(packet);
+                    match self.edge_to(self.routes.nf_of(entry, packet[0].flow_hash)) {
+                        Some(place) => self.queue_by_edge(place, hop, packet),
+                        None => self.queue_by_lanes(packet, action),
+                    }
+                }
+            }
+            Way::Lane => self.queue_by_lanes(packets, action),
+        }
     }
 
     #[inline]
-    fn queue_by(&mut self, way: Way, packet: &Delivery, action: Action) {
-        let edge = match way {
-            Way::Lane => None,
-            Way::Edge { place, hop } => Some((place, hop)),
-            Way::ByFlow { entry, hop } => {
-                self.edge_to(self.routes.nf_of(entry, packet.flow_hash)).map(|place| (place, hop))
-            }
+    fn queue_by_edge(&mut self, place: u16, hop: u8, packets: &[Delivery]) {
+        // `edge_of` leads to edges only.
+        let Some(edge) = self.edges.get_mut(usize::from(place)).and_then(Option::as_mut) else {
+            return;
         };
-        if let Some((place, hop)) = edge
-            && let Some(edge) = self.edges[usize::from(place)].as_mut()
-        {
-            if edge.output.queue(Delivery { hop, ..*packet }) {
-                self.dirty_edges.push(place);
-            }
-        } else {
-            let (code, target) = code_of(action);
+        if edge.output.queued.is_empty() {
+            self.dirty_edges.push(place);
+        }
+        let next = |packet: &Delivery| packet.hops_on(hop.wrapping_sub(packet.hop));
+        edge.output.queued.extend(packets.iter().map(next));
+    }
+
+    #[inline]
+    fn queue_by_lanes(&mut self, packets: &[Delivery], action: Action) {
+        let (code, target) = code_of(action);
+        for packet in packets {
             self.give_back(returned(packet, packet.hop, code, target));
         }
     }
@@ -415,10 +412,11 @@ impl<M: RingMemory> Outputs<M> {
             0 => 0,
             _ => ((packet.buffer / self.worker_buffers) as usize).min(last),
         };
-        if let Some(lane) = self.lanes.get_mut(place)
-            && lane.queue(packet)
-        {
-            self.dirty_lanes.push(place as u16);
+        if let Some(lane) = self.lanes.get_mut(place) {
+            if lane.queued.is_empty() {
+                self.dirty_lanes.push(place as u16);
+            }
+            lane.queued.push(packet);
         }
     }
 

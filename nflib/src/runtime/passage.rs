@@ -24,6 +24,7 @@
 #![forbid(unsafe_code)]
 
 use crate::burst::Run;
+use crate::context::Departure;
 use crate::engine::Engine;
 use crate::nf::{Action, NetworkFunction};
 use crate::shm::{RingError, RingMemory};
@@ -149,16 +150,16 @@ impl<N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<N, M, H> {
     /// Step 3 in general: each packet is queued for its output, then each output gets its burst.
     fn queue_and_push(&mut self, now_ns: u64) -> Result<usize, RingError> {
         let (packets, runs, _) = self.engine.decided();
-        for run in runs {
-            let run_pkts = (run.end - run.start) as u64;
-            self.tx_pkts += run_pkts;
-            self.drop_pkts += if run.action == Action::Drop { run_pkts } else { 0 };
-            self.outputs.queue_run(packets, run);
+        for &Run { action, start, end } in runs {
+            let packets = &packets[start..end];
+            self.tx_pkts += packets.len() as u64;
+            self.drop_pkts += if action == Action::Drop { packets.len() as u64 } else { 0 };
+            self.outputs.queue_run(packets, action);
         }
-        for departure in self.engine.out.drain(..) {
+        for Departure { slot, action } in self.engine.out.drain(..) {
             self.tx_pkts += 1;
-            self.drop_pkts += u64::from(departure.action == Action::Drop);
-            self.outputs.queue(&departure);
+            self.drop_pkts += u64::from(action == Action::Drop);
+            self.outputs.queue_run(std::slice::from_ref(slot.lease.descriptor()), action);
         }
         self.outputs.push_all(&mut self.marks, now_ns)
     }

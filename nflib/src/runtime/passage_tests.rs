@@ -22,7 +22,7 @@ use crate::shm::{
     BufferIndex, Consumer, HeapRing, HopEntry, HugePages, Producer, Region, RegionGeometry,
     Remains, RouteTableWriter, SlotValue, remaining_buffers,
 };
-use crate::{Context, Packet};
+use crate::{Burst, Context, Packet};
 
 const REGION: RegionGeometry = RegionGeometry { buffers: 96, stride_bytes: 128, headroom_bytes: 0 };
 /// Neighbours with an edge; the route's second hop is one of them or [`FAR`], by the flow.
@@ -185,8 +185,8 @@ impl World {
 
 fn packet(buffer: BufferIndex, dice: &Dice) -> Delivery {
     let flow_hash = dice.below(1 << 20) as u32;
-    // Route 1 has no second hop.
-    let route = u16::from(dice.one_in(8));
+    // Route 1 has no second hop, route 2 one NF there.
+    let route = [0, 0, 0, 0, 1, 2, 2, 2][dice.below(8)];
     Delivery { buffer, len_bytes: 60, flow_hash, route, ..Delivery::default() }
 }
 
@@ -288,6 +288,14 @@ impl NetworkFunction for Fickle {
         self.action()
     }
 
+    fn process_burst(&mut self, burst: &mut Burst<'_>, ctx: &mut Context<'_>) {
+        if self.dice.one_in(2) {
+            burst.decide_all(self.action(), ctx);
+        } else {
+            burst.decide_each(ctx, |packet, ctx| self.process(packet, ctx));
+        }
+    }
+
     fn tick_interval(&self) -> Option<std::time::Duration> {
         Some(std::time::Duration::from_micros(300))
     }
@@ -348,6 +356,7 @@ fn routes() -> RouteTableWriter {
     routes.write_set(0, &[NEAR[0], NEAR[1], NEAR[2], FAR]);
     let hops = [(1, HopEntry::Nf(OWN)), (2, HopEntry::Set { first: 0, log2: 2 })];
     routes.write_route(0, 0, &hops);
+    routes.write_route(2, 2, &[(1, HopEntry::Nf(OWN)), (2, HopEntry::Nf(NEAR[0]))]);
     routes
 }
 
