@@ -70,12 +70,14 @@ pub struct Edges {
     edges: BTreeMap<Pair, Edge>,
 }
 
-/// What has to be known of an NF to tell which edges it wants.
+/// An NF that sends packets to services by name.
 #[derive(Clone, Copy, Debug)]
-pub struct Wishes<'a> {
-    /// It takes part in direct edges.
-    pub trusted: bool,
-    /// Services that it sends packets to by name.
+pub struct Jumper<'a> {
+    /// Its number.
+    pub nf: NfNumber,
+    /// The service it provides.
+    pub service: ServiceId,
+    /// The services it sends packets to.
     pub jumps: &'a [ServiceId],
 }
 
@@ -83,11 +85,11 @@ pub struct Wishes<'a> {
 /// services a route contains both and of which the first jumps to the second. Hops and jumps that
 /// would need too many are left out; hops come first.
 #[must_use]
-pub fn wanted_pairs<'a>(
+pub fn wanted_pairs(
     plan: &Plan,
-    nf: impl Fn(NfNumber) -> Option<Wishes<'a>>,
+    trusted: impl Fn(NfNumber) -> bool,
+    jumpers: &[Jumper<'_>],
 ) -> BTreeSet<Pair> {
-    let trusted = |number| nf(number).is_some_and(|wishes| wishes.trusted);
     let mut pairs = BTreeSet::new();
     for route in plan.current_routes() {
         for hop in route.hops.windows(2) {
@@ -102,17 +104,18 @@ pub fn wanted_pairs<'a>(
             }
         }
     }
-    for route in plan.current_routes() {
-        let mut seen = BTreeSet::new();
-        for hop in route.hops.iter().filter(|hop| seen.insert(hop.id)) {
-            for from in members(&hop.instances) {
-                let Some(wishes) = nf(from).filter(|wishes| wishes.trusted) else { continue };
-                let visited = |id: &&ServiceId| route.hops.iter().find(|hop| hop.id == **id);
-                for target in wishes.jumps.iter().filter_map(|id| visited(&id)) {
-                    let to = members(&target.instances);
-                    if pairs.len() + to.len() <= MAX_EDGES {
-                        pairs.extend(to.into_iter().filter(|&to| trusted(to)).map(|to| (from, to)));
-                    }
+    for jumper in jumpers.iter().filter(|jumper| trusted(jumper.nf)) {
+        for route in plan.current_routes() {
+            let find = |id: ServiceId| route.hops.iter().find(|hop| hop.id == id);
+            let own = find(jumper.service).map(|hop| members(&hop.instances));
+            if !own.is_some_and(|own| own.contains(&jumper.nf)) {
+                continue;
+            }
+            for target in jumper.jumps.iter().filter_map(|&id| find(id)) {
+                let to = members(&target.instances);
+                if pairs.len() + to.len() <= MAX_EDGES {
+                    let to = to.into_iter().filter(|&to| trusted(to));
+                    pairs.extend(to.map(|to| (jumper.nf, to)));
                 }
             }
         }

@@ -36,7 +36,7 @@ fn delivery(buffer: u32) -> Delivery {
 fn neighbours_of_a_route_want_an_edge_unless_one_is_isolated_or_they_are_the_same() {
     let instances = [(1, vec![10]), (2, vec![20, 21]), (3, vec![30]), (4, vec![]), (5, vec![50])];
     let plan = plan(&[&[1, 2, 3], &[3, 4, 5], &[1, 1, 5]], &instances);
-    let wanted = wanted_pairs(&plan, |nf| Some(Wishes { trusted: nf != 21, jumps: &[] }));
+    let wanted = wanted_pairs(&plan, |nf| nf != 21, &[]);
     let expected = [(10, 20), (20, 30), (10, 50)];
     assert_eq!(wanted, BTreeSet::from(expected));
 }
@@ -46,7 +46,7 @@ fn a_hop_that_would_need_too_many_edges_passes_the_manager_and_others_do_not() {
     let many: Vec<NfNumber> = (100..170).collect();
     let others: Vec<NfNumber> = (200..270).collect();
     let plan = plan(&[&[1, 2, 3], &[3, 4]], &[(1, many), (2, others), (3, vec![1]), (4, vec![2])]);
-    let wanted = wanted_pairs(&plan, |_| Some(Wishes { trusted: true, jumps: &[] }));
+    let wanted = wanted_pairs(&plan, |_| true, &[]);
     assert!(wanted.len() <= MAX_EDGES);
     assert_eq!(wanted.len(), 70 + 1, "70 × 70 is more than {MAX_EDGES}");
     assert!(wanted.contains(&(200, 1)) && wanted.contains(&(1, 2)));
@@ -57,16 +57,18 @@ fn a_jump_wants_an_edge_where_a_route_contains_both_services_its_own_too() {
     let instances =
         [(1, vec![10]), (2, vec![20, 21]), (3, vec![30]), (4, vec![40]), (5, vec![50, 51])];
     let plan = plan(&[&[1, 2, 3], &[4], &[5]], &instances);
-    let wanted = wanted_pairs(&plan, |nf| {
-        let jumps: &[ServiceId] = match nf {
-            // Backwards; to a service on another chain; to one that nobody knows.
-            30 => &[1, 4, 99],
-            20 => &[2],
-            40 | 50 => &[4, 5],
-            _ => &[],
-        };
-        Some(Wishes { trusted: nf != 51, jumps })
-    });
+    let jumper = |nf, service, jumps| Jumper { nf, service, jumps };
+    let jumpers = [
+        // Backwards; to a service on another chain; to one that nobody knows.
+        jumper(30, 3, &[1, 4, 99][..]),
+        jumper(20, 2, &[2]),
+        jumper(40, 4, &[4, 5]),
+        jumper(50, 5, &[4, 5]),
+        // Isolated; not in the plan.
+        jumper(51, 5, &[5]),
+        jumper(60, 5, &[5]),
+    ];
+    let wanted = wanted_pairs(&plan, |nf| nf != 51, &jumpers);
     let hops = [(10, 20), (10, 21), (20, 30), (21, 30)];
     let jumps = [(30, 10), (20, 20), (20, 21), (40, 40), (50, 50)];
     assert_eq!(wanted, hops.into_iter().chain(jumps).collect());
@@ -76,7 +78,9 @@ fn a_jump_wants_an_edge_where_a_route_contains_both_services_its_own_too() {
 fn jumps_that_would_need_too_many_edges_pass_the_manager_and_hops_come_first() {
     let many: Vec<NfNumber> = (100..170).collect();
     let plan = plan(&[&[1], &[1, 2]], &[(1, many), (2, vec![7])]);
-    let wanted = wanted_pairs(&plan, |_| Some(Wishes { trusted: true, jumps: &[1] }));
+    let jumper = |nf| Jumper { nf, service: 1, jumps: &[1] };
+    let jumpers: Vec<_> = (100..170).map(jumper).collect();
+    let wanted = wanted_pairs(&plan, |_| true, &jumpers);
     assert!(wanted.len() <= MAX_EDGES && wanted.len() > MAX_EDGES - 70);
     assert!((100..170).all(|nf| wanted.contains(&(nf, 7))));
 }

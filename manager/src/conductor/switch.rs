@@ -11,7 +11,7 @@ use super::requests::{Asked, Pending, RequestId, Scaling};
 use super::rules::PreparedRules;
 use super::{CONNECT_LIMIT, Conductor, NextInstances, miss, shapes};
 use crate::change::Outcome;
-use crate::edges::{Pair, Wishes, wanted_pairs};
+use crate::edges::{Jumper, Pair, wanted_pairs};
 use crate::fabric::{Fabric, FabricError};
 use crate::model::Model;
 use crate::plan::builder::Wanted;
@@ -164,10 +164,11 @@ impl Conductor {
 
     /// The edges that a plan needs.
     fn wanted_pairs(&self, plan: &Plan) -> BTreeSet<Pair> {
-        wanted_pairs(plan, |nf| {
-            let record = self.registry.by_number(nf)?;
-            Some(Wishes { trusted: !record.isolated, jumps: &record.jumps })
-        })
+        let trusted = |nf| self.registry.by_number(nf).is_some_and(|record| !record.isolated);
+        let jumping = self.registry.nfs().filter(|record| !record.jumps.is_empty());
+        let jumpers: Vec<_> =
+            jumping.map(|nf| Jumper { nf: nf.nf, service: nf.service, jumps: &nf.jumps }).collect();
+        wanted_pairs(plan, trusted, &jumpers)
     }
 
     /// Makes the edges that the plan needs and tells both ends of each.

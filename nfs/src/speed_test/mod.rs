@@ -172,11 +172,8 @@ fn touch(what: Touch, bytes: &mut [u8]) {
     }
     let (first, rest) = bytes.split_at_mut(bytes.len().min(LINE_BYTES));
     // Every word of the line, so that none of the reads can be left out.
-    let sum = first
-        .as_chunks::<4>()
-        .0
-        .iter()
-        .fold(0_u32, |sum, word| sum.wrapping_mul(31).wrapping_add(u32::from_le_bytes(*word)));
+    let words = first.as_chunks().0.iter();
+    let sum = words.fold(0, |sum: u32, word| sum.wrapping_add(u32::from_le_bytes(*word)));
     if let Some(field) = first.get_mut(FIELD) {
         field.copy_from_slice(&sum.to_le_bytes());
     }
