@@ -10,6 +10,7 @@ pub mod edges;
 pub mod fabric;
 pub mod flow;
 pub mod model;
+pub mod numa;
 pub mod ownership;
 pub mod parking;
 pub mod plan;
