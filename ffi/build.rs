@@ -47,6 +47,7 @@ mod dpdk {
         "rte_eth_dev_stop",
         "rte_eth_dev_close",
         "rte_eth_dev_is_removed",
+        "rte_eth_dev_socket_id",
         "rte_eth_dev_get_mtu",
         "rte_eth_dev_set_mtu",
         "rte_eth_macaddr_get",

@@ -19,6 +19,7 @@ use crate::change::{Change, Outcome};
 use crate::classify::{Classifier, RuleChanges, RuleCount};
 use crate::config::{Config, PortConfig};
 use crate::flow::{self, Expired, Flow, FlowKey, TableStep};
+use crate::numa;
 use crate::plan::delta::PathDelta;
 use crate::plan::{NfNumber, Plan};
 use crate::poll_loop::{self, LoopOptions, Order, Report, Snapshot};
@@ -170,7 +171,24 @@ impl Fabric {
         for (number, (pool, ports)) in (0..workers).zip(pools.into_iter().zip(queues_of)) {
             fabric.start_worker(number, pool, ports, config)?;
         }
+        fabric.warn_of_far_memory();
         Ok(fabric)
+    }
+
+    /// Says what is on another NUMA node than the worker that works with it.
+    fn warn_of_far_memory(&self) {
+        let place = |worker: &WorkerHandle| {
+            let core = worker.core?;
+            Some((worker.number, core, numa::node_of_core(core)?))
+        };
+        let workers: Vec<_> = self.workers.iter().filter_map(place).collect();
+        let region = numa::node_of_mapping(self.region.base().as_ptr() as usize);
+        let ports = self.ports.iter();
+        let ports: Vec<_> =
+            ports.filter_map(|port| Some((port.name.as_str(), port.port.numa_node()?))).collect();
+        for line in numa::mismatches(&workers, region, &ports) {
+            tracing::warn!("{line}");
+        }
     }
 
     fn start_worker(

@@ -12,6 +12,7 @@ pub mod fabric;
 pub mod flow;
 pub mod machine;
 pub mod model;
+pub mod numa;
 pub mod ownership;
 pub mod parking;
 pub mod plan;

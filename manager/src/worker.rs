@@ -106,6 +106,8 @@ pub struct Worker {
     ports: Vec<WorkerPort>,
     /// Queues of all ports.
     queues: usize,
+    /// The port that is looked at first in the next turn.
+    first_port: usize,
     classifier: Classifier,
     plan: Arc<Plan>,
     /// The plan before, while packets may be inside that follow it.
@@ -151,6 +153,7 @@ impl Worker {
             owners: OwnershipTable::new(pool.first(), pool.count()),
             pool,
             queues: ports.iter().map(|port| port.queues.len()).sum(),
+            first_port: 0,
             ports,
             classifier,
             plan: Arc::default(),
@@ -177,11 +180,14 @@ impl Worker {
     pub fn turn(&mut self, receiving: bool) -> usize {
         let mut moved = self.continue_change();
         if receiving && self.transition.as_ref().is_none_or(Transition::has_room) {
-            for port in 0..self.ports.len() {
+            // In turn: where rings are nearly full, he who is first has them all.
+            let ports = self.ports.len();
+            for port in (self.first_port..ports).chain(0..self.first_port) {
                 for queue in 0..self.ports[port].queues.len() {
                     moved += self.receive(port, queue);
                 }
             }
+            self.first_port = if self.first_port + 1 < ports { self.first_port + 1 } else { 0 };
         }
         if !self.loans.is_empty() {
             moved += self.lend();

@@ -75,8 +75,8 @@ mod tests {
     proptest! {
         #[test]
         fn the_moves_agree_with_the_fields(
-            (buffer, offset_bytes, len_bytes, flow_hash): (u32, u16, u16, u32),
-            (route, port, hop, action): (u16, u8, u8, u8),
+            (buffer, offset_bytes, len_bytes, flow_hash) in any::<(u32, u16, u16, u32)>(),
+            (route, port, hop, action) in any::<(u16, u8, u8, u8)>(),
             count in 0_usize..5,
         ) {
             let returned = Returned {

@@ -150,6 +150,11 @@ pub trait Port: Send {
         Vec::new()
     }
 
+    /// The NUMA node that the device is on, where that is known.
+    fn numa_node(&self) -> Option<u32> {
+        None
+    }
+
     /// Lets go of the device. Called once, after every queue was closed.
     fn close(&mut self) {}
 }

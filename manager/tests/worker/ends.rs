@@ -285,3 +285,25 @@ fn each_flow_stays_with_one_instance_and_every_instance_gets_some() {
         bench.assert_all_back();
     }
 }
+
+#[test]
+fn two_ports_share_a_ring_that_is_too_small_for_both() {
+    let mut bench = Bench::new(&[1]);
+    let mut nf = bench.attach(1);
+    let mut delivered = [0, 0];
+    for _ in 0..4 {
+        for wire in &bench.wires {
+            wire.lock().unwrap().to_receive.extend((0..64).map(|n| (vec![n; 60], 7)));
+        }
+        bench.turn();
+        let got = nf.receive();
+        assert_eq!(got.len(), 64, "as many as the ring takes");
+        for delivery in &got {
+            delivered[usize::from(delivery.port)] += 1;
+            nf.pass(delivery, ActionCode::Drop, 0);
+        }
+    }
+    bench.turn();
+    assert!(delivered.iter().all(|&pkts| pkts >= 64), "{delivered:?}");
+    bench.assert_all_back();
+}

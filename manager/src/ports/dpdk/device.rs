@@ -32,6 +32,8 @@ pub(super) struct Device {
     pub(super) mac: Option<String>,
     pub(super) mtu_bytes: u16,
     pub(super) queues: u16,
+    /// Where it is plugged in; vdevs are nowhere.
+    pub(super) numa_node: Option<u32>,
     /// Longest frame that is received.
     pub(super) max_frame_bytes: u16,
     pools: Vec<Arc<Mempool>>,
@@ -310,6 +312,7 @@ impl Opening<'_> {
             mac: self.mac(),
             mtu_bytes,
             queues: self.options.queues,
+            numa_node: self.numa_node(),
             max_frame_bytes: u16::try_from(max_frame.min(usable_bytes)).unwrap_or(u16::MAX),
             pools,
             promised_per_queue: 0,
@@ -460,6 +463,10 @@ impl Opening<'_> {
             conf.rx_adv_conf.rss_conf.rss_key = std::ptr::null_mut();
             conf.rx_adv_conf.rss_conf.rss_key_len = 0;
             code = configure(&conf);
+            key.clear();
+        }
+        if self.options.queues > 1 && probe::is_pci(self.device()) {
+            self.warn_of_spreading(hashable, &key);
         }
         self.check(&format!("{queues} queues could not be configured"), code)?;
         let (mut rx, mut tx) = (self.options.rx_descriptors, self.options.tx_descriptors);
@@ -468,6 +475,20 @@ impl Opening<'_> {
             unsafe { api.rte_eth_dev_adjust_nb_rx_tx_desc(self.port_id, &raw mut rx, &raw mut tx) };
         self.check("descriptors", code)?;
         Ok((rx, tx))
+    }
+
+    /// Says when the two directions of a connection may come to different workers.
+    fn warn_of_spreading(&self, hashable: u64, key: &[u8]) {
+        let device = self.device();
+        if hashable == 0 {
+            tracing::warn!(device, "the driver does not spread flows over queues: one gets all");
+        } else if key.is_empty() {
+            tracing::warn!(
+                device,
+                "the driver takes no hash key of ours: the two directions of a connection may come \
+                 to different workers; with NFs that need both, use one worker"
+            );
+        }
     }
 
     /// Lets the device read and write the regions. Without it a device behind an IOMMU delivers
@@ -527,6 +548,12 @@ impl Opening<'_> {
             }
         }
         Ok(per_queue)
+    }
+
+    fn numa_node(&self) -> Option<u32> {
+        // SAFETY: a plain number of an attached port. Negative where the node is not known.
+        let socket = unsafe { self.eal.api.rte_eth_dev_socket_id(self.port_id) };
+        u32::try_from(socket).ok().filter(|_| probe::is_pci(self.device()))
     }
 
     fn mac(&self) -> Option<String> {
@@ -599,5 +626,54 @@ impl Opening<'_> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Toeplitz hash, as the "Receive Side Scaling" specification of NDIS defines it.
+    fn toeplitz(key: &[u8], input: &[u8]) -> u32 {
+        let key_bit = |at: usize| key[at / 8] >> (7 - at % 8) & 1;
+        let window =
+            |at: usize| (at..at + 32).fold(0_u32, |w, bit| w << 1 | u32::from(key_bit(bit)));
+        let bits = (0..input.len() * 8).filter(|bit| input[bit / 8] >> (7 - bit % 8) & 1 == 1);
+        bits.fold(0, |hash, bit| hash ^ window(bit))
+    }
+
+    fn key(len: usize) -> Vec<u8> {
+        SYMMETRIC_KEY.iter().copied().cycle().take(len).collect()
+    }
+
+    #[test]
+    fn the_hash_under_test_is_toeplitz() {
+        // The specification's first IPv4 example with ports.
+        let key = [
+            0x6d, 0x5a, 0x56, 0xda, 0x25, 0x5b, 0x0e, 0xc2, 0x41, 0x67, 0x25, 0x3d, 0x43, 0xa3,
+            0x8f, 0xb0, 0xd0, 0xca, 0x2b, 0xcb, 0xae, 0x7b, 0x30, 0xb4, 0x77, 0xcb, 0x2d, 0xa3,
+            0x80, 0x30, 0xf2, 0x0c, 0x6a, 0x42, 0xb7, 0x3b, 0xbe, 0xac, 0x01, 0xfa,
+        ];
+        let input = [66, 9, 149, 187, 161, 142, 100, 80, 0x0a, 0xea, 0x06, 0xe6];
+        assert_eq!(toeplitz(&key, &input), 0x51cc_c178);
+    }
+
+    proptest! {
+        #[test]
+        fn both_directions_of_a_connection_hash_alike(
+            (from4, to4) in any::<([u8; 4], [u8; 4])>(),
+            (from6, to6) in any::<([u8; 16], [u8; 16])>(),
+            (sport, dport) in any::<([u8; 2], [u8; 2])>(),
+        ) {
+            let key = key(40);
+            for (from, to) in [(&from4[..], &to4[..]), (&from6[..], &to6[..])] {
+                let there = toeplitz(&key, &[from, to, &sport, &dport].concat());
+                let back = toeplitz(&key, &[to, from, &dport, &sport].concat());
+                prop_assert_eq!(there, back);
+                let (there, back) = (toeplitz(&key, &[from, to].concat()), toeplitz(&key, &[to, from].concat()));
+                prop_assert_eq!(there, back, "without transport ports");
+            }
+        }
     }
 }

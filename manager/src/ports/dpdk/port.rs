@@ -40,6 +40,10 @@ impl Port for DpdkPort {
         self.device.statistics()
     }
 
+    fn numa_node(&self) -> Option<u32> {
+        self.device.numa_node
+    }
+
     fn close(&mut self) {
         self.device.close();
     }

@@ -157,6 +157,10 @@ impl Port for FaultPort {
         stats
     }
 
+    fn numa_node(&self) -> Option<u32> {
+        self.inner.numa_node()
+    }
+
     fn close(&mut self) {
         self.inner.close();
     }
