@@ -145,8 +145,11 @@ static inline void touch(struct rte_mbuf *pkt)
 		sum = sum * 31 + word;
 	}
 	memcpy(frame + 8, &sum, sizeof(sum));
+	/* Read once: written through a byte pointer, it might be the length that changes, and the loop could
+	 * not be made of vectors. */
+	const unsigned int bytes = pkt->data_len;
 	if (touched == TOUCH_PAYLOAD)
-		for (unsigned int at = LINE_BYTES; at < pkt->data_len; at++)
+		for (unsigned int at = LINE_BYTES; at < bytes; at++)
 			frame[at]++;
 }
 

@@ -105,7 +105,8 @@ pub fn parse<T: Parser>() -> Result<T, ExitCode> {
 /// What to say to a program of several that was given no name.
 fn which_one(command: &clap::Command) -> String {
     let name = command.get_name();
-    let names = command.get_subcommands().map(clap::Command::get_name).collect::<Vec<_>>();
+    let shown = command.get_subcommands().filter(|command| !command.is_hide_set());
+    let names = shown.map(clap::Command::get_name).collect::<Vec<_>>();
     format!("{name}: no name given; usage: {name} <NAME> …, where <NAME> is: {}", names.join(", "))
 }
 
