@@ -142,7 +142,7 @@ impl Source {
         let started = Instant::now();
         let goes_on = || started.elapsed() < time && !stop();
         let made: io::Result<u64> = std::thread::scope(|scope| {
-            let threads = [(); THREADS].map(|()| scope.spawn(|| self.make_while(&goes_on)));
+            let threads = [(); THREADS].map(|()| scope.spawn(|| self.make_while(goes_on)));
             threads
                 .into_iter()
                 .map(|thread| {
