@@ -43,6 +43,8 @@ write_config() {
     # Rings as short as they can be without loss of rate, here and at the ports: the fewer buffers are in
     # use, the more of them are in the caches. With a source that never rests all rings are always full.
     printf 'ring_capacity = 1024\n\n[pool]\nbuffers = 16384\nhugepages = "try"\n'
+    # The driver's frames are of 2,048 bytes, and must fit in a buffer behind its headroom.
+    [[ $BACKEND == af_xdp ]] || printf 'buffer_bytes = 4096\n'
     port_config left right 0
     port_config right left 1
     # The manager starts the NF, in its own session: in another one, where the kernel makes each session
