@@ -20,7 +20,7 @@ use crate::context::{Context, Departure};
 use crate::control::{SendRefusal, ServiceRef};
 use crate::message::MessageToken;
 use crate::nf::{Action, NetworkFunction, NfError, Setup};
-use crate::packet::Slot;
+use crate::packet::{Packet, Slot};
 
 /// One NF of several.
 struct Stage {
@@ -43,16 +43,16 @@ impl Fused {
     /// NFs, each with its name, in the order in which packets meet them.
     ///
     /// # Errors
-    /// There is none, or one of them makes packets of its own: buffers are lent to an NF that is a
-    /// process, not to a part of one.
+    /// There is none, or one that makes packets of its own is not the last: its packets would have to
+    /// meet the NFs behind it, and begin as a single decision.
     pub fn new(stages: Vec<(String, Box<dyn NetworkFunction>)>) -> Result<Self, NfError> {
         if stages.is_empty() {
             return Err(NfError::new("a chain of no NFs; expected one at least"));
         }
-        if let Some((name, _)) = stages.iter().find(|(_, nf)| nf.loan_pkts() > 0) {
+        let before_last = &stages[..stages.len() - 1];
+        if let Some((name, _)) = before_last.iter().find(|(_, nf)| nf.loan_pkts() > 0) {
             let what = format!(
-                "{name} makes packets of its own and cannot be a part of a chain in one process; \
-                 run it as an NF by itself"
+                "{name} makes packets of its own, and can only be the last of a chain in one process"
             );
             return Err(NfError::new(what));
         }
@@ -223,6 +223,14 @@ impl NetworkFunction for Fused {
 
     fn hold_limit_pkts(&self) -> usize {
         self.stages.iter().map(|stage| stage.nf.hold_limit_pkts()).sum()
+    }
+
+    fn loan_pkts(&self) -> u32 {
+        self.stages.last().map_or(0, |last| last.nf.loan_pkts())
+    }
+
+    fn fill(&mut self, packet: &mut Packet<'_>, ctx: &mut Context<'_>) -> Action {
+        self.stages.last_mut().map_or(Action::Drop, |last| last.nf.fill(packet, ctx))
     }
 
     fn jumps_to(&self) -> Vec<ServiceRef> {

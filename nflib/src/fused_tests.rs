@@ -3,7 +3,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::packet::{Packet, PacketId};
+use crate::packet::PacketId;
 use crate::testing::{BenchOptions, TestBench};
 
 /// Decides by the packet's bytes: byte `at` says what stage `at` does with it.
@@ -234,7 +234,7 @@ fn each_stage_ticks_at_its_own_interval() {
 }
 
 #[test]
-fn a_chain_of_none_and_one_that_makes_packets_are_refused() {
+fn a_chain_of_none_and_one_that_makes_packets_before_its_end_are_refused() {
     struct Maker;
     impl NetworkFunction for Maker {
         fn loan_pkts(&self) -> u32 {
@@ -242,8 +242,11 @@ fn a_chain_of_none_and_one_that_makes_packets_are_refused() {
         }
     }
     assert!(Fused::new(Vec::new()).err().unwrap().to_string().contains("one at least"));
-    let error = Fused::new(vec![("maker".to_owned(), Box::new(Maker))]).err().unwrap().to_string();
+    let maker = || -> (String, Box<dyn NetworkFunction>) { ("maker".to_owned(), Box::new(Maker)) };
+    let error = Fused::new(vec![maker(), maker()]).err().unwrap().to_string();
     assert!(error.starts_with("maker makes packets"), "{error}");
+    let last: (String, Box<dyn NetworkFunction>) = ("nf0".to_owned(), Box::new(scripted(0)));
+    assert_eq!(Fused::new(vec![last, maker()]).unwrap().loan_pkts(), 1);
 }
 
 #[test]

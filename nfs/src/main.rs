@@ -69,11 +69,15 @@ impl Common for NfArgs {
 }
 
 impl<C: Common> Nf<C> {
-    /// Its name, the options it shares with others, and the NF itself.
+    /// Its name, the options it shares with others, and the NF itself, for the service that its options
+    /// or those of its process name.
     ///
     /// # Errors
     /// What is wrong with its own options, as one line.
-    fn build(&self) -> Result<(&'static str, &C, Box<dyn NetworkFunction>), NfError> {
+    fn build(
+        &self,
+        of_process: Option<&ServiceRef>,
+    ) -> Result<(&'static str, &C, Box<dyn NetworkFunction>), NfError> {
         Ok(match self {
             Self::Firewall(with) => {
                 ("firewall", &with.common, Box::new(firewall::Firewall::new(&with.own)?))
@@ -82,9 +86,11 @@ impl<C: Common> Nf<C> {
                 ("forward", &with.common, Box::new(forward::Forward::new(&with.own)))
             }
             Self::SpeedTest(with) => {
-                let service = with.common.service().ok_or_else(|| {
-                    NfError::new("speed-test makes its own packets and cannot be a part of a chain")
-                })?;
+                let service = with
+                    .common
+                    .service()
+                    .or(of_process)
+                    .ok_or_else(|| NfError::new("speed-test needs to know its service"))?;
                 let nf = speed_test::SpeedTest::new(&with.own, service.clone());
                 (
                     "speed-test",
@@ -103,7 +109,7 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     let built = match &cli.what {
-        What::One(nf) => nf.build(),
+        What::One(nf) => nf.build(None),
         What::Chain(options) => options.build(),
     };
     match built {

@@ -110,6 +110,14 @@ impl<'a> Lab<'a> {
     /// # Errors
     /// [`Trouble`] when it does not start.
     pub fn start(bench: &'a Bench, config: &str) -> Result<Self, Trouble> {
+        Self::with_rings(bench, 4096, config)
+    }
+
+    /// As [`start`](Self::start), with rings of so many slots.
+    ///
+    /// # Errors
+    /// [`Trouble`] when it does not start.
+    pub fn with_rings(bench: &'a Bench, ring_capacity: u32, config: &str) -> Result<Self, Trouble> {
         let dir = tempfile::Builder::new().prefix("millrace-bench-").tempdir()?;
         let file = dir.path().join("config.toml");
         let socket = dir.path().join("manager.sock");
@@ -118,7 +126,7 @@ impl<'a> Lab<'a> {
             &file,
             format!(
                 "[manager]\nsocket = {socket:?}\ncores = [{core}]\n\
-                 [pool]\nbuffers = 16384\nhugepages = \"try\"\n{config}"
+                 ring_capacity = {ring_capacity}\n[pool]\nbuffers = 16384\nhugepages = \"try\"\n{config}"
             ),
         )?;
         let args = ["--config".into(), file.into_os_string()];

@@ -88,7 +88,7 @@ impl Options {
     pub fn build(&self) -> Result<(&'static str, &NfArgs, Box<dyn NetworkFunction>), NfError> {
         let mut stages = Vec::new();
         for stage in &self.stages.0 {
-            let (name, _, nf) = stage.build()?;
+            let (name, _, nf) = stage.build(Some(&self.nf.service))?;
             stages.push((name.to_owned(), nf));
         }
         Ok(("chain", &self.nf, Box::new(nflib::Fused::new(stages)?)))

@@ -68,8 +68,11 @@ pub const ROWS: &[RowSpec] = &[
 /// Not measured in this run: OpenNetVM itself needs more than this machine has to give.
 const ONVM_SHARED_MPPS: f64 = 8.7;
 
+/// Slots of the rings here. A turn at the core ends when a ring is empty, so what a switch between
+/// processes costs is shared by as many packets as circulate, and those must fit.
+const RING_CAPACITY: u32 = 8192;
 /// Half of a ring, the most that the manager lends: each turn at the core has work for that many.
-const IN_FLIGHT: &str = "2048";
+const IN_FLIGHT: &str = "4096";
 
 /// The circle: so many processes before the `speed-test`, each given by its words without
 /// `--service`, all on one core.
@@ -93,7 +96,7 @@ pub fn circle_lab<'a>(
         "[[port]]\nname = \"unused\"\nbackend = \"sink\"\n\
          [[chain]]\nname = \"circle\"\nservices = {services:?}\n"
     );
-    let mut lab = Lab::start(bench, &config)?;
+    let mut lab = Lab::with_rings(bench, RING_CAPACITY, &config)?;
     for (words, service) in stages.iter().zip(1..) {
         let service: &str = &i32::to_string(&service);
         lab.nf(core, &[words, &["--service", service][..]].concat())?;
@@ -142,7 +145,7 @@ fn fused_3(bench: &Bench, options: &[&str]) -> Result<Window, Trouble> {
     let core = bench.second_core().unwrap_or(bench.cores.manager);
     let config = "[[port]]\nname = \"unused\"\nbackend = \"sink\"\n\
                   [[chain]]\nname = \"circle\"\nservices = [1]\n";
-    let mut lab = Lab::start(bench, config)?;
+    let mut lab = Lab::with_rings(bench, RING_CAPACITY, config)?;
     let stages = format!("forward,forward,speed-test --to 1 {}", options.join(" "));
     lab.nf(core, &["chain", &stages, "--service", "1"])?;
     let window = lab.measure()?;

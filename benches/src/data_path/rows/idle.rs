@@ -4,17 +4,22 @@
 //! last of them ends.
 #![forbid(unsafe_code)]
 
+use std::io::IoSliceMut;
+use std::os::fd::{AsFd, AsRawFd};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::geteuid;
 use serde_json::json;
 
 use super::super::lab::Lab;
 use super::super::{Bench, Outcome, Trouble};
 use super::RowSpec;
-use crate::traffic::packet_socket::{FrameBuffers, PacketSocket};
+use crate::traffic::packet_socket::PacketSocket;
 
 pub const ROWS: &[RowSpec] = &[
     RowSpec {
@@ -40,7 +45,7 @@ const PACKETS: usize = 200;
 /// Long enough for everyone to sleep.
 const SILENCE: Duration = Duration::from_millis(50);
 /// Sent and not seen for so long: lost.
-const LOST_AFTER: Duration = Duration::from_secs(1);
+const LOST_AFTER_MS: u16 = 1000;
 
 /// The ends of the veth pairs that the manager does not have.
 const ENDS: [&str; 2] = ["end-left", "end-right"];
@@ -133,40 +138,57 @@ fn idle_cpu(bench: &Bench) -> Result<Outcome, Trouble> {
 }
 
 fn first_packet(bench: &Bench) -> Result<Outcome, Trouble> {
-    let (mut with_nf, mut without) = (Vec::new(), Vec::new());
+    let (mut with_nf, mut medians, mut without) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..bench.reps {
-        with_nf.push(percentile_us(bench, 1)?);
-        without.push(percentile_us(bench, 0)?);
+        let (p50_us, p99_us) = percentiles_us(bench, 1)?;
+        with_nf.push(p99_us);
+        medians.push(p50_us);
+        without.push(percentiles_us(bench, 0)?);
     }
-    Ok(Outcome::below(with_nf, 100.0).with("without_nf_each", json!(without)))
+    let outcome = Outcome::below(with_nf, 100.0).with("p50_each", json!(medians));
+    Ok(outcome.with("without_nf_p50_p99_each", json!(without)))
 }
 
-/// The 99th percentile of the way from one end to the other, each packet alone after a silence.
-fn percentile_us(bench: &Bench, nfs: usize) -> Result<f64, Trouble> {
+/// The 50th and the 99th percentile of the way from one end to the other, each packet alone after a silence.
+fn percentiles_us(bench: &Bench, nfs: usize) -> Result<(f64, f64), Trouble> {
     let lab = start(bench, nfs)?;
     let sender = PacketSocket::sender(ENDS[0])?;
     let receiver = PacketSocket::receiver(ENDS[1], 1 << 20)?;
-    let mut buffers = FrameBuffers::new();
+    setsockopt(&receiver, sockopt::ReceiveTimestampns, &true)?;
     let frame = vec![frame()];
     let mut times_us = Vec::new();
     // The first ones make caches and pages warm.
     for at in 0..PACKETS + 5 {
         bench.pause(SILENCE)?;
-        let began = Instant::now();
+        let sent = Duration::from(clock_gettime(ClockId::CLOCK_REALTIME)?);
         sender.send_burst(&frame)?;
-        while receiver.receive_burst(&mut buffers)? == 0 {
-            if began.elapsed() > LOST_AFTER {
-                return Err(Trouble::Failed("a packet was lost between the veth pairs".into()));
-            }
-            std::hint::spin_loop();
-        }
+        let came = arrival(&receiver)?;
         if at >= 5 {
-            times_us.push(began.elapsed().as_nanos() as f64 / 1e3);
+            times_us.push(came.saturating_sub(sent).as_nanos() as f64 / 1e3);
         }
     }
     lab.finish()?;
     times_us.sort_by(f64::total_cmp);
-    Ok(times_us[PACKETS * 99 / 100])
+    Ok((times_us[PACKETS / 2], times_us[PACKETS * 99 / 100]))
+}
+
+/// When the next packet came, by the kernel's clock: this thread sleeps meanwhile, since it has no core
+/// to itself, and how late it wakes is not the question.
+fn arrival(receiver: &PacketSocket) -> Result<Duration, Trouble> {
+    let mut ready = [PollFd::new(receiver.as_fd(), PollFlags::POLLIN)];
+    if poll(&mut ready, LOST_AFTER_MS)? == 0 {
+        return Err(Trouble::Failed("a packet was lost between the veth pairs".into()));
+    }
+    let mut frame = [0; 2048];
+    let mut parts = [IoSliceMut::new(&mut frame)];
+    let mut control = nix::cmsg_space!(nix::libc::timespec);
+    let fd = receiver.as_fd().as_raw_fd();
+    let message = recvmsg::<()>(fd, &mut parts, Some(&mut control), MsgFlags::MSG_DONTWAIT)?;
+    let stamp = message.cmsgs()?.find_map(|part| match part {
+        ControlMessageOwned::ScmTimestampns(at) => Some(Duration::from(at)),
+        _ => None,
+    });
+    stamp.ok_or_else(|| Trouble::Failed("the kernel gives no time stamps of packets".into()))
 }
 
 /// To an address that nobody has, of a type for experiments (IEEE 802, local experimental).
