@@ -129,3 +129,41 @@ fn a_log_level_that_is_none_is_refused_in_one_line() {
     assert_eq!(output.status.code(), Some(1));
     assert!(complaint(&output).contains("loud=very"));
 }
+
+#[test]
+fn a_chain_names_the_nf_that_is_wrong_in_one_line() {
+    for (list, what) in [
+        ("forward,forwrad", "NF 2"),
+        ("forward,,forward", "NF 2 has no name"),
+        ("forward --busy-ns nonsense", "NF 1"),
+        ("forward --core 1", "--core"),
+        ("firewall --rule 'deny tpc'", "expected a protocol"),
+    ] {
+        let output = millrace_nf(&["chain", list, "--service", "1", "--no-wait"]);
+        assert_eq!(output.status.code(), Some(2), "{list}");
+        let said = complaint(&output);
+        assert!(said.contains(what), "{list}: {said}");
+    }
+    let list = "speed-test,forward";
+    let output = millrace_nf(&["chain", list, "--service", "1", "--no-wait"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(complaint(&output).contains("can only be the last"));
+}
+
+#[test]
+fn a_firewall_names_the_rule_that_is_wrong_in_one_line() {
+    for (option, what) in [
+        ("--rule=deny tcp to any 70000", "a transport port"),
+        ("--rule=permit tcp", "expected allow or deny"),
+        ("--default=maybe", "expected allow or deny"),
+    ] {
+        let output = millrace_nf(&["firewall", "--service", "1", "--no-wait", option]);
+        assert_eq!(output.status.code(), Some(2), "{option}");
+        let said = complaint(&output);
+        assert!(said.contains(what), "{option}: {said}");
+    }
+    let output =
+        millrace_nf(&["firewall", "--service=1", "--no-wait", "--rules-file=/nonexistent/rules"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(complaint(&output).contains("/nonexistent/rules: "));
+}
