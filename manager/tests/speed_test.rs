@@ -169,6 +169,19 @@ fn an_isolated_service_circulates_by_way_of_the_manager_for_as_long_as_it_likes(
 }
 
 #[test]
+fn packets_that_an_nf_made_pass_the_manager_by_the_burst_for_as_long_as_it_likes() {
+    let Some(program) = nf_program() else { return };
+    let speed = by_hand("speed") + "isolated = true\n";
+    let manager = start(KEYS, &(services(&["fwd"]) + &speed + &chain("loop", &["fwd", "speed"])));
+    let nf = speed_test(&manager, &program, &["--packets-in-flight", "2", "--to", "fwd"]);
+    until("they are lent", || (manager.status().accounting.lent_pkts == 2).then_some(()));
+    // More rounds for each than a packet that came in by a port may have.
+    after_rounds(&manager, 2000);
+    end(&manager, nf);
+    manager.stop();
+}
+
+#[test]
 fn every_worker_lends_its_part() {
     let Some(program) = nf_program() else { return };
     let port = "[[port]]\nname = \"out\"\nbackend = \"sink\"\nqueues = 2\n";

@@ -54,7 +54,9 @@ impl Worker {
         if edge.closed || passage.visits == MAX_VISITS {
             return None;
         }
-        Some(Way::Nf(nf, Passage { visits: passage.visits + 1, ..passage }))
+        // As when it is delivered by itself: what NFs made is not counted.
+        let visits = passage.visits + u8::from(passage.ingress != NO_PORT);
+        Some(Way::Nf(nf, Passage { visits, ..passage }))
     }
 
     fn way_out(&self, port: PortId) -> Option<Way> {
