@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use nflib::runtime::core_list;
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 
@@ -62,17 +63,17 @@ impl Machine {
     /// Why not, and which can be.
     pub fn check(&self, core: u32) -> Result<(), String> {
         if !self.present.contains(&core) {
-            let present = ranges(&self.present);
+            let present = core_list(self.present.iter().copied());
             return Err(format!("there is no core {core}; this machine has cores {present}"));
         }
         if !self.online.contains(&core) {
-            let online = ranges(&self.online);
+            let online = core_list(self.online.iter().copied());
             return Err(format!(
                 "core {core} is offline; choose one of {online}, or turn it on (chcpu -e {core})"
             ));
         }
         if !self.allowed.contains(&core) {
-            let allowed = ranges(&self.allowed);
+            let allowed = core_list(self.allowed.iter().copied());
             return Err(format!(
                 "core {core} is not this process's to use, by its affinity mask or cpuset; choose \
                  one of {allowed}"
@@ -111,22 +112,6 @@ fn cores(text: &str) -> Option<BTreeSet<u32>> {
         all.extend(first.parse::<u32>().ok()?..=last.parse().ok()?);
     }
     Some(all)
-}
-
-/// Writes a list as the kernel does.
-fn ranges(cores: &BTreeSet<u32>) -> String {
-    let mut ranges: Vec<(u32, u32)> = Vec::new();
-    for &core in cores {
-        match ranges.last_mut() {
-            Some((_, last)) if *last + 1 == core => *last = core,
-            _ => ranges.push((core, core)),
-        }
-    }
-    let texts = ranges.into_iter().map(|(first, last)| match first == last {
-        true => first.to_string(),
-        false => format!("{first}-{last}"),
-    });
-    texts.collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]
@@ -200,7 +185,7 @@ mod tests {
     #[test]
     fn lists_are_read_and_written_as_the_kernel_does() {
         for text in ["0", "0-3", "0-1,4,6-9", ""] {
-            assert_eq!(ranges(&cores(text).unwrap()), text);
+            assert_eq!(core_list(cores(text).unwrap()), text);
         }
         assert_eq!(cores("0-x"), None);
     }

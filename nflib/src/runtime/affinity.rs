@@ -30,8 +30,14 @@ fn pin(core: u32) -> Result<(), Errno> {
 /// The cores this thread may use now, as `0-3,8`.
 fn usable_cores() -> String {
     let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else { return "unknown".to_owned() };
-    let mut ranges: Vec<(usize, usize)> = Vec::new();
-    for core in (0..CpuSet::count()).filter(|&core| set.is_set(core) == Ok(true)) {
+    let cores = (0..CpuSet::count()).filter(|&core| set.is_set(core) == Ok(true));
+    core_list(cores.map(|core| core as u32))
+}
+
+/// Core numbers, given in rising order, as the kernel writes them: `0-3,8`.
+pub fn core_list(cores: impl IntoIterator<Item = u32>) -> String {
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
+    for core in cores {
         match ranges.last_mut() {
             Some((_, last)) if *last + 1 == core => *last = core,
             _ => ranges.push((core, core)),

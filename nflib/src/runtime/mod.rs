@@ -26,6 +26,8 @@ use std::sync::atomic::AtomicBool;
 
 use thiserror::Error;
 
+pub use affinity::core_list;
+
 use crate::args::{self, NfArgs, PlainArgs};
 use crate::control::{AttachRequest, ControlError, ErrorReply};
 use crate::log::LogError;

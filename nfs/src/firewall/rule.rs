@@ -107,8 +107,7 @@ impl Rule {
     /// Whether the rule takes a packet.
     ///
     /// A later fragment does not show its transport ports. Where only they are in doubt, a rule that
-    /// denies takes it and one that allows does not (RFC 1858, section 2: what cannot be told must not
-    /// get through on a guess).
+    /// denies takes it and one that allows does not: nothing gets through on a guess.
     pub fn takes(&self, headers: &Headers) -> bool {
         let addresses = headers.addresses();
         if self.proto.is_some_and(|proto| headers.ip_proto() != Some(proto))
