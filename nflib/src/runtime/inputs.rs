@@ -53,6 +53,31 @@ impl<M: RingMemory> Inputs<M> {
         self.all.iter().all(|input| input.ring.is_empty())
     }
 
+    /// Whether this NF takes its turn at a core that it shares right after an NF that feeds it there.
+    /// `before`: who took the last turn at this core. `None` when there is no telling, for what is here
+    /// comes from other cores.
+    pub(crate) fn are_in_turn(&self, core: u32, before: Option<u16>) -> Option<bool> {
+        let (mut feeders, mut waits_elsewhere, mut late) = (false, false, false);
+        for Input { ring, source, pusher_bell } in &self.all {
+            let waits = !ring.is_empty();
+            match source {
+                Source::Edge { nf, .. }
+                    if pusher_bell.as_ref().and_then(Doorbell::core) == Some(core) =>
+                {
+                    feeders = true;
+                    match waits {
+                        true if Some(*nf) == before => return Some(true),
+                        true => late = true,
+                        false => {}
+                    }
+                }
+                _ => waits_elsewhere |= waits,
+            }
+        }
+        // Nothing here is out of turn as well: it was not this NF's.
+        (late || (feeders && !waits_elsewhere)).then_some(false)
+    }
+
     /// Wakes the NFs that wait for room here and shall have it: not before half of the ring is free, or
     /// pusher and taker would take turns on the core for a burst each.
     #[inline]

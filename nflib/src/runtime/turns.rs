@@ -23,6 +23,8 @@ use super::limits::Limits;
 use super::mailbox::Mailbox;
 use super::outputs::Outputs;
 use super::passage::Passage;
+use nix::sched::sched_getcpu;
+
 use crate::control::{MAX_MESSAGE_BYTES, Reply, Request};
 use crate::engine::Engine;
 use crate::message::{MessageToken, Outgoing};
@@ -86,6 +88,8 @@ pub(super) struct Turns<'n, N> {
     /// Packets before the core is offered to others.
     quantum_pkts: usize,
     resting: Resting,
+    /// Others may have had the core since the last turn.
+    comes_back: bool,
     effort: Effort,
 }
 
@@ -128,6 +132,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             turns: 0,
             quantum_pkts: terms.quantum_pkts.clamp(MIN_QUANTUM_PKTS, MAX_QUANTUM_PKTS) as usize,
             resting: Resting::default(),
+            comes_back: true,
             effort: Effort::new(0),
         })
     }
@@ -166,6 +171,9 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             }
             if let Some(why) = self.reason_to_leave(stop, now_ns) {
                 self.ask_to_leave(why, now_ns)?;
+            }
+            if std::mem::take(&mut self.comes_back) {
+                self.judge_order();
             }
             let moved_pkts = self.turn(now_ns)?;
             if !self.passage.engine.outbox.is_empty() {
@@ -236,13 +244,31 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
         self.channel.set_nf_counter(NfCounter::BusyNs, self.effort.busy_ns());
     }
 
+    /// Learns whether this NF's place among those that share its core is right.
+    fn judge_order(&mut self) {
+        if !self.effort.core_is_shared() {
+            return;
+        }
+        let Ok(core) = sched_getcpu() else { return };
+        let core = u32::try_from(core).unwrap_or(u32::MAX);
+        let before = self.own_bell.take_turn(core);
+        if let Some(in_turn) = self.passage.inputs.are_in_turn(core, before) {
+            self.resting.visit(in_turn);
+        }
+    }
+
     /// Offers the core to others after much work, if they want it.
     fn end_quantum(&mut self) {
+        if self.passage.inputs.are_empty() {
+            // The next turn finds nothing, and the core is offered then: once, not twice.
+            return;
+        }
         let now_ns = self.now_ns();
         if self.resting.yields_after_work(now_ns, self.effort.core_is_shared()) {
             self.effort.next_turn(now_ns);
             self.resting.give_core_away(now_ns);
             self.effort.rested(self.now_ns());
+            self.comes_back = true;
         }
     }
 
@@ -255,6 +281,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             Rest::Sleep if blocked => self.sleep_for_room(),
             Rest::Sleep => self.sleep(),
         }
+        self.comes_back = true;
         self.effort.rested(self.now_ns());
     }
 

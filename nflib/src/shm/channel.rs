@@ -26,7 +26,7 @@ use crate::descriptor::{Delivery, Returned};
 /// Says that a file is a channel: "MILLRACE" in ASCII, little endian.
 pub const CHANNEL_MAGIC: u64 = u64::from_le_bytes(*b"MILLRACE");
 /// Version of the layout of channel, rings and descriptors. Both sides must have the same.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 const NF_PAGE_OFFSET_BYTES: usize = 4096;
 const HOLD_MAP_OFFSET_BYTES: usize = 8192;

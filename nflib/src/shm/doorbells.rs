@@ -3,6 +3,8 @@
 //! ```text
 //! byte 64 × n    sleeping word of NF n: 1 while it sleeps (or is about to) for want of packets, 2
 //!                while it sleeps for want of room in a ring to another NF, else 0
+//! byte 64 × n + 4    the core on which NF n took its last turn, plus 1; 0 before its first
+//! byte 64 × (NFs + c)    the NF that took the last turn on core c (modulo 64), plus 1
 //! ```
 //! Who pushes to an NF wakes it from the first sleep only: one that cannot pass on what it has would
 //! wake for nothing, and on a shared core take the core from the one that it waits for. Out of the
@@ -10,6 +12,9 @@
 //!
 //! The manager makes the file; all NFs of a trust domain map it, since each may push to each. An
 //! NF outside of it gets a file of its own with one word.
+//!
+//! NFs that share a core take turns at it, and note here who had it last: an NF that does not follow
+//! one that feeds it has a bad place in their order, see [`resting`](crate::resting).
 //!
 //! A neighbour that writes here what it should not can wake an NF for nothing or make it sleep up to
 //! the end of its time-out; nothing is lost by either.
@@ -27,6 +32,11 @@ use super::sync::{AtomicU32, Ordering};
 
 /// A word for each NF, and no two on one cache line.
 const BELL_BYTES: usize = 64;
+
+/// Lines for the cores. Cores that share one disturb each other's order, no more.
+const CORE_LINES: usize = 64;
+/// Of an NF's second word within its line.
+const CORE_OFFSET_BYTES: usize = 4;
 
 /// Values of a sleeping word.
 const AWAKE: u32 = 0;
@@ -48,7 +58,8 @@ impl Doorbells {
     pub fn create(nfs: u32) -> io::Result<Self> {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let fd = memfd_create(c"millrace-doorbells", flags)?;
-        let len_bytes = (nfs.max(1) as usize * BELL_BYTES).next_multiple_of(4096);
+        let lines = nfs.max(1) as usize + CORE_LINES;
+        let len_bytes = (lines * BELL_BYTES).next_multiple_of(4096);
         nix::unistd::ftruncate(&fd, libc::off_t::try_from(len_bytes).unwrap_or(libc::off_t::MAX))?;
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&fd, FcntlArg::F_ADD_SEALS(seals))?;
@@ -63,7 +74,7 @@ impl Doorbells {
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         let size = nix::sys::stat::fstat(&fd)?.st_size;
         let len_bytes = usize::try_from(size).unwrap_or(0);
-        if len_bytes == 0 || !len_bytes.is_multiple_of(4096) {
+        if len_bytes <= CORE_LINES * BELL_BYTES || !len_bytes.is_multiple_of(4096) {
             let what =
                 format!("doorbells of {len_bytes} bytes; manager and NF must be of one release");
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
@@ -81,7 +92,20 @@ impl Doorbells {
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.mapping.len_bytes() / BELL_BYTES
+        self.mapping.len_bytes() / BELL_BYTES - CORE_LINES
+    }
+
+    /// The word at `offset_bytes` of a line.
+    #[inline]
+    fn word(&self, line: usize, offset_bytes: usize) -> &AtomicU32 {
+        debug_assert!(line < self.len() + CORE_LINES && offset_bytes + 4 <= BELL_BYTES);
+        // SAFETY: every caller's line is below `len` (checked by `bell`) or is one of the CORE_LINES
+        // after those, so the word lies in the mapping, at a multiple of 4; the mapping lives as long
+        // as `self`; a peer's concurrent writes are what an atomic is for.
+        #[allow(clippy::cast_ptr_alignment)]
+        unsafe {
+            self.mapping.base().add(line * BELL_BYTES + offset_bytes).cast::<AtomicU32>().as_ref()
+        }
     }
 
     /// Never: there is at least one.
@@ -107,17 +131,30 @@ pub struct Doorbell {
 impl Doorbell {
     #[inline]
     fn word(&self) -> &AtomicU32 {
-        // SAFETY: `bell` checked that the word lies in the mapping, at a multiple of 64; the mapping
-        // lives as long as `self`; a peer's concurrent writes are what an atomic is for.
-        #[allow(clippy::cast_ptr_alignment)]
-        unsafe {
-            self.bells
-                .mapping
-                .base()
-                .add(usize::from(self.nf) * BELL_BYTES)
-                .cast::<AtomicU32>()
-                .as_ref()
-        }
+        self.bells.word(usize::from(self.nf), 0)
+    }
+
+    /// Notes that the NF, whose own bell this is, takes a turn on `core`; tells which NF took the last.
+    pub fn take_turn(&self, core: u32) -> Option<u16> {
+        let own = self.bells.word(usize::from(self.nf), CORE_OFFSET_BYTES);
+        own.store(core.wrapping_add(1), Ordering::Relaxed);
+        let last = self.bells.word(self.bells.len() + core as usize % CORE_LINES, 0);
+        let before = last.load(Ordering::Relaxed);
+        last.store(u32::from(self.nf) + 1, Ordering::Relaxed);
+        before.checked_sub(1).and_then(|nf| u16::try_from(nf).ok())
+    }
+
+    /// The core on which the NF took its last turn, if it has taken any.
+    #[must_use]
+    pub fn core(&self) -> Option<u32> {
+        let word = self.bells.word(usize::from(self.nf), CORE_OFFSET_BYTES);
+        word.load(Ordering::Relaxed).checked_sub(1)
+    }
+
+    /// The number of the NF.
+    #[must_use]
+    pub fn nf(&self) -> u16 {
+        self.nf
     }
 
     /// Wakes the NF if it sleeps for want of packets. To be called after a push; while the NF is
@@ -279,5 +316,18 @@ mod tests {
     fn a_number_beyond_the_file_has_no_bell() {
         let bells = Arc::new(Doorbells::create(64).unwrap());
         assert!(bells.bell(63).is_some() && bells.bell(64).is_none());
+    }
+
+    #[test]
+    fn a_core_knows_who_took_the_last_turn_at_it() {
+        let (ours, theirs) = pair();
+        let other = theirs.bells.bell(3).unwrap();
+        assert_eq!((ours.core(), ours.take_turn(1)), (None, None));
+        assert_eq!(other.take_turn(1), Some(69));
+        assert_eq!(other.take_turn(0), None, "another core");
+        assert_eq!(ours.take_turn(1), Some(3));
+        assert_eq!((other.core(), ours.core()), (Some(0), Some(1)));
+        assert_eq!(ours.take_turn(u32::MAX), None, "no such core, and nothing breaks");
+        assert!(!ours.sleeps() && !other.sleeps());
     }
 }
