@@ -207,6 +207,7 @@ fn set_up(args: &Args) -> anyhow::Result<Setting> {
                 channel,
                 bell: bells.bell(nf).context("no doorbell")?,
                 isolated: args.isolated,
+                wakes_workers: false,
                 counters: Arc::new(NfCounters::default()),
                 drops: Arc::clone(&drops),
             },

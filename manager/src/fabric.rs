@@ -4,6 +4,7 @@
 //! buffers and queues themselves belong to the workers' threads.
 #![forbid(unsafe_code)]
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use nflib::descriptor::{ChainId, PortId};
 use nflib::shm::channel::ChannelGeometry;
-use nflib::shm::{BufferIndex, PageKind, Region, RegionError};
+use nflib::shm::{AlarmSender, BufferIndex, Channel, PageKind, Region, RegionError, worker_alarm};
 use thiserror::Error;
 
 use crate::alarm::{OrderSender, order_channel};
@@ -96,6 +97,7 @@ struct WorkerHandle {
     number: u16,
     core: Option<u32>,
     orders: OrderSender<Order>,
+    alarm: AlarmSender,
     reports: Receiver<Report>,
     counters: Arc<WorkerCounters>,
     thread: Option<JoinHandle<()>>,
@@ -211,6 +213,7 @@ impl Fabric {
         };
         let fail = |what| move |source| FabricError::Thread { worker: number, what, source };
         let (orders, their_orders) = order_channel().map_err(fail("cannot make an alarm"))?;
+        let (alarm, their_alarm) = worker_alarm().map_err(fail("cannot make an alarm"))?;
         let (pinned, pin_result) = crossbeam_channel::bounded(1);
         let thread = std::thread::Builder::new()
             .name(format!("worker-{number}"))
@@ -219,7 +222,7 @@ impl Fabric {
                 let failed = result.is_err();
                 let _ = pinned.send(result);
                 if !failed {
-                    poll_loop::run(worker, options, &their_orders, &their_reports);
+                    poll_loop::run(worker, options, &their_orders, &their_alarm, &their_reports);
                 }
             })
             .map_err(fail("cannot start a thread"))?;
@@ -230,6 +233,7 @@ impl Fabric {
             number,
             core,
             orders,
+            alarm,
             reports,
             counters,
             thread: Some(thread),
@@ -239,6 +243,14 @@ impl Fabric {
             changing: false,
         });
         Ok(())
+    }
+
+    /// By what NFs wake the workers; empty when there are more workers than can be woken.
+    #[must_use]
+    pub fn alarms(&self) -> Vec<BorrowedFd<'_>> {
+        let can_be_woken = self.workers.len() <= usize::from(Channel::MAX_WAKING_WORKERS);
+        let workers = self.workers.iter().filter(|_| can_be_woken);
+        workers.map(|worker| worker.alarm.fd()).collect()
     }
 
     /// The packet region.

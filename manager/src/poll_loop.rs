@@ -2,9 +2,9 @@
 //! when there is nothing to do.
 //!
 //! Idle policy ([`PollMode::Adaptive`]): as an NF's, see [`nflib::resting`]; then sleep, in `poll(2)` on
-//! the ports where they can wake us, and on the alarm that comes with an order. Where a port can only be
-//! looked at, or NFs have packets, which come back unannounced, the sleep is a nap that doubles while
-//! nothing comes. Never may more threads spin than there are cores: spinning NFs and a spinning worker on
+//! the ports where they can wake us, and on two alarms: one comes with an order, the other with packets
+//! that NFs give back. Where a port can only be looked at, or isolated NFs have packets, which come back
+//! unannounced, the sleep is a nap that doubles while nothing comes. Never may more threads spin than there are cores: spinning NFs and a spinning worker on
 //! one core pass packets at the speed of the scheduler's clock.
 //!
 //! On a shared core the worker also gives way after a quantum of packets, and at once when it had to drop
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 use nflib::descriptor::{ChainId, PortId};
 use nflib::resting::{CoreWatch, Rest, Resting};
-use nflib::shm::{BufferIndex, register_for_global_barrier};
+use nflib::shm::{AlarmReceiver, BufferIndex, register_for_global_barrier};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::time::TimeSpec;
 
@@ -27,6 +27,7 @@ use crate::classify::RuleCount;
 use crate::config::PollMode;
 use crate::flow::{self, Expired, Flow, FlowKey, FlowScan, RuleTables, TableStep};
 use crate::plan::NfNumber;
+use crate::ports::PortQueue;
 use crate::stats::DropCounters;
 use crate::worker::{NewNf, Worker};
 
@@ -190,6 +191,7 @@ pub fn run(
     mut worker: Worker,
     options: LoopOptions,
     orders: &OrderReceiver<Order>,
+    alarm: &AlarmReceiver,
     reports: &Sender<Report>,
 ) {
     if !register_for_global_barrier() {
@@ -207,6 +209,7 @@ pub fn run(
         options,
         reports,
         orders,
+        alarm,
         began: Instant::now(),
         core: CoreWatch::new(0),
         next_core_look_ns: 0,
@@ -257,6 +260,8 @@ struct Loop<'a> {
     options: LoopOptions,
     reports: &'a Sender<Report>,
     orders: &'a OrderReceiver<Order>,
+    /// NFs that have been told that this worker sleeps turn it on.
+    alarm: &'a AlarmReceiver,
     began: Instant,
     core: CoreWatch,
     next_core_look_ns: u64,
@@ -410,28 +415,43 @@ impl Loop<'_> {
         match self.resting.next(now_ns, self.core.is_shared(), false) {
             Rest::Spin => std::hint::spin_loop(),
             Rest::Yield => self.resting.give_core_away(now_ns),
-            Rest::Sleep => self.sleep(),
+            // Of the second kind a worker takes none: it has no neighbour's bell.
+            Rest::Sleep | Rest::AwaitTurn => self.sleep(),
         }
     }
 
     fn sleep(&mut self) {
         let limit = self.longest_sleep();
+        // Long sleeps only: telling the NFs costs more than a nap.
+        let to_be_woken = limit > NAP_MAX && self.worker.held_pkts() > 0;
+        if !to_be_woken || self.worker.announce_sleep(self.options.number) {
+            self.wait(limit);
+        }
+        if to_be_woken {
+            self.worker.announce_waking(self.options.number);
+        }
+    }
+
+    fn wait(&mut self, limit: Duration) {
         let queues = self.worker.ports().iter().flat_map(|port| &port.queues);
-        let fds = queues.filter_map(|queue| queue.poll_fd()).chain([self.orders.fd()]);
+        let alarms = [self.orders.fd(), self.alarm.fd()];
+        let fds = queues.filter_map(|queue| queue.poll_fd()).chain(alarms);
         let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         // A signal or an error only makes the sleep shorter.
         let woken = nix::poll::ppoll(&mut fds, Some(TimeSpec::from(limit)), None);
         if woken.is_ok_and(|count| count > 0) {
-            // An order is looked for before the next sleep in any case.
+            // An order is looked for before the next sleep in any case, and so are packets.
             self.orders.quiet();
+            self.alarm.quiet();
         }
     }
 
     fn longest_sleep(&mut self) -> Duration {
         let mut queues = self.worker.ports().iter().flat_map(|port| &port.queues);
-        let most = if !queues.all(|queue| queue.poll_fd().is_some()) {
+        let wakes = |queue: &dyn PortQueue| queue.poll_fd().is_some() || !queue.may_receive();
+        let most = if !queues.all(|queue| wakes(queue.as_ref())) {
             POLLED_NAP_MAX
-        } else if self.worker.held_pkts() > 0 {
+        } else if self.worker.held_pkts() > 0 && !self.worker.is_woken_by_nfs() {
             NAP_MAX
         } else {
             return SLEEP_MAX;

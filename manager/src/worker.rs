@@ -74,6 +74,8 @@ pub struct NewNf {
     pub bell: Doorbell,
     /// Whether each hand-over to and from it goes through the manager and is checked.
     pub isolated: bool,
+    /// Whether it can wake a worker that sleeps.
+    pub wakes_workers: bool,
     /// What to count it under.
     pub counters: Arc<NfCounters>,
     /// What to count its service's drops under.
@@ -86,6 +88,8 @@ struct NfEdge {
     bell: Doorbell,
     /// Under which name its buffers are written down.
     holder: Holder,
+    /// Where it is told whether the worker sleeps, if it can wake it.
+    waker: Option<Arc<Channel>>,
     to_nf: Producer<Delivery>,
     from_nf: Consumer<Returned>,
     counters: Arc<NfCounters>,

@@ -279,6 +279,26 @@ fn an_nf_of_the_domain_that_dies_gives_every_buffer_back_wherever_it_was() {
 }
 
 #[test]
+fn a_worker_sleeps_only_if_nfs_can_wake_it_and_have_given_nothing_back_meanwhile() {
+    let mut bench = Bench::new(&[1]);
+    let mut nf = bench.attach(1);
+    bench.inject(1);
+    bench.turn();
+    let got = nf.receive();
+    assert!(bench.worker.is_woken_by_nfs());
+    assert!(bench.worker.announce_sleep(0));
+    assert!(nf.channel.worker_sleeps(0), "the NF sees it");
+    bench.worker.announce_waking(0);
+    assert!(!nf.channel.worker_sleeps(0));
+    nf.pass(&got[0], ActionCode::Next, 0);
+    assert!(!bench.worker.announce_sleep(0), "a packet is back");
+    bench.turn();
+    assert_eq!(bench.sent().len(), 1);
+    bench.join(2, true);
+    assert!(!bench.worker.is_woken_by_nfs(), "an isolated NF has no alarm to ring");
+}
+
+#[test]
 fn an_nf_that_breaks_its_ring_is_reported_and_gets_nothing_more() {
     for isolated in [true, false] {
         let mut bench = Bench::new(&[1]);

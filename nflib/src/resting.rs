@@ -114,6 +114,8 @@ pub enum Rest {
     Yield,
     /// Sleep until woken.
     Sleep,
+    /// Sleep until fed, by a thread of the same core, and soon.
+    AwaitTurn,
 }
 
 /// Decides between looking again, yielding and sleeping.
@@ -157,7 +159,7 @@ impl Resting {
         let since_ns = *self.idle_since_ns.get_or_insert(now_ns);
         let idle_ns = now_ns.saturating_sub(since_ns);
         if shared && !blocked && self.comes_out_of_turn() {
-            return Rest::Sleep;
+            return Rest::AwaitTurn;
         }
         match shared {
             false if idle_ns < SPIN_NS => Rest::Spin,
@@ -236,10 +238,11 @@ mod tests {
             };
             in_turn.iter().map(&mut rest).collect::<Vec<_>>()
         };
-        use Rest::{Sleep, Spin, Yield};
+        use Rest::{AwaitTurn, Spin, Yield};
         assert_eq!(rests(&[true; 4], true, false), [Yield; 4]);
-        assert_eq!(rests(&[false; 4], true, false), [Yield, Sleep, Yield, Sleep]);
-        assert_eq!(rests(&[true, false, true, true], true, false), [Yield, Sleep, Yield, Yield]);
+        assert_eq!(rests(&[false; 4], true, false), [Yield, AwaitTurn, Yield, AwaitTurn]);
+        let rested = rests(&[true, false, true, true], true, false);
+        assert_eq!(rested, [Yield, AwaitTurn, Yield, Yield]);
         assert_eq!(rests(&[false; 4], true, true), [Yield; 4], "room comes from others");
         assert_eq!(rests(&[false; 4], false, false), [Spin; 4], "there are no turns");
     }

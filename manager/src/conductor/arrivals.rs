@@ -21,8 +21,8 @@ const MAX_JUMPS: usize = 256;
 pub struct Welcome {
     /// The terms.
     pub attached: Attached,
-    /// Packet region, channel, route table, doorbells.
-    pub fds: [OwnedFd; 4],
+    /// Packet region, channel, route table, doorbells; then the workers' alarms, if any.
+    pub fds: Vec<OwnedFd>,
 }
 
 impl Conductor {
@@ -74,10 +74,15 @@ impl Conductor {
             quantum_pkts: fabric.quantum_pkts(),
         };
         let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
-        let fds = || -> std::io::Result<[OwnedFd; 4]> {
+        // One that is isolated could keep the others from ringing.
+        let alarms = if record.isolated { Vec::new() } else { fabric.alarms() };
+        let fds = || -> std::io::Result<Vec<OwnedFd>> {
             let table = self.planner.table_fd()?;
-            Ok([own(fabric.region().fd())?, own(channel.fd())?, table, own(record.bells.fd())?])
+            let files = [own(fabric.region().fd())?, own(channel.fd())?, table];
+            let bells = [record.bells.fd()].into_iter().chain(alarms.iter().copied());
+            files.into_iter().map(Ok).chain(bells.map(own)).collect()
         };
+        let wakes_workers = !alarms.is_empty();
         let result = fds().map_err(|e| e.to_string()).and_then(|fds| {
             let (bell, counters) = (record.bell.clone(), record.counters.clone());
             let (service, isolated) = (service.id, record.isolated);
@@ -88,6 +93,7 @@ impl Conductor {
                     channel: Arc::clone(&channel),
                     bell: bell.clone(),
                     isolated,
+                    wakes_workers,
                     counters: Arc::clone(&counters[worker]),
                     drops,
                 })

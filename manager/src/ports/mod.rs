@@ -91,6 +91,11 @@ pub trait PortQueue: Send {
         None
     }
 
+    /// Whether packets can come from here at all.
+    fn may_receive(&self) -> bool {
+        true
+    }
+
     /// Packets that the queue has counted as received and not yet handed out or dropped.
     fn held_pkts(&self) -> u64 {
         0

@@ -145,6 +145,10 @@ impl SinkQueue {
 impl PortQueue for SinkQueue {
     fn rx_burst(&mut self, _pool: &mut BufferPool, _out: &mut Vec<PortPacket>) {}
 
+    fn may_receive(&self) -> bool {
+        false
+    }
+
     fn tx_burst(&mut self, pool: &mut BufferPool, packets: &[PortPacket]) -> usize {
         if let Some(verifier) = &mut self.verifier {
             for packet in packets.iter().take(MAX_BURST_PKTS) {

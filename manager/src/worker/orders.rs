@@ -1,6 +1,8 @@
 //! What happens between turns, on the control thread's order.
 #![forbid(unsafe_code)]
 
+use nflib::shm::global_barrier;
+
 use super::*;
 
 impl Worker {
@@ -16,6 +18,7 @@ impl Worker {
             service: new.service,
             bell: new.bell,
             holder: if new.isolated { new.nf } else { TRUSTED },
+            waker: new.wakes_workers.then_some(new.channel),
             to_nf,
             from_nf,
             counters: new.counters,
@@ -24,6 +27,33 @@ impl Worker {
             closed: false,
             broken: false,
         });
+    }
+
+    /// Whether every NF wakes this worker when it gives packets back.
+    #[must_use]
+    pub fn is_woken_by_nfs(&self) -> bool {
+        self.nfs.iter().flatten().all(|edge| edge.waker.is_some())
+    }
+
+    /// Tells the NFs that this worker, by its number, sleeps from now on. False when packets have come
+    /// back meanwhile, or the NFs cannot be made to notice: then it must not sleep.
+    ///
+    /// The order is that of [`nflib::shm::Doorbell::sleep`].
+    #[must_use]
+    pub fn announce_sleep(&self, worker: u16) -> bool {
+        self.tell_wakers(worker, true);
+        global_barrier() && self.nfs.iter().flatten().all(|edge| edge.from_nf.is_empty())
+    }
+
+    /// Tells the NFs that this worker is awake.
+    pub fn announce_waking(&self, worker: u16) {
+        self.tell_wakers(worker, false);
+    }
+
+    fn tell_wakers(&self, worker: u16, sleeps: bool) {
+        for channel in self.nfs.iter().flatten().filter_map(|edge| edge.waker.as_ref()) {
+            channel.set_worker_sleeps(worker, sleeps);
+        }
     }
 
     /// The plan that packets follow.

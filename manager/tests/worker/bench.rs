@@ -286,6 +286,7 @@ impl Bench {
             channel: Arc::clone(&channel),
             bell: self.bells.bell(nf).unwrap(),
             isolated,
+            wakes_workers: !isolated,
             counters: Arc::clone(&counters),
             drops: self.service_drops(service),
         };

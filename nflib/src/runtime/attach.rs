@@ -32,6 +32,8 @@ pub(super) struct Attachment {
     pub(super) routes: RouteTable,
     pub(super) bells: Arc<Doorbells>,
     pub(super) own_bell: Doorbell,
+    /// Of each worker, or none.
+    pub(super) alarms: Vec<OwnedFd>,
     pub(super) terms: Attached,
 }
 
@@ -96,9 +98,21 @@ fn try_attach(request: &AttachRequest, args: &NfArgs) -> Result<Attachment, RunE
 }
 
 /// Maps what came along with the terms.
-fn map_all(socket: UnixStream, fds: Vec<OwnedFd>, terms: Attached) -> Result<Attachment, RunError> {
+fn map_all(
+    socket: UnixStream,
+    mut fds: Vec<OwnedFd>,
+    terms: Attached,
+) -> Result<Attachment, RunError> {
+    let alarms = fds.split_off(fds.len().min(4));
     let [region, channel, routes, bells] =
         <[OwnedFd; 4]>::try_from(fds).map_err(|fds| RunError::Descriptors { found: fds.len() })?;
+    if !alarms.is_empty() && alarms.len() != usize::from(terms.channel.workers) {
+        return Err(RunError::Terms(format!(
+            "{} alarms for {} workers",
+            alarms.len(),
+            terms.channel.workers
+        )));
+    }
     if terms.channel.buffers != terms.region.buffers {
         return Err(RunError::Terms(format!(
             "a hold map for {} buffers with a region of {}",
@@ -117,7 +131,7 @@ fn map_all(socket: UnixStream, fds: Vec<OwnedFd>, terms: Attached) -> Result<Att
         tracing::debug!("no membarrier(2); sleeps are bounded by 1 ms instead");
     }
     socket.set_nonblocking(true).map_err(RunError::Socket)?;
-    Ok(Attachment { socket, region, channel, routes, bells, own_bell, terms })
+    Ok(Attachment { socket, region, channel, routes, bells, own_bell, alarms, terms })
 }
 
 fn connect(path: &Path) -> Result<UnixStream, RunError> {

@@ -9,6 +9,7 @@ use crate::descriptor::{ActionCode, Delivery, Returned, RouteId, ServiceId};
 use crate::nf::Action;
 use crate::shm::{
     BufferIndex, Doorbell, HopEntry, NO_NF, Producer, RingError, RingMemory, RouteTable, SlotValue,
+    WorkerAlarm,
 };
 
 use super::marks::{HoldMap, Marks};
@@ -177,6 +178,8 @@ impl<M: RingMemory> OutEdge<M> {
 /// All outputs of an NF.
 pub(crate) struct Outputs<M> {
     lanes: Vec<Output<Returned, M>>,
+    /// How to wake the worker behind each lane; empty when that is not possible.
+    alarms: Vec<WorkerAlarm>,
     /// Buffer `b` goes back by lane `b / worker_buffers`.
     worker_buffers: u32,
     edges: Vec<Option<OutEdge<M>>>,
@@ -203,6 +206,7 @@ impl<M: RingMemory> Outputs<M> {
     ) -> Self {
         Self {
             lanes: lanes.map(Output::new).collect(),
+            alarms: Vec::new(),
             worker_buffers: worker_buffers.max(1),
             edges: Vec::new(),
             edge_of: Vec::new(),
@@ -213,6 +217,11 @@ impl<M: RingMemory> Outputs<M> {
             pushed_at_once: NO_EDGE,
             refused_pkts: 0,
         }
+    }
+
+    /// How to wake the workers from now on, by lane.
+    pub(super) fn wake_workers_by(&mut self, alarms: Vec<WorkerAlarm>) {
+        self.alarms = alarms;
     }
 
     /// Packets that were refused because the next NF took none.
@@ -540,10 +549,14 @@ impl<M: RingMemory> Outputs<M> {
 
     /// Settles what was queued for; what has nothing queued any more leaves the lists.
     fn settle_dirty(&mut self) {
-        let Self { lanes, edges, dirty_lanes, dirty_edges, .. } = self;
+        let Self { lanes, alarms, edges, dirty_lanes, dirty_edges, .. } = self;
         dirty_lanes.retain(|&place| {
             let lane = &mut lanes[usize::from(place)];
-            lane.settle();
+            if lane.settle()
+                && let Some(alarm) = alarms.get(usize::from(place))
+            {
+                alarm.ring();
+            }
             !lane.queued.is_empty()
         });
         dirty_edges.retain(|&place| {

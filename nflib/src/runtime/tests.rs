@@ -8,6 +8,8 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
 use super::*;
 use crate::control::{
     self, Attached, ErrorCode, MAX_REQUEST_BYTES, PROTOCOL_VERSION, Reply, Request, ServiceRef,
@@ -108,10 +110,21 @@ fn accept(listener: &UnixListener) -> FakeManager {
 
 /// As number `nf` of a world.
 fn accept_into(listener: &UnixListener, world: &Arc<World>, nf: u16) -> FakeManager {
+    accept_with(listener, world, nf, &[])
+}
+
+/// With the workers' alarms.
+fn accept_with(
+    listener: &UnixListener,
+    world: &Arc<World>,
+    nf: u16,
+    alarms: &[BorrowedFd<'_>],
+) -> FakeManager {
     let socket = receive_attach(listener);
     let channel = Channel::create(CHANNEL).unwrap();
     let routes = world.routes.read_only_fd().unwrap();
-    let fds = [world.region.fd(), channel.fd(), routes.as_fd(), world.bells.fd()];
+    let files = [world.region.fd(), channel.fd(), routes.as_fd(), world.bells.fd()];
+    let fds = [&files[..], alarms].concat();
     control::send(&socket, &Reply::Attached(terms(nf)), &fds).unwrap();
     let lanes = (0..CHANNEL.workers).map(|w| channel.manager_ends(w).unwrap()).collect();
     let bell = world.bells.bell(nf).unwrap();
@@ -213,6 +226,47 @@ fn packets_come_back_to_the_worker_that_owns_the_buffer_with_what_was_decided() 
     assert_eq!(manager.channel.nf_counter(NfCounter::RxPkts), 20);
     assert_eq!(manager.channel.nf_counter(NfCounter::TxPkts), 20);
     assert_eq!(manager.channel.nf_counter(NfCounter::HeldPkts), 0);
+}
+
+#[test]
+fn an_nf_wakes_a_worker_that_sleeps_when_it_gives_packets_back_and_no_other() {
+    let place = place(false);
+    let listener = listen(&place.args.socket);
+    let (nf, _) = start(Pass, &place.args);
+    let (senders, alarms): (Vec<_>, Vec<_>) =
+        (0..CHANNEL.workers).map(|_| crate::shm::worker_alarm().unwrap()).unzip();
+    let senders: Vec<_> = senders.iter().map(crate::shm::AlarmSender::fd).collect();
+    let mut manager = accept_with(&listener, &World::new(), 0, &senders);
+    let is_on = |lane: usize| {
+        let fd = PollFd::new(alarms[lane].fd(), PollFlags::POLLIN);
+        poll(&mut [fd], PollTimeout::ZERO) == Ok(1)
+    };
+    manager.deliver(0, 0..1);
+    manager.take(0, 1);
+    assert!(!is_on(0), "it is awake");
+    manager.channel.set_worker_sleeps(0, true);
+    manager.channel.set_worker_sleeps(1, true);
+    manager.deliver(0, 0..1);
+    let rung = |lane: usize| {
+        let fd = PollFd::new(alarms[lane].fd(), PollFlags::POLLIN);
+        poll(&mut [fd], PollTimeout::from(10_000_u16)) == Ok(1)
+    };
+    assert!(rung(0), "it gets a packet back");
+    manager.take(0, 1);
+    assert!(!is_on(1) && manager.channel.worker_sleeps(1), "this one gets none");
+    manager.stop();
+    nf.join().unwrap().unwrap();
+}
+
+#[test]
+fn alarms_of_too_few_workers_are_refused() {
+    let place = place(true);
+    let listener = listen(&place.args.socket);
+    let (nf, _) = start(Pass, &place.args);
+    let (sender, _receiver) = crate::shm::worker_alarm().unwrap();
+    let _manager = accept_with(&listener, &World::new(), 0, &[sender.fd()]);
+    let error = nf.join().unwrap().unwrap_err();
+    assert!(error.to_string().contains("1 alarms for 2 workers"), "{error}");
 }
 
 #[test]

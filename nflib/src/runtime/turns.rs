@@ -30,7 +30,9 @@ use crate::engine::Engine;
 use crate::message::{MessageToken, Outgoing};
 use crate::nf::{NetworkFunction, Setup};
 use crate::resting::{MAX_QUANTUM_PKTS, MIN_QUANTUM_PKTS, Rest, Resting};
-use crate::shm::{Channel, Doorbell, Doorbells, EdgeRing, NO_NF, NfCounter, SharedRing};
+use crate::shm::{
+    Channel, Doorbell, Doorbells, EdgeRing, NO_NF, NfCounter, SharedRing, WorkerAlarm,
+};
 
 /// Longest sleep: how late a message of the manager may be noticed.
 const MAX_SLEEP: Duration = Duration::from_millis(50);
@@ -100,7 +102,8 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
         first_arrival: u64,
         limits: &Limits,
     ) -> Result<Self, RunError> {
-        let Attachment { socket, region, channel, routes, bells, own_bell, terms } = attachment;
+        let Attachment { socket, region, channel, routes, bells, own_bell, alarms, terms } =
+            attachment;
         let hold_cap_pkts = (terms.region.buffers / 4).max(1) as usize;
         let setup = Setup {
             service: terms.service,
@@ -112,10 +115,14 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
         let (deliveries, returns): (Vec<_>, Vec<_>) =
             (0..channel.geometry().workers).filter_map(|worker| channel.nf_ends(worker)).unzip();
         let channel = Arc::new(channel);
+        let mut outputs =
+            Outputs::new(returns.into_iter(), terms.worker_buffers, terms.service, routes);
+        let alarm = |(pipe, worker)| WorkerAlarm::new(Arc::clone(&channel), worker, pipe);
+        outputs.wake_workers_by(alarms.into_iter().zip(0..).map(alarm).collect());
         let passage = Passage::new(
             Engine::new(nf, region, setup, first_arrival, 0)?,
             Inputs::new(deliveries.into_iter()),
-            Outputs::new(returns.into_iter(), terms.worker_buffers, terms.service, routes),
+            outputs,
             Arc::clone(&channel),
         );
         Ok(Self {
@@ -280,6 +287,10 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             Rest::Yield => self.resting.give_core_away(now_ns),
             Rest::Sleep if blocked => self.sleep_for_room(),
             Rest::Sleep => self.sleep(),
+            Rest::AwaitTurn => {
+                let Self { passage, own_bell, .. } = self;
+                own_bell.sleep_shortly(|| passage.inputs.are_empty());
+            }
         }
         self.comes_back = true;
         self.effort.rested(self.now_ns());

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! byte 0       header     magic, layout version, workers, ring capacity, size; the manager writes it once
+//! byte 1024    workers    one word each: 1 while it sleeps until an NF wakes it; both write it
 //! byte 4096    NF page    progress and counters; the NF writes it
 //! byte 8192    hold map   one bit a buffer: the NF keeps it, outside of any ring; the NF writes it
 //! then         for each worker: ring worker → NF (Delivery), ring NF → worker (Returned)
@@ -28,6 +29,9 @@ pub const CHANNEL_MAGIC: u64 = u64::from_le_bytes(*b"MILLRACE");
 /// Version of the layout of channel, rings and descriptors. Both sides must have the same.
 pub const LAYOUT_VERSION: u32 = 4;
 
+/// Words of the workers, a cache line each, as far as they fit.
+const WORKERS_OFFSET_BYTES: usize = 1024;
+const WORKER_BYTES: usize = 64;
 const NF_PAGE_OFFSET_BYTES: usize = 4096;
 const HOLD_MAP_OFFSET_BYTES: usize = 8192;
 const PAGE_BYTES: usize = 4096;
@@ -248,6 +252,27 @@ impl Channel {
     #[inline]
     pub fn set_nf_counter(&self, counter: NfCounter, value: u64) {
         self.word(NF_PAGE_OFFSET_BYTES + counter as usize * 8).store(value, Ordering::Relaxed);
+    }
+
+    /// Workers that an NF can wake; those beyond take naps instead.
+    pub const MAX_WAKING_WORKERS: u16 = 16;
+
+    fn worker_word(&self, worker: u16) -> &AtomicU64 {
+        let place = usize::from(worker % Self::MAX_WAKING_WORKERS);
+        self.word(WORKERS_OFFSET_BYTES + place * WORKER_BYTES)
+    }
+
+    /// Whether a worker sleeps, or is about to, and wants to be woken when packets come back to it.
+    #[inline]
+    #[must_use]
+    pub fn worker_sleeps(&self, worker: u16) -> bool {
+        self.worker_word(worker).load(Ordering::Relaxed) != 0
+    }
+
+    /// Says whether a worker sleeps.
+    pub fn set_worker_sleeps(&self, worker: u16, sleeps: bool) {
+        // SeqCst: before the look at the rings that follows, see `Doorbell::sleep`.
+        self.worker_word(worker).store(u64::from(sleeps), Ordering::SeqCst);
     }
 
     fn ring(&self, worker: u16, towards_nf: bool) -> Option<SharedRing> {

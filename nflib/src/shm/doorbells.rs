@@ -210,6 +210,14 @@ impl Doorbell {
         self.sleep_as(WANTS_PACKETS, timeout, is_idle);
     }
 
+    /// As [`sleep`](Self::sleep), for one that expects to be rung for by a thread on its own core, and
+    /// soon: without the barrier, which interrupts every other core. A switch between threads of one
+    /// core is a barrier by itself; a push from another core may be noticed a millisecond late.
+    pub fn sleep_shortly(&self, is_idle: impl FnOnce() -> bool) {
+        self.word().store(WANTS_PACKETS, Ordering::SeqCst);
+        self.wait(WANTS_PACKETS, Duration::from_millis(1), is_idle);
+    }
+
     /// Puts the calling NF to sleep until a ring it pushes to has room again, in the same order.
     /// `is_full` looks at the rings once more.
     pub fn sleep_for_room(&self, timeout: Duration, is_full: impl FnOnce() -> bool) {
@@ -217,10 +225,15 @@ impl Doorbell {
     }
 
     fn sleep_as(&self, state: u32, timeout: Duration, is_idle: impl FnOnce() -> bool) {
-        let word = self.word();
-        word.store(state, Ordering::SeqCst);
+        self.word().store(state, Ordering::SeqCst);
         let timeout =
             if global_barrier() { timeout } else { timeout.min(Duration::from_millis(1)) };
+        self.wait(state, timeout, is_idle);
+    }
+
+    /// Waits until the word is not `state`, to which the caller has set it.
+    fn wait(&self, state: u32, timeout: Duration, is_idle: impl FnOnce() -> bool) {
+        let word = self.word();
         if is_idle() {
             let limit = libc::timespec {
                 tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
@@ -253,7 +266,10 @@ pub fn register_for_global_barrier() -> bool {
     unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED, 0) == 0 }
 }
 
-fn global_barrier() -> bool {
+/// Makes every running thread of every process that registered for it pass a full barrier: what the
+/// caller wrote before is seen by whatever they look at after. False where the kernel has none.
+#[must_use]
+pub fn global_barrier() -> bool {
     // SAFETY: as above.
     unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0) == 0 }
 }

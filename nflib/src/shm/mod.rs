@@ -6,6 +6,7 @@
 //! NF holds by the protocol's word (`bytes`).
 #![allow(unsafe_code)]
 
+mod alarm;
 mod bytes;
 pub mod channel;
 mod doorbells;
@@ -22,9 +23,10 @@ mod signals;
 mod survey;
 pub(crate) mod sync;
 
+pub use alarm::{AlarmReceiver, AlarmSender, WorkerAlarm, worker_alarm};
 pub(crate) use bytes::{Lease, PacketMemory};
 pub use channel::{Channel, ChannelError, ChannelGeometry, LAYOUT_VERSION, NfCounter};
-pub use doorbells::{Doorbell, Doorbells, register_for_global_barrier};
+pub use doorbells::{Doorbell, Doorbells, global_barrier, register_for_global_barrier};
 pub use edge_ring::EdgeRing;
 pub use fds::{MAX_FDS, recv_with_fds, send_with_fds};
 pub use hints::{advise_huge_pages, prefetch};
