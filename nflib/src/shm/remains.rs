@@ -171,4 +171,31 @@ mod loom_models {
             });
         }
     }
+    /// Two NFs in a row, each dead after each number of steps of a round, in every order with each
+    /// other: each of two packets is with exactly one of the dead, or has come out behind them.
+    #[test]
+    fn wherever_two_neighbours_die_each_packet_is_in_one_account() {
+        for (first_steps, second_steps) in (0..=4).flat_map(|a| (0..=4).map(move |b| (a, b))) {
+            loom::model(move || {
+                let rings = [2, 2, 2].map(|capacity| HeapRing::new(capacity, 0));
+                let [input, edge, output] = rings;
+                let packets = [1, 2].map(|buffer| Delivery { buffer, ..Delivery::default() });
+                let mut before = Producer::<Delivery, _>::new(input.clone());
+                assert_eq!(before.push_burst(&packets), Ok(2));
+                let first = {
+                    let (input, edge) = (input.clone(), edge.clone());
+                    thread::spawn(move || pass_on(input, edge, first_steps))
+                };
+                pass_on(edge.clone(), output.clone(), second_steps);
+                first.join().unwrap();
+                let [input, edge, output] = [input, edge, output].map(Remains::of);
+                let mut all = remaining_buffers(&[&input], &[&edge], &[], &[]).unwrap();
+                all.extend(remaining_buffers(&[&edge], &[&output], &[], &[]).unwrap());
+                let (_, out) = output.unreleased::<Delivery>().unwrap();
+                all.extend(buffers(&out));
+                all.sort_unstable();
+                assert_eq!(all, [1, 2], "dead after steps {first_steps} and {second_steps}");
+            });
+        }
+    }
 }
