@@ -2,8 +2,8 @@
 //!
 //! A message is a frame: its length in bytes (u32, little endian), then that many bytes of JSON.
 //! File descriptors travel with the frame's first byte (SCM_RIGHTS). One socket serves commands
-//! (`millrace status`) and NFs: an NF sends [`Request::Attach`], gets [`Reply::Attached`] with four
-//! descriptors (packet region, channel, route table, doorbells), and keeps the connection open; its
+//! (`millrace status`) and NFs: an NF sends [`Request::Attach`], gets [`Reply::Attached`] with its
+//! descriptors (packet region, channel, route table, doorbells, alarms), and keeps the connection open; its
 //! end is the end of the attachment.
 #![forbid(unsafe_code)]
 
@@ -167,7 +167,8 @@ impl AttachRequest {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
-    /// The NF is in; four descriptors come along: packet region, channel, route table, doorbells.
+    /// The NF is in; descriptors come along: packet region, channel, route table, doorbells, and the
+    /// alarms of all workers or of none.
     Attached(Attached),
     /// Answer to [`Request::Detach`]: nothing more will be delivered.
     Detached,
