@@ -17,6 +17,7 @@ use crate::poll_loop::Snapshot;
 use crate::ports::LinkState;
 use crate::registry::NfState;
 use crate::stats::{Counter, DropCounters, DropReason, QueueCounters};
+use crate::supervisor;
 
 /// Takes a status.
 ///
@@ -194,6 +195,7 @@ fn services(fabric: &Fabric, conductor: &Conductor) -> Vec<ServiceStatus> {
         restarts: 0,
         waiting: None,
         isolated: service.spec.isolated,
+        confine: service.wanted_instances().map(|_| supervisor::confinement(service.spec.confine)),
         drops: slots
             .iter()
             .position(|&id| id == service.id)

@@ -95,6 +95,8 @@ fn service_spec() -> impl Strategy<Value = ServiceSpec> {
             own_core,
             weight: (instances > 2).then_some(instances),
             user: isolated.then(|| "0".to_owned()),
+            confine: if own_core { Confine::Strict } else { Confine::Default },
+            writable: if isolated { vec!["/tmp".to_owned()] } else { Vec::new() },
             isolated,
             packet_limit,
             time_limit_s,

@@ -141,6 +141,8 @@ impl OsProcesses {
             cores: core.map_or_else(|| self.all_cores.clone(), |core| vec![core]),
             account: launch::account(wanted.user.as_deref(), &self.socket)?,
             confined: true,
+            confine: Some(wanted.confine),
+            writable: wanted.writable.iter().map(PathBuf::from).collect(),
         };
         let args = launch::arguments(wanted, &self.socket, core);
         let mut command = Command::new(&self.launcher);

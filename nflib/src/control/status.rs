@@ -115,6 +115,9 @@ pub struct ServiceStatus {
     pub waiting: Option<String>,
     /// Handed over only through the manager, which checks each descriptor.
     pub isolated: bool,
+    /// How far its NFs are confined, as it is on this machine; `None` when they are started by hand.
+    #[serde(default)]
+    pub confine: Option<String>,
     /// Drops at this service by reason.
     pub drops: BTreeMap<String, u64>,
 }

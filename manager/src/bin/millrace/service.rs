@@ -48,6 +48,7 @@ pub fn table(services: &[ServiceStatus]) -> String {
         "DRAINING",
         "RESTARTS",
         "DROPS",
+        "CONFINED",
         "NOTE",
     ]);
     for service in services {
@@ -59,6 +60,7 @@ pub fn table(services: &[ServiceStatus]) -> String {
             list(&service.draining),
             service.restarts.to_string(),
             service.drops.values().fold(0, |sum: u64, &n| sum.saturating_add(n)).to_string(),
+            or_dash(service.confine.clone()),
             or_dash(note(service)),
         ]);
     }
@@ -87,15 +89,16 @@ mod tests {
                 restarts: 4,
                 waiting: Some("no free core".into()),
                 isolated: true,
+                confine: Some("strict".into()),
                 drops: [("nf_drop".to_owned(), 9)].into(),
             },
             ServiceStatus { id: 2, name: "nat".into(), ..Default::default() },
         ];
         assert_eq!(
             table(&services),
-            "ID  SERVICE  WANTED   INSTANCES  DRAINING  RESTARTS  DROPS  NOTE\n\
-             \x201  fw       2        3,5               1         4      9  isolated; no free core\n\
-             \x202  nat      by hand  -                 -         0      0  -\n"
+            "ID  SERVICE  WANTED   INSTANCES  DRAINING  RESTARTS  DROPS  CONFINED  NOTE\n\
+             \x201  fw       2        3,5               1         4      9  strict    isolated; no free core\n\
+             \x202  nat      by hand  -                 -         0      0  -         -\n"
         );
         assert_eq!(table(&[]), "no service\n");
     }
