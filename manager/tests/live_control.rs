@@ -13,6 +13,8 @@ mod skip;
 mod adoption;
 #[path = "live_control/apply.rs"]
 mod apply;
+#[path = "live_control/buffers.rs"]
+mod buffers;
 #[path = "live_control/crowd.rs"]
 mod crowd;
 #[path = "live_control/deaths.rs"]

@@ -82,6 +82,11 @@ pub enum Request {
         /// The frame, from its Ethernet header on.
         frame: Vec<u8>,
     },
+    /// Where each buffer is. Answered by [`Reply::Buffers`].
+    Buffers {
+        /// One to tell more about.
+        buffer: Option<u32>,
+    },
     /// Hand a message to an NF and wait for what it answers. Answered by [`Reply::Called`].
     Call {
         /// Whom.
@@ -238,6 +243,8 @@ pub enum Reply {
     },
     /// Answer to [`Request::Explain`].
     Explained(Box<Explanation>),
+    /// Answer to [`Request::Buffers`].
+    Buffers(Box<BufferReport>),
     /// Answer to [`Request::Call`]: what each NF called said, by instance id.
     Called {
         /// Answers.
