@@ -17,6 +17,7 @@ use std::process::{Command, Stdio};
 
 use millrace::supervisor::exec::{Account, Surroundings};
 use nflib::control::Confine;
+use nflib::shm::{HugePages, Region, RegionGeometry};
 use skip::skip;
 
 const LAUNCHER: &str = env!("CARGO_BIN_EXE_millrace-manager");
@@ -41,12 +42,16 @@ fn open_folder() -> tempfile::TempDir {
 
 /// Runs `attempts` by the launcher.
 fn attempt(surroundings: &Surroundings, folder: &Path) -> Found {
+    attempt_with(surroundings, folder, Stdio::null())
+}
+
+fn attempt_with(surroundings: &Surroundings, folder: &Path, stdin: Stdio) -> Found {
     let program = std::env::current_exe().unwrap();
     let args = ["attempts", "--exact", "--nocapture"].map(OsString::from);
     let child = Command::new(LAUNCHER)
         .args(surroundings.to_args(program.as_os_str(), &args))
         .env(FOLDER, folder)
-        .stdin(Stdio::null())
+        .stdin(stdin)
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&child.stdout);
@@ -54,6 +59,10 @@ fn attempt(surroundings: &Surroundings, folder: &Path) -> Found {
     assert!(child.status.success(), "{}: {said}\n{complaint}", child.status);
     let lines = said.lines().filter_map(|line| line.strip_prefix("tried "));
     lines.filter_map(|line| line.rsplit_once('=')).map(|(a, b)| (a.into(), b.into())).collect()
+}
+
+fn open_to_write(path: &str) -> std::io::Result<()> {
+    std::fs::OpenOptions::new().read(true).write(true).open(path).map(|_| ())
 }
 
 /// The program itself; as a test of its own it does nothing.
@@ -82,6 +91,13 @@ fn attempts() {
     tell("open the parent's memory", io(std::fs::File::open(parent).map(|_| ())));
     let signal = nix::sys::signal::kill(nix::unistd::getppid(), None);
     tell("signal the parent", signal.map_err(|errno| errno as i32));
+    tell("write standard input", io(open_to_write("/proc/self/fd/0")));
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    tell("chmod standard input", io(std::fs::set_permissions("/proc/self/fd/0", mode)));
+    tell("write it then", io(open_to_write("/proc/self/fd/0")));
+    let mapped = nflib::shm::Mapping::new(std::io::stdin(), 4096, true).map(|_| ());
+    tell("map standard input to write", io(mapped));
+    tell("map it to read", io(nflib::shm::Mapping::read_only(std::io::stdin(), 4096).map(|_| ())));
     let unix = std::os::unix::net::UnixStream::pair().map(|_| ());
     tell("a Unix socket", io(unix));
     tell("a UDP socket", io(std::net::UdpSocket::bind("127.0.0.1:0").map(|_| ())));
@@ -198,4 +214,35 @@ fn a_path_to_write_that_does_not_exist_is_named() {
     let said = String::from_utf8(child.stderr).unwrap();
     assert!(said.contains("writable /no/such/folder: No such file"), "{said}");
     assert_eq!(said.lines().count(), 1);
+}
+
+/// A packet region, whose reader has it as standard input.
+fn region() -> Region {
+    let geometry = RegionGeometry { buffers: 8, stride_bytes: 2048, headroom_bytes: 256 };
+    Region::create(geometry, HugePages::Off).unwrap()
+}
+
+#[test]
+fn who_may_read_the_packet_region_cannot_make_it_one_that_it_may_write() {
+    let folder = folder_with_a_file();
+    let mut readers = vec![Surroundings { reader: true, ..confined(Confine::Default) }];
+    if nix::unistd::geteuid().is_root() {
+        // The file's mode is enough against another user.
+        let account = Some(Account { uid: 54_321, gid: 54_321, groups: vec![] });
+        readers.push(Surroundings { account, ..confined(Confine::Off) });
+    }
+    for reader in readers {
+        let region = region();
+        let fd = region.read_only_fd().unwrap();
+        let found = attempt_with(&reader, folder.path(), fd.into());
+        assert_found(&found, &["map it to read"], &["ok"]);
+        let writes = ["write standard input", "write it then", "map standard input to write"];
+        assert_found(&found, &writes, &["13"]);
+        assert_found(&found, &["chmod standard input"], &["1"]);
+    }
+    // Its owner, of whom the launcher was not told that it is a reader, could.
+    let owner = confined(Confine::Off);
+    let fd = region().read_only_fd().unwrap();
+    let found = attempt_with(&owner, folder.path(), fd.into());
+    assert_found(&found, &["chmod standard input", "write it then"], &["ok"]);
 }

@@ -9,6 +9,8 @@ mod running;
 #[path = "support/skip.rs"]
 mod skip;
 
+#[path = "live_control/access.rs"]
+mod access;
 #[path = "live_control/adoption.rs"]
 mod adoption;
 #[path = "live_control/apply.rs"]

@@ -53,6 +53,7 @@ impl Conductor {
             service: service.id,
             slot,
             isolated: service.spec.isolated,
+            read_only: service.spec.access.is_read_only(),
             peer,
             channel: Arc::clone(&channel),
             core,
@@ -72,11 +73,16 @@ impl Conductor {
             core,
             jump_services: jumps,
             quantum_pkts: fabric.quantum_pkts(),
+            read_only: record.read_only,
         };
         let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
         let fds = || -> std::io::Result<[OwnedFd; 4]> {
             let table = self.planner.table_fd()?;
-            Ok([own(fabric.region().fd())?, own(channel.fd())?, table, own(record.bells.fd())?])
+            let region = match record.read_only {
+                true => fabric.region().read_only_fd()?,
+                false => own(fabric.region().fd())?,
+            };
+            Ok([region, own(channel.fd())?, table, own(record.bells.fd())?])
         };
         let result = fds().map_err(|e| e.to_string()).and_then(|fds| {
             let (bell, counters) = (record.bell.clone(), record.counters.clone());

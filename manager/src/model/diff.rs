@@ -92,6 +92,7 @@ fn service_line(service: &Service) -> String {
     if !spec.writable.is_empty() {
         parts.push(format!("writable {:?}", spec.writable));
     }
+    parts.extend(spec.access.is_read_only().then(|| "read-only".to_owned()));
     parts.extend(spec.isolated.then(|| "isolated".to_owned()));
     parts.extend(spec.packet_limit.map(|limit| format!("packet_limit {limit}")));
     parts.extend(spec.weight.map(|weight| format!("weight {weight}")));

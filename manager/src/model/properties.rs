@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use nflib::control::spec::Value;
-use nflib::control::{ChainSpec, Edit, MatchSpec, RuleSpec, ServiceRef, ServiceSpec, ThenSpec};
+use nflib::control::{
+    Access, ChainSpec, Confine, Edit, MatchSpec, RuleSpec, ServiceRef, ServiceSpec, ThenSpec,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -98,6 +100,7 @@ fn service_spec() -> impl Strategy<Value = ServiceSpec> {
             confine: if own_core { Confine::Strict } else { Confine::Default },
             writable: if isolated { vec!["/tmp".to_owned()] } else { Vec::new() },
             isolated,
+            access: if instances > 3 { Access::ReadOnly } else { Access::ReadWrite },
             packet_limit,
             time_limit_s,
         },

@@ -331,6 +331,18 @@ impl Machine {
                 "confine is off, so all is writable: leave out writable, or confine".into(),
             );
         }
+        let by_hand = spec.command.is_none();
+        if spec.access.is_read_only()
+            && spec.confine == Confine::Off
+            && spec.user.is_none()
+            && !by_hand
+        {
+            return fail(
+                "access is read-only, which NFs of the manager's own user could undo: give them \
+                 another user, or leave out confine"
+                    .into(),
+            );
+        }
         match &spec.user {
             Some(user) if !self.has_user(user) => fail(format!(
                 "this machine has no user {}; expected a name or a number",

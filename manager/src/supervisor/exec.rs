@@ -38,6 +38,8 @@ pub struct Surroundings {
     pub confined: bool,
     /// How system calls and files are restricted; not at all unless `confined`.
     pub confine: Option<Confine>,
+    /// Refuse changes of files' modes too: the packet region is to be read only.
+    pub reader: bool,
     /// Files and folders that may be written all the same.
     pub writable: Vec<PathBuf>,
 }
@@ -74,6 +76,9 @@ impl Surroundings {
         if let Some(confine) = self.confine {
             line.push(format!("--confine={}", confine.name()).into());
         }
+        if self.reader {
+            line.push("--reader".into());
+        }
         for path in &self.writable {
             let mut option = OsString::from("--writable=");
             option.push(path);
@@ -104,6 +109,7 @@ impl Surroundings {
                 }
                 ("--session", _) => found.session = true,
                 ("--confined", _) => found.confined = true,
+                ("--reader", _) => found.reader = true,
                 ("--cores", list) => found.cores = numbers(list)?,
                 ("--confine", word) => found.confine = Some(confine(word)?),
                 ("--writable", path) => found.writable.push(path.into()),
@@ -158,7 +164,8 @@ impl Surroundings {
             let writable = self.writable.clone();
             Files { system_only: strict, writable }.enforce(program)?;
         }
-        if let Some(steps) = syscalls::filter(Refused { network: strict, file_modes: false }) {
+        if let Some(steps) = syscalls::filter(Refused { network: strict, file_modes: self.reader })
+        {
             nflib::shm::install_syscall_filter(&steps).context("seccomp")?;
         }
         Ok(())
@@ -246,6 +253,7 @@ mod tests {
                 account: Some(account.clone()),
                 confined: true,
                 confine: Some(Confine::Strict),
+                reader: true,
                 writable: vec!["/var/lib/nf".into(), "/a=b".into()],
             },
             Surroundings {

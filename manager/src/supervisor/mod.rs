@@ -99,6 +99,9 @@ pub struct Wanted {
     /// attaches, so another one has to.
     #[serde(default)]
     pub isolated: bool,
+    /// Packets can be read only, which depends on how each is confined.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 impl Wanted {
@@ -118,6 +121,7 @@ impl Wanted {
             confine: spec.confine,
             writable: spec.writable.clone(),
             isolated: spec.isolated,
+            read_only: spec.access.is_read_only(),
         })
     }
 

@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use spec::{
-    ChainSpec, Change, ChangeOf, Confine, Edit, MatchSpec, RuleSpec, ServiceRef, ServiceSpec,
-    ThenSpec,
+    Access, ChainSpec, Change, ChangeOf, Confine, Edit, MatchSpec, RuleSpec, ServiceRef,
+    ServiceSpec, ThenSpec,
 };
 pub use status::*;
 
@@ -30,7 +30,7 @@ use crate::shm::channel::ChannelGeometry;
 use crate::shm::{LAYOUT_VERSION, RegionGeometry, recv_with_fds, send_with_fds};
 
 /// Version of these messages. A peer of another version is refused with [`ErrorCode::Version`].
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 /// Where the manager listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/millrace/manager.sock";
 /// Longest frame a manager accepts from a peer, bytes: room for a configuration file of some 20,000
@@ -377,6 +377,9 @@ pub struct Attached {
     /// Packets to take before a shared core is offered to others.
     #[serde(default = "default_quantum_pkts")]
     pub quantum_pkts: u32,
+    /// The packet region can be read only.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 fn default_quantum_pkts() -> u32 {

@@ -281,6 +281,9 @@ pub struct ServiceSpec {
     /// Hand packets over only through the manager, which checks each descriptor.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub isolated: bool,
+    /// What the instances may do with packets' bytes.
+    #[serde(default, skip_serializing_if = "Access::is_default")]
+    pub access: Access,
     /// An instance leaves in good order after so many packets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packet_limit: Option<u64>,
@@ -291,6 +294,29 @@ pub struct ServiceSpec {
 
 fn one() -> u32 {
     1
+}
+
+/// What an NF may do with the bytes of packets. What becomes of a packet it decides in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// Read and change them.
+    #[default]
+    ReadWrite,
+    /// Read them: the packet region is given to it by a descriptor that cannot be mapped writable.
+    ReadOnly,
+}
+
+impl Access {
+    fn is_default(&self) -> bool {
+        *self == Self::ReadWrite
+    }
+
+    /// True for [`Access::ReadOnly`].
+    #[must_use]
+    pub fn is_read_only(self) -> bool {
+        self == Self::ReadOnly
+    }
 }
 
 /// How far an NF that the manager starts is confined, beyond running as its user, without any

@@ -115,6 +115,9 @@ pub struct ServiceStatus {
     pub waiting: Option<String>,
     /// Handed over only through the manager, which checks each descriptor.
     pub isolated: bool,
+    /// Its NFs can read packets and not change them.
+    #[serde(default)]
+    pub read_only: bool,
     /// How far its NFs are confined, as it is on this machine; `None` when they are started by hand.
     #[serde(default)]
     pub confine: Option<String>,
