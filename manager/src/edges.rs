@@ -225,6 +225,11 @@ impl Edges {
             .map(|(&(_, to), _)| to)
     }
 
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (Pair, &Edge)> {
+        self.edges.iter().map(|(pair, edge)| (*pair, edge))
+    }
+
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {

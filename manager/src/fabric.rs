@@ -28,7 +28,7 @@ use crate::pool::BufferPool;
 use crate::ports::opener::Opener;
 use crate::ports::{OpenPort, Port, PortError, PortQueue};
 use crate::stats::{DropCounters, QueueCounters, WorkerCounters};
-use crate::worker::{NewNf, Worker, WorkerPort};
+use crate::worker::{Census, NewNf, Worker, WorkerPort};
 
 /// How long a worker may take to obey; an order wakes it.
 const ORDER_LIMIT: Duration = Duration::from_secs(5);
@@ -455,6 +455,21 @@ impl Fabric {
             sum += &books;
         }
         Ok(sum)
+    }
+
+    /// Where each worker's buffers are, between two turns of its loop; nothing of a worker that has
+    /// stopped.
+    ///
+    /// # Errors
+    /// [`FabricError::WorkerLost`].
+    pub fn census(&mut self) -> Result<Vec<Census>, FabricError> {
+        let mut all = Vec::new();
+        for worker in &mut self.workers {
+            if let Some(Report::Census(census)) = worker.order(Order::Census, &mut self.inbox)? {
+                all.push(*census);
+            }
+        }
+        Ok(all)
     }
 
     /// NFs that broke their rings since the last call.

@@ -182,6 +182,12 @@ impl OwnershipTable {
         count
     }
 
+    /// Every buffer that an NF has: which, who, and the packet's passage.
+    pub fn held(&self) -> impl Iterator<Item = (BufferIndex, Holder, Passage)> + '_ {
+        let slots = (self.first..).zip(&self.slots).filter(|(_, slot)| **slot != Slot::FREE);
+        slots.map(|(buffer, slot)| (buffer, slot.holder(), slot.passage()))
+    }
+
     /// Gives the packets that NFs have epoch 0, so that the other numbers can be used anew.
     pub fn forget_epochs(&mut self) {
         for slot in self.slots.iter_mut().filter(|slot| **slot != Slot::FREE) {

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nflib::descriptor::{PortId, ServiceId};
+use nflib::shm::BufferIndex;
 
 use crate::change::Outcome;
 use crate::classify::{ChangedRules, Verdict};
@@ -172,6 +173,11 @@ impl Transition {
     #[must_use]
     pub fn parked_pkts(&self) -> usize {
         self.parked.len()
+    }
+
+    /// Buffers of the packets that wait.
+    pub fn parked_buffers(&self) -> impl Iterator<Item = BufferIndex> + '_ {
+        self.parked.iter().map(|parked| parked.packet.buffer)
     }
 
     /// What waits, when there is nothing more to wait for.

@@ -29,7 +29,7 @@ use crate::flow::{self, Expired, Flow, FlowKey, FlowScan, RuleTables, TableStep}
 use crate::plan::NfNumber;
 use crate::ports::PortQueue;
 use crate::stats::DropCounters;
-use crate::worker::{NewNf, Worker};
+use crate::worker::{Census, NewNf, Worker};
 
 /// Longest sleep when all that may happen wakes us. It bounds how late a timeout is noticed.
 const SLEEP_MAX: Duration = Duration::from_millis(50);
@@ -69,6 +69,8 @@ pub enum Order {
     Change(Box<Change>),
     /// Say how the books stand, between turns.
     Snapshot,
+    /// Say where each buffer is, between turns.
+    Census,
     /// Say what these rules have seen.
     CountRules(Arc<[u64]>),
     /// Say which flows have most packets, so many of them.
@@ -98,6 +100,12 @@ pub struct Snapshot {
     pub buffers_at_nfs: u64,
     /// Buffers free.
     pub buffers_free: u64,
+    /// Buffers that ports have, where all drivers say so.
+    pub buffers_at_ports: u64,
+    /// A driver does not say how many it has.
+    pub ports_untold: bool,
+    /// All buffers of its share.
+    pub buffers_total: u64,
     /// Ports whose finite source has nothing more.
     pub exhausted: Vec<PortId>,
     /// Packets and bytes that entered each chain, by chain id.
@@ -105,6 +113,18 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Buffers with nobody: 0, or a buffer was lost (or, below 0, is with two).
+    #[must_use]
+    pub fn buffers_lost(&self) -> i64 {
+        let known = self.buffers_free + self.buffers_at_nfs + self.parked_pkts;
+        match self.ports_untold {
+            true => 0,
+            false => {
+                self.buffers_total.cast_signed() - (known + self.buffers_at_ports).cast_signed()
+            }
+        }
+    }
+
     /// Whether every packet that entered, and every buffer lent, is somewhere.
     #[must_use]
     pub fn balanced(&self) -> bool {
@@ -122,6 +142,9 @@ impl std::ops::AddAssign<&Snapshot> for Snapshot {
         self.parked_pkts += other.parked_pkts;
         self.buffers_at_nfs += other.buffers_at_nfs;
         self.buffers_free += other.buffers_free;
+        self.buffers_at_ports += other.buffers_at_ports;
+        self.ports_untold |= other.ports_untold;
+        self.buffers_total += other.buffers_total;
         self.exhausted.extend(&other.exhausted);
         if self.chains.len() < other.chains.len() {
             self.chains.resize(other.chains.len(), (0, 0));
@@ -143,6 +166,8 @@ pub enum Report {
     Broken(Vec<NfNumber>),
     /// A change is complete.
     Changed(Outcome),
+    /// Answer to [`Order::Census`].
+    Census(Box<Census>),
     /// Answer to [`Order::CountRules`], in its order.
     RuleCounts(Vec<Option<RuleCount>>),
     /// Answer to [`Order::TopFlows`]: flows with the time since their last packet, ns, and how many
@@ -166,6 +191,7 @@ impl Report {
             self,
             Self::Done
                 | Self::Snapshot(_)
+                | Self::Census(_)
                 | Self::RuleCounts(_)
                 | Self::TopFlows(..)
                 | Self::Explained(..)
@@ -314,6 +340,7 @@ impl Loop<'_> {
                 return;
             }
             Order::Snapshot => Report::Snapshot(snapshot(self.worker)),
+            Order::Census => Report::Census(Box::new(self.worker.census())),
             Order::CountRules(ids) => {
                 Report::RuleCounts(self.worker.classifier().rule_counters(&ids))
             }
@@ -470,6 +497,9 @@ fn snapshot(worker: &Worker) -> Snapshot {
         parked_pkts: worker.parked_pkts() as u64,
         buffers_at_nfs: worker.held_by_nfs() as u64,
         buffers_free: worker.pool().free_buffers() as u64,
+        buffers_at_ports: worker.held_by_ports().unwrap_or(0) as u64,
+        ports_untold: worker.held_by_ports().is_none(),
+        buffers_total: u64::from(worker.pool().count()),
         chains: worker.chain_counts().to_vec(),
         ..Snapshot::default()
     };

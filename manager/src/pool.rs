@@ -20,6 +20,10 @@ pub trait FreeStore: Send {
     fn give(&mut self, buffers: &[BufferIndex]);
     /// Buffers free now.
     fn free_buffers(&self) -> usize;
+    /// Which those are; `None` when the store can only count them.
+    fn list(&self) -> Option<&[BufferIndex]> {
+        None
+    }
 }
 
 /// A last-in first-out list: the buffer that was used last is still in the cache.
@@ -40,6 +44,10 @@ impl FreeStore for Stack {
 
     fn free_buffers(&self) -> usize {
         self.0.len()
+    }
+
+    fn list(&self) -> Option<&[BufferIndex]> {
+        Some(&self.0)
     }
 }
 
@@ -92,6 +100,12 @@ impl BufferPool {
     #[must_use]
     pub fn free_buffers(&self) -> usize {
         self.store.free_buffers()
+    }
+
+    /// Which buffers are free, where that can be told.
+    #[must_use]
+    pub fn list_free(&self) -> Option<&[BufferIndex]> {
+        self.store.list()
     }
 
     /// Takes up to `want` free buffers, appended to `out`; returns how many it got.

@@ -83,6 +83,8 @@ pub struct NfRecord {
     pub bells: Arc<Doorbells>,
     /// Each hand-over to and from it goes through the manager.
     pub isolated: bool,
+    /// It can read packets and not change them.
+    pub read_only: bool,
     /// The core it was told to run on.
     pub core: Option<u32>,
     /// Services that it sends packets to by name.
@@ -162,6 +164,8 @@ pub struct Newcomer {
     pub slot: u16,
     /// See [`NfRecord::isolated`].
     pub isolated: bool,
+    /// See [`NfRecord::read_only`].
+    pub read_only: bool,
     /// Who it is.
     pub peer: Peer,
     /// Its rings.
@@ -280,6 +284,7 @@ impl Registry {
             bell,
             bells,
             isolated: new.isolated,
+            read_only: new.read_only,
             core: new.core,
             jumps: new.jumps,
             loan_pkts: new.loan_pkts,

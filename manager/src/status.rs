@@ -17,6 +17,7 @@ use crate::poll_loop::Snapshot;
 use crate::ports::LinkState;
 use crate::registry::NfState;
 use crate::stats::{Counter, DropCounters, DropReason, QueueCounters};
+use crate::supervisor;
 
 /// Takes a status.
 ///
@@ -31,7 +32,7 @@ pub fn take(
     let model = conductor.model();
     let ids: Vec<_> = model.rules().take(MAX_RULES_SHOWN).map(|rule| rule.id()).collect();
     let rules = rules(fabric, conductor, &ids)?;
-    let total = u64::from(fabric.region().geometry().buffers);
+    let total = books.buffers_total;
     let mut ports: Vec<_> =
         fabric.ports().iter().map(|port| port_status(port, fabric.ports())).collect();
     for &number in &books.exhausted {
@@ -65,8 +66,12 @@ pub fn take(
             free: books.buffers_free,
             at_nfs: books.buffers_at_nfs,
             parked: books.parked_pkts,
-            at_ports: total
-                .saturating_sub(books.buffers_free + books.buffers_at_nfs + books.parked_pkts),
+            at_ports: match books.ports_untold {
+                false => books.buffers_at_ports,
+                true => total
+                    .saturating_sub(books.buffers_free + books.buffers_at_nfs + books.parked_pkts),
+            },
+            lost: books.buffers_lost(),
             buffer_bytes: fabric.region().geometry().stride_bytes,
         },
         workers: fabric
@@ -194,6 +199,8 @@ fn services(fabric: &Fabric, conductor: &Conductor) -> Vec<ServiceStatus> {
         restarts: 0,
         waiting: None,
         isolated: service.spec.isolated,
+        read_only: service.spec.access.is_read_only(),
+        confine: service.wanted_instances().map(|_| supervisor::confinement(service.spec.confine)),
         drops: slots
             .iter()
             .position(|&id| id == service.id)

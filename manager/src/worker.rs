@@ -13,10 +13,13 @@
 //! The payload is never copied: what moves is a 16-byte descriptor.
 #![forbid(unsafe_code)]
 
+mod census;
 mod changes;
 mod lending;
 mod orders;
 mod runs;
+
+pub use census::{Census, Whereabouts};
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -9,10 +9,14 @@ mod running;
 #[path = "support/skip.rs"]
 mod skip;
 
+#[path = "live_control/access.rs"]
+mod access;
 #[path = "live_control/adoption.rs"]
 mod adoption;
 #[path = "live_control/apply.rs"]
 mod apply;
+#[path = "live_control/buffers.rs"]
+mod buffers;
 #[path = "live_control/crowd.rs"]
 mod crowd;
 #[path = "live_control/deaths.rs"]

@@ -278,7 +278,7 @@ fn an_nf_gets_no_descriptor_no_privilege_and_the_cores_it_may_have() {
     let wanted = b.wanted(
         1,
         "echo /proc/$$/fd/*\ngrep NoNewPrivs /proc/self/status\ngrep Cpus_allowed_list \
-         /proc/self/status\nexec sleep 1000",
+         /proc/self/status\ngrep Seccomp: /proc/self/status\nexec sleep 1000",
     );
     let unpinned = std::fs::read_to_string("/proc/thread-self/status").unwrap();
     let unpinned = unpinned.lines().find(|line| line.starts_with("Cpus_allowed_list")).unwrap();
@@ -289,11 +289,12 @@ fn an_nf_gets_no_descriptor_no_privilege_and_the_cores_it_may_have() {
     nix::sched::sched_setaffinity(Pid::from_raw(0), &mask).unwrap();
     b.supervisor.set_wanted(std::slice::from_ref(&wanted));
     let pid = b.started();
-    let lines = [b.said().1, b.said().1, b.said().1];
+    let lines = [b.said().1, b.said().1, b.said().1, b.said().1];
     let open: Vec<&str> = lines[0].split(' ').map(|fd| fd.rsplit('/').next().unwrap()).collect();
     assert!(open.contains(&"2") && !open.contains(&left_open.to_string().as_str()), "{open:?}");
     assert_eq!(field(&lines[1], "NoNewPrivs:"), "1");
     assert_eq!(lines[2], unpinned.replace('\t', " "));
+    assert_eq!(field(&lines[3], "Seccomp:"), "2", "a filter");
     assert!(exists(pid));
 }
 

@@ -4,6 +4,8 @@
 
 #[path = "worker/bench.rs"]
 mod bench;
+#[path = "worker/census.rs"]
+mod census;
 #[path = "worker/changes.rs"]
 mod changes;
 #[path = "worker/domain.rs"]

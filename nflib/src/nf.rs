@@ -51,6 +51,26 @@ pub struct Setup {
     pub hold_limit_pkts: usize,
     /// The services of [`NetworkFunction::jumps_to`], in the same order.
     pub jump_services: Vec<ServiceId>,
+    /// Packets can be read and not changed: the service's `access` is `read-only`. An NF that has to
+    /// change them refuses, by [`Setup::must_change_packets`].
+    pub read_only: bool,
+}
+
+impl Setup {
+    /// For an NF that cannot do its work without changing packets.
+    ///
+    /// # Errors
+    /// When it may not.
+    pub fn must_change_packets(&self) -> Result<(), NfError> {
+        if !self.read_only {
+            return Ok(());
+        }
+        Err(NfError::new(format!(
+            "this NF changes packets, and the access of service {} is \"read-only\": remove `access` \
+             from the service, or start another NF for it",
+            self.service
+        )))
+    }
 }
 
 /// Why an NF refuses to start; one clear line.

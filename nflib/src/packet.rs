@@ -58,6 +58,9 @@ pub enum PacketError {
         /// Bytes after the packet.
         free_bytes: usize,
     },
+    /// The service's `access` is `read-only`: nothing of a packet can be changed.
+    #[error("the packet cannot be changed: the service's access is \"read-only\"")]
+    ReadOnly,
     /// `pop_front` or `trim_back` of more than there is.
     #[error("{wanted_bytes} bytes cannot be removed from a packet of {len_bytes} bytes")]
     TooShort {
@@ -122,6 +125,11 @@ impl Packet<'_> {
     }
 
     /// The frame, to change in place.
+    ///
+    /// # Panics
+    /// Where the service's `access` is `read-only`. An NF that changes packets looks at
+    /// [`Setup::read_only`](crate::Setup) and refuses to start, or asks
+    /// [`is_read_only`](Self::is_read_only) before.
     #[must_use]
     #[inline]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
@@ -129,9 +137,23 @@ impl Packet<'_> {
         self.buffer_mut(from, len)
     }
 
+    /// Whether the packet cannot be changed, because the service's `access` is `read-only`.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        !self.memory.is_writable()
+    }
+
     #[inline]
     fn buffer_mut(&mut self, from: usize, len: usize) -> &mut [u8] {
-        self.memory.bytes_mut(self.lease).get_mut(from..from + len).unwrap_or_default()
+        let memory = self.memory;
+        match memory.bytes_mut(self.lease).get_mut(from..from + len) {
+            Some(bytes) => bytes,
+            None => no_bytes(memory),
+        }
+    }
+
+    fn check_writable(&self) -> Result<(), PacketError> {
+        if self.is_read_only() { Err(PacketError::ReadOnly) } else { Ok(()) }
     }
 
     /// Offset and length.
@@ -174,8 +196,9 @@ impl Packet<'_> {
     /// whatever was there before: write them all.
     ///
     /// # Errors
-    /// [`PacketError::NoHeadroom`]
+    /// [`PacketError::NoHeadroom`], [`PacketError::ReadOnly`]
     pub fn push_front(&mut self, n: usize) -> Result<&mut [u8], PacketError> {
+        self.check_writable()?;
         let (offset, len) = self.range();
         let error = PacketError::NoHeadroom { wanted_bytes: n, free_bytes: offset };
         let from = offset.checked_sub(n).ok_or(error)?;
@@ -186,8 +209,9 @@ impl Packet<'_> {
     /// Removes the first `n` bytes and returns them; they stay readable until the next change.
     ///
     /// # Errors
-    /// [`PacketError::TooShort`]
+    /// [`PacketError::TooShort`], [`PacketError::ReadOnly`]
     pub fn pop_front(&mut self, n: usize) -> Result<&[u8], PacketError> {
+        self.check_writable()?;
         let (offset, len) = self.range();
         let rest = self.less(n)?;
         self.set_range(offset + len - rest, rest);
@@ -198,8 +222,9 @@ impl Packet<'_> {
     /// was there before: write them all.
     ///
     /// # Errors
-    /// [`PacketError::NoTailroom`]
+    /// [`PacketError::NoTailroom`], [`PacketError::ReadOnly`]
     pub fn push_back(&mut self, n: usize) -> Result<&mut [u8], PacketError> {
+        self.check_writable()?;
         let free_bytes = self.tailroom_bytes();
         if n > free_bytes {
             return Err(PacketError::NoTailroom { wanted_bytes: n, free_bytes });
@@ -212,8 +237,9 @@ impl Packet<'_> {
     /// Removes the last `n` bytes.
     ///
     /// # Errors
-    /// [`PacketError::TooShort`]
+    /// [`PacketError::TooShort`], [`PacketError::ReadOnly`]
     pub fn trim_back(&mut self, n: usize) -> Result<(), PacketError> {
+        self.check_writable()?;
         let rest = self.less(n)?;
         self.set_range(self.headroom_bytes(), rest);
         Ok(())
@@ -273,6 +299,17 @@ impl Packet<'_> {
     pub fn id(&self) -> PacketId {
         PacketId { arrival: self.arrival, buffer: self.lease.buffer() }
     }
+}
+
+/// A buffer that does not exist has no bytes; one that can be read only has none to change.
+#[cold]
+fn no_bytes(memory: &PacketMemory) -> &'static mut [u8] {
+    assert!(
+        memory.is_writable(),
+        "this NF changes packets, and its service's access is \"read-only\": remove `access` from the \
+         service, or let the NF only look"
+    );
+    Default::default()
 }
 
 impl fmt::Debug for Packet<'_> {
@@ -343,6 +380,33 @@ mod tests {
         let mut before = [0; STRIDE];
         assert!(region.read(0, 0, &mut before));
         assert_eq!(before, [0; STRIDE]);
+    }
+
+    #[test]
+    fn a_packet_that_can_be_read_only_is_read_and_every_change_is_an_error() {
+        let region = region();
+        assert!(region.write(1, 128, b"data"));
+        let fd = region.read_only_fd().unwrap();
+        let theirs = Region::from_fd_read_only(fd, *region.geometry()).unwrap();
+        let memory = PacketMemory::new(Arc::new(theirs));
+        let mut slot = slot(&memory, 128, 4);
+        let mut packet = slot.view(&memory);
+        assert!(packet.is_read_only() && packet.bytes() == b"data");
+        assert_eq!(packet.push_front(1), Err(PacketError::ReadOnly));
+        assert_eq!(packet.push_back(1), Err(PacketError::ReadOnly));
+        assert_eq!(packet.pop_front(1), Err(PacketError::ReadOnly));
+        assert_eq!(packet.trim_back(1), Err(PacketError::ReadOnly));
+        assert_eq!((packet.headroom_bytes(), packet.len()), (128, 4));
+    }
+
+    #[test]
+    #[should_panic(expected = "its service's access is \"read-only\"")]
+    fn bytes_to_change_of_a_packet_that_can_be_read_only_end_the_nf_with_one_clear_line() {
+        let region = region();
+        let fd = region.read_only_fd().unwrap();
+        let theirs = Region::from_fd_read_only(fd, *region.geometry()).unwrap();
+        let memory = PacketMemory::new(Arc::new(theirs));
+        let _ = slot(&memory, 128, 4).view(&memory).bytes_mut();
     }
 
     #[test]

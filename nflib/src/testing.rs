@@ -97,6 +97,7 @@ impl<N: NetworkFunction> TestBench<N> {
             region: options.region,
             hold_limit_pkts: options.hold_limit_pkts.unwrap_or_else(|| nf.hold_limit_pkts()),
             jump_services: nf.jumps_to().iter().map(id_of).collect(),
+            read_only: false,
         };
         let now_ns = 1_000_000_000;
         let engine = Engine::new(nf, region.clone(), setup, 1, now_ns)?;

@@ -53,6 +53,7 @@ impl Conductor {
             service: service.id,
             slot,
             isolated: service.spec.isolated,
+            read_only: service.spec.access.is_read_only(),
             peer,
             channel: Arc::clone(&channel),
             core,
@@ -72,13 +73,18 @@ impl Conductor {
             core,
             jump_services: jumps,
             quantum_pkts: fabric.quantum_pkts(),
+            read_only: record.read_only,
         };
         let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
         // One that is isolated could keep the others from ringing.
         let alarms = if record.isolated { Vec::new() } else { fabric.alarms() };
         let fds = || -> std::io::Result<Vec<OwnedFd>> {
             let table = self.planner.table_fd()?;
-            let files = [own(fabric.region().fd())?, own(channel.fd())?, table];
+            let region = match record.read_only {
+                true => fabric.region().read_only_fd()?,
+                false => own(fabric.region().fd())?,
+            };
+            let files = [region, own(channel.fd())?, table];
             let bells = [record.bells.fd()].into_iter().chain(alarms.iter().copied());
             files.into_iter().map(Ok).chain(bells.map(own)).collect()
         };

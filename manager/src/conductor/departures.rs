@@ -21,14 +21,23 @@ impl Conductor {
         true
     }
 
-    /// Lets NFs leave whose service has become isolated, or ceased to be: what an NF may reach was
+    /// Lets NFs leave whose service has become isolated or read-only, or ceased to be: what an NF may reach was
     /// given to it when it attached. The supervisor replaces those that the manager started.
     pub(super) fn drain_differently_isolated(&mut self) {
         let mut drained = Vec::new();
         for record in self.registry.nfs() {
             let Some(service) = self.model.service(record.service) else { continue };
-            if service.spec.isolated != record.isolated && service.spec.command.is_none() {
-                let now = if record.isolated { "not isolated any more" } else { "isolated now" };
+            if service.spec.command.is_some() {
+                continue;
+            }
+            let read_only = service.spec.access.is_read_only();
+            if service.spec.isolated != record.isolated || read_only != record.read_only {
+                let now = match (service.spec.isolated, record.isolated, read_only) {
+                    (true, false, _) => "isolated now",
+                    (false, true, _) => "not isolated any more",
+                    (_, _, true) => "read-only now",
+                    (_, _, false) => "not read-only any more",
+                };
                 let why = format!("service {:?} is {now}: start the NF again", service.name());
                 drained.push((record.instance, why));
             }

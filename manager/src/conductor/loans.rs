@@ -36,6 +36,13 @@ impl Conductor {
             );
             return refuse(ErrorCode::Invalid, message);
         }
+        if service.spec.access.is_read_only() {
+            let message = format!(
+                "the NF makes packets of its own, and the access of service {name:?} is \"read-only\": \
+                 remove `access` from the service"
+            );
+            return refuse(ErrorCode::Invalid, message);
+        }
         let lent = |of: &dyn Fn(&NfRecord) -> bool| -> u32 {
             self.registry.nfs().filter(|nf| of(nf)).map(|nf| nf.loan_pkts).sum()
         };

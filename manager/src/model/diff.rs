@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
-use nflib::control::{Change, ChangeOf};
+use nflib::control::{Change, ChangeOf, Confine};
 
 use super::order::Overlapped;
 use super::rules::Order;
@@ -86,6 +86,13 @@ fn service_line(service: &Service) -> String {
     }
     parts.extend(spec.own_core.then(|| "own core".to_owned()));
     parts.extend(spec.user.as_ref().map(|user| format!("user {user:?}")));
+    if spec.confine != Confine::Default {
+        parts.push(format!("confine {}", spec.confine.name()));
+    }
+    if !spec.writable.is_empty() {
+        parts.push(format!("writable {:?}", spec.writable));
+    }
+    parts.extend(spec.access.is_read_only().then(|| "read-only".to_owned()));
     parts.extend(spec.isolated.then(|| "isolated".to_owned()));
     parts.extend(spec.packet_limit.map(|limit| format!("packet_limit {limit}")));
     parts.extend(spec.weight.map(|weight| format!("weight {weight}")));

@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use nflib::control::spec::Value;
-use nflib::control::{ChainSpec, Edit, MatchSpec, RuleSpec, ServiceRef, ServiceSpec, ThenSpec};
+use nflib::control::{
+    Access, ChainSpec, Confine, Edit, MatchSpec, RuleSpec, ServiceRef, ServiceSpec, ThenSpec,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -95,7 +97,10 @@ fn service_spec() -> impl Strategy<Value = ServiceSpec> {
             own_core,
             weight: (instances > 2).then_some(instances),
             user: isolated.then(|| "0".to_owned()),
+            confine: if own_core { Confine::Strict } else { Confine::Default },
+            writable: if isolated { vec!["/tmp".to_owned()] } else { Vec::new() },
             isolated,
+            access: if instances > 3 { Access::ReadOnly } else { Access::ReadWrite },
             packet_limit,
             time_limit_s,
         },

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use nflib::control::{ChainSpec, ChangeOf, ServiceRef, ServiceSpec};
+use nflib::control::{ChainSpec, ChangeOf, Confine, ServiceRef, ServiceSpec};
 use nflib::descriptor::ServiceId;
 
 use super::error::{ModelError, check_name, shown, there_are};
@@ -43,11 +43,13 @@ impl Service {
 
     /// Keys that say something although there is no command for them to be about.
     pub(super) fn keys_without_command(&self) -> Vec<&'static str> {
-        let ServiceSpec { command, instances, user, weight, .. } = &self.spec;
+        let ServiceSpec { command, instances, user, weight, confine, writable, .. } = &self.spec;
         let keys = [
             ("instances", *instances != 1),
             ("user", user.is_some()),
             ("weight", weight.is_some()),
+            ("confine", *confine != Confine::Default),
+            ("writable", !writable.is_empty()),
         ];
         let said = keys.into_iter().filter(|(_, said)| *said && command.is_none());
         said.map(|(key, _)| key).collect()
@@ -318,6 +320,28 @@ impl Machine {
         {
             let most = super::MAX_SECONDS;
             return fail(format!("time_limit_s is {limit}: expected more than 0, at most {most}"));
+        }
+        if let Some(path) = spec.writable.iter().find(|path| !path.starts_with('/')) {
+            return fail(format!(
+                "writable: {path:?} does not begin with /: expected a whole path"
+            ));
+        }
+        if spec.confine == Confine::Off && !spec.writable.is_empty() {
+            return fail(
+                "confine is off, so all is writable: leave out writable, or confine".into(),
+            );
+        }
+        let by_hand = spec.command.is_none();
+        if spec.access.is_read_only()
+            && spec.confine == Confine::Off
+            && spec.user.is_none()
+            && !by_hand
+        {
+            return fail(
+                "access is read-only, which NFs of the manager's own user could undo: give them \
+                 another user, or leave out confine"
+                    .into(),
+            );
         }
         match &spec.user {
             Some(user) if !self.has_user(user) => fail(format!(

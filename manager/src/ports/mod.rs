@@ -28,6 +28,7 @@ pub mod test_frame;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use nflib::control::BufferUse;
 use nflib::descriptor::Returned;
 use nflib::shm::BufferIndex;
 use serde::{Deserialize, Serialize};
@@ -100,6 +101,15 @@ pub trait PortQueue: Send {
     fn held_pkts(&self) -> u64 {
         0
     }
+
+    /// Buffers that the queue has between two calls: posted for receive, being sent, delayed. `None`
+    /// when only the driver knows.
+    fn held_buffers(&self) -> Option<usize> {
+        Some(0)
+    }
+
+    /// Says which those are, each once.
+    fn tell_buffers(&self, _tell: &mut dyn FnMut(BufferIndex, BufferUse)) {}
 
     /// True when a finite source (a replayed file, a generator with a count) has nothing more.
     fn exhausted(&self) -> bool {

@@ -5,6 +5,7 @@
 //! nothing else.
 #![forbid(unsafe_code)]
 
+mod buffers;
 mod connection;
 mod flows;
 mod messages;

@@ -103,6 +103,7 @@ impl Server {
                 self.connections.send(id, &reply);
             }
             Request::Flows { limit } => self.flows(id, limit)?,
+            Request::Buffers { buffer } => self.buffers(id, buffer)?,
             Request::Explain { in_port, frame } => self.explain(id, in_port.as_deref(), &frame)?,
             Request::Call { target, payload } => self.call(id, &target, &payload),
             Request::Shutdown => {

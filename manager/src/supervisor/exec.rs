@@ -8,12 +8,17 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, bail};
+use nflib::control::Confine;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::SigSet;
 use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid, setsid};
+
+use super::files::Files;
+use super::syscalls::{self, Refused};
 
 /// First argument of the manager's program when it is to be the launcher.
 pub const ARGUMENT: &str = "__exec";
@@ -29,8 +34,14 @@ pub struct Surroundings {
     pub cores: Vec<u32>,
     /// User to become.
     pub account: Option<Account>,
-    /// Give up ambient capabilities, and never gain privileges by exec (`no_new_privs`).
+    /// Give up every capability, and never gain privileges by exec (`no_new_privs`).
     pub confined: bool,
+    /// How system calls and files are restricted; not at all unless `confined`.
+    pub confine: Option<Confine>,
+    /// Refuse changes of files' modes too: the packet region is to be read only.
+    pub reader: bool,
+    /// Files and folders that may be written all the same.
+    pub writable: Vec<PathBuf>,
 }
 
 /// A user by numbers, as setresuid(2), setresgid(2) and setgroups(2) want it.
@@ -62,6 +73,17 @@ impl Surroundings {
         if self.confined {
             line.push("--confined".into());
         }
+        if let Some(confine) = self.confine {
+            line.push(format!("--confine={}", confine.name()).into());
+        }
+        if self.reader {
+            line.push("--reader".into());
+        }
+        for path in &self.writable {
+            let mut option = OsString::from("--writable=");
+            option.push(path);
+            line.push(option);
+        }
         line.push("--".into());
         line.push(program.into());
         line.extend(args.iter().cloned());
@@ -87,7 +109,10 @@ impl Surroundings {
                 }
                 ("--session", _) => found.session = true,
                 ("--confined", _) => found.confined = true,
+                ("--reader", _) => found.reader = true,
                 ("--cores", list) => found.cores = numbers(list)?,
+                ("--confine", word) => found.confine = Some(confine(word)?),
+                ("--writable", path) => found.writable.push(path.into()),
                 ("--account", ids) => found.account = Some(account(ids)?),
                 _ => bail!("unknown option {text:?}"),
             }
@@ -96,8 +121,8 @@ impl Surroundings {
     }
 
     /// Takes on the surroundings. The order matters: groups before the user that may not set them,
-    /// all that needs privilege before it is given up.
-    fn enter(&self) -> anyhow::Result<()> {
+    /// all that needs privilege before it is given up, and the filters last.
+    fn enter(&self, program: &Path) -> anyhow::Result<()> {
         // The control thread blocks the signals that it takes from a descriptor, and a mask
         // survives exec: an NF that is asked to end must hear it.
         SigSet::empty().thread_set_mask().context("signal mask")?;
@@ -115,12 +140,33 @@ impl Surroundings {
         }
         if self.confined {
             nflib::shm::clear_ambient_capabilities().context("ambient capabilities")?;
+            // Or user 0 would have them all back by execve(2).
+            nflib::shm::clear_bounding_capabilities().context("bounding capabilities")?;
         }
         if let Some(account) = &self.account {
             become_user(account).with_context(|| format!("cannot become user {}", account.uid))?;
         }
         if self.confined {
+            nflib::shm::clear_capabilities().context("capabilities")?;
             nix::sys::prctl::set_no_new_privs().context("no_new_privs")?;
+            self.restrict(program)?;
+        }
+        Ok(())
+    }
+
+    /// Restricts files and system calls, in this order: what sets up the one is a call of the other.
+    fn restrict(&self, program: &Path) -> anyhow::Result<()> {
+        let strict = match self.confine {
+            None | Some(Confine::Off) => return Ok(()),
+            Some(confine) => confine == Confine::Strict,
+        };
+        if nflib::shm::landlock_version() > 0 {
+            let writable = self.writable.clone();
+            Files { system_only: strict, writable }.enforce(program)?;
+        }
+        if let Some(steps) = syscalls::filter(Refused { network: strict, file_modes: self.reader })
+        {
+            nflib::shm::install_syscall_filter(&steps).context("seccomp")?;
         }
         Ok(())
     }
@@ -158,7 +204,7 @@ pub fn run_if_asked() -> Option<ExitCode> {
         return None;
     }
     let error = match Surroundings::parse(args).and_then(|(surroundings, command)| {
-        surroundings.enter()?;
+        surroundings.enter(Path::new(&command[0]))?;
         Ok(command)
     }) {
         Ok(command) => {
@@ -175,6 +221,12 @@ fn account(ids: &str) -> anyhow::Result<Account> {
     let mut parts = ids.splitn(3, ':');
     let mut next = || parts.next().context("--account needs UID:GID:GROUPS");
     Ok(Account { uid: next()?.parse()?, gid: next()?.parse()?, groups: numbers(next()?)? })
+}
+
+fn confine(word: &str) -> anyhow::Result<Confine> {
+    let all = [Confine::Strict, Confine::Default, Confine::Off];
+    let found = all.into_iter().find(|confine| confine.name() == word);
+    found.with_context(|| format!("--confine needs strict, default or off, not {word:?}"))
 }
 
 fn numbers(list: &str) -> anyhow::Result<Vec<u32>> {
@@ -200,6 +252,9 @@ mod tests {
                 cores: vec![0, 5],
                 account: Some(account.clone()),
                 confined: true,
+                confine: Some(Confine::Strict),
+                reader: true,
+                writable: vec!["/var/lib/nf".into(), "/a=b".into()],
             },
             Surroundings {
                 account: Some(Account { groups: vec![], ..account }),
@@ -216,7 +271,14 @@ mod tests {
 
     #[test]
     fn nonsense_is_one_line() {
-        for args in [&["--cores=x", "--", "p"][..], &["--what"], &["--"], &[], &["--account=1"]] {
+        for args in [
+            &["--cores=x", "--", "p"][..],
+            &["--what"],
+            &["--"],
+            &[],
+            &["--account=1"],
+            &["--confine=x"],
+        ] {
             let error = Surroundings::parse(args.iter().map(OsString::from)).unwrap_err();
             assert_eq!(format!("{error:#}").lines().count(), 1, "{args:?}");
         }

@@ -23,17 +23,19 @@
 //!   surplus. How an adopted NF ends is known to nobody, so it is always taken for a failure.
 //! - **A clean end ends all** ([`end_all`](Supervisor::end_all)), and leaves no file behind.
 //!
-//! NFs run with no privileges of the manager's: see [`exec`].
+//! NFs run with no privileges of the manager's, and confined: see [`exec`].
 #![forbid(unsafe_code)]
 
 mod cores;
 mod event;
 pub mod exec;
+mod files;
 mod launch;
 mod output;
 mod process;
 mod record;
 mod slot;
+mod syscalls;
 #[cfg(test)]
 mod tests;
 
@@ -43,7 +45,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use nflib::control::ServiceSpec;
+use nflib::control::{Confine, ServiceSpec};
 use nflib::descriptor::ServiceId;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
@@ -87,10 +89,19 @@ pub struct Wanted {
     pub packet_limit: Option<u64>,
     /// Leave after so long, seconds.
     pub time_limit_s: Option<f64>,
+    /// How far each is confined.
+    #[serde(default)]
+    pub confine: Confine,
+    /// Files and folders that each may write.
+    #[serde(default)]
+    pub writable: Vec<String>,
     /// Hand packets over only through the manager. What an NF may reach is given to it when it
     /// attaches, so another one has to.
     #[serde(default)]
     pub isolated: bool,
+    /// Packets can be read only, which depends on how each is confined.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 impl Wanted {
@@ -107,7 +118,10 @@ impl Wanted {
             user: spec.user.clone(),
             packet_limit: spec.packet_limit,
             time_limit_s: spec.time_limit_s,
+            confine: spec.confine,
+            writable: spec.writable.clone(),
             isolated: spec.isolated,
+            read_only: spec.access.is_read_only(),
         })
     }
 
@@ -115,6 +129,21 @@ impl Wanted {
     fn starts_alike(&self, other: &Self) -> bool {
         let Self { name, instances, .. } = other;
         *other == Self { name: name.clone(), instances: *instances, ..self.clone() }
+    }
+}
+
+/// How far NFs are confined that are to be confined so: in words, as it is on this machine.
+#[must_use]
+pub fn confinement(wanted: Confine) -> String {
+    let mut lacking = Vec::new();
+    if wanted != Confine::Off {
+        lacking.extend((nflib::shm::landlock_version() == 0).then_some("Landlock"));
+        let filter = syscalls::filter(syscalls::Refused::default());
+        lacking.extend(filter.is_none().then_some("seccomp"));
+    }
+    match lacking.is_empty() {
+        true => wanted.name().to_owned(),
+        false => format!("{} without {}", wanted.name(), lacking.join(" and ")),
     }
 }
 
@@ -185,6 +214,10 @@ impl Supervisor {
     /// # Errors
     /// As epoll_create1(2).
     pub fn new(socket: PathBuf, launcher: PathBuf, cores: CoreMap) -> io::Result<Self> {
+        let confinement = confinement(Confine::Default);
+        if confinement != Confine::Default.name() {
+            tracing::warn!("NFs are confined less than they might be: {confinement}");
+        }
         let usable = cores.usable().iter().copied().collect();
         Ok(Self::over(OsProcesses::new(socket, launcher, usable)?, cores, Instant::now()))
     }

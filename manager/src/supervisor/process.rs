@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use nflib::control::Confine;
 use nflib::shm::pidfd_open;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -135,12 +136,21 @@ impl OsProcesses {
         let name = wanted.command.first().ok_or("the command is empty")?;
         let search = std::env::var_os("PATH");
         let program = launch::find_program(name, &self.launcher, search.as_deref())?;
+        let account = launch::account(wanted.user.as_deref(), &self.socket)?;
+        if wanted.read_only && wanted.confine == Confine::Off && account.is_none() {
+            return Err("access is read-only, which an NF of the manager's own user that is not \
+                        confined could undo: name another user, or leave out confine"
+                .into());
+        }
         let surroundings = Surroundings {
             session: false,
             // DPDK's EAL may have pinned the thread that starts NFs: always say the cores.
             cores: core.map_or_else(|| self.all_cores.clone(), |core| vec![core]),
-            account: launch::account(wanted.user.as_deref(), &self.socket)?,
+            account,
             confined: true,
+            confine: Some(wanted.confine),
+            reader: wanted.read_only,
+            writable: wanted.writable.iter().map(PathBuf::from).collect(),
         };
         let args = launch::arguments(wanted, &self.socket, core);
         let mut command = Command::new(&self.launcher);

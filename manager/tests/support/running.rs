@@ -153,6 +153,7 @@ impl Manager {
     pub fn status(&self) -> Status {
         let status = request_status(&self.connect()).unwrap();
         assert!(status.accounting.balanced, "{:?}", status.accounting);
+        assert_eq!(status.pool.lost, 0, "{:?}", status.pool);
         status
     }
 

@@ -15,7 +15,7 @@ use millrace::plan::{ChainShape, Miss, NfNumber};
 use millrace::pool::BufferPool;
 use millrace::ports::{MAX_BURST_PKTS, PortPacket, PortQueue};
 use millrace::stats::{DropCounters, DropReason, NfCounters, QueueCounters, WorkerCounters};
-use millrace::worker::{NewNf, Worker, WorkerPort};
+use millrace::worker::{NewNf, Whereabouts, Worker, WorkerPort};
 use nflib::control::MatchSpec;
 use nflib::control::spec::Value;
 use nflib::descriptor::{ActionCode, ChainId, Delivery, Returned, ServiceId};
@@ -33,6 +33,8 @@ pub struct Wire {
     pub received: Vec<PortPacket>,
     pub sent: Vec<(PortPacket, Vec<u8>)>,
     pub tx_room: Option<usize>,
+    /// How many times a sent buffer is given back.
+    pub frees: Option<usize>,
 }
 
 /// A port that a test feeds and looks at. Frames go into buffers of the pool as a NIC would put
@@ -64,7 +66,9 @@ impl PortQueue for ProbePort {
             let mut bytes = vec![0; usize::from(packet.len_bytes)];
             assert!(pool.region().read(packet.buffer, packet.offset_bytes, &mut bytes));
             wire.sent.push((*packet, bytes));
-            pool.give(&[packet.buffer]);
+            for _ in 0..wire.frees.unwrap_or(1) {
+                pool.give(&[packet.buffer]);
+            }
         }
         self.counters.tx_pkts.add(taken as u64);
         taken
@@ -409,6 +413,9 @@ impl Bench {
         let services: u64 = self.service_drops.iter().map(|drops| drops.total()).sum();
         let counted = self.counters.drops.total() + services;
         assert_eq!(self.counters.dropped_pkts.get(), counted, "each drop is counted at one place");
+        let census = self.worker.census();
+        let lost = census.places.iter().filter(|place| **place == Whereabouts::Unknown).count();
+        assert_eq!((lost, census.twice), (0, 0), "each buffer is at one place");
     }
 
     pub fn assert_all_back(&self) {

@@ -20,7 +20,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use spec::{
-    ChainSpec, Change, ChangeOf, Edit, MatchSpec, RuleSpec, ServiceRef, ServiceSpec, ThenSpec,
+    Access, ChainSpec, Change, ChangeOf, Confine, Edit, MatchSpec, RuleSpec, ServiceRef,
+    ServiceSpec, ThenSpec,
 };
 pub use status::*;
 
@@ -29,7 +30,7 @@ use crate::shm::channel::ChannelGeometry;
 use crate::shm::{LAYOUT_VERSION, RegionGeometry, recv_with_fds, send_with_fds};
 
 /// Version of these messages. A peer of another version is refused with [`ErrorCode::Version`].
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 /// Where the manager listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/millrace/manager.sock";
 /// Longest frame a manager accepts from a peer, bytes: room for a configuration file of some 20,000
@@ -80,6 +81,11 @@ pub enum Request {
         in_port: Option<String>,
         /// The frame, from its Ethernet header on.
         frame: Vec<u8>,
+    },
+    /// Where each buffer is. Answered by [`Reply::Buffers`].
+    Buffers {
+        /// One to tell more about.
+        buffer: Option<u32>,
     },
     /// Hand a message to an NF and wait for what it answers. Answered by [`Reply::Called`].
     Call {
@@ -238,6 +244,8 @@ pub enum Reply {
     },
     /// Answer to [`Request::Explain`].
     Explained(Box<Explanation>),
+    /// Answer to [`Request::Buffers`].
+    Buffers(Box<BufferReport>),
     /// Answer to [`Request::Call`]: what each NF called said, by instance id.
     Called {
         /// Answers.
@@ -370,6 +378,9 @@ pub struct Attached {
     /// Packets to take before a shared core is offered to others.
     #[serde(default = "default_quantum_pkts")]
     pub quantum_pkts: u32,
+    /// The packet region can be read only.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 fn default_quantum_pkts() -> u32 {

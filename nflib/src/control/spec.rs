@@ -271,9 +271,19 @@ pub struct ServiceSpec {
     /// User (name or number) the instances run as; only a manager that runs as root can choose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// How far the instances that the manager starts are confined.
+    #[serde(default, skip_serializing_if = "Confine::is_default")]
+    pub confine: Confine,
+    /// Files, and folders with all in them, that the instances may write; they may write no others
+    /// unless `confine` is off.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub writable: Vec<String>,
     /// Hand packets over only through the manager, which checks each descriptor.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub isolated: bool,
+    /// What the instances may do with packets' bytes.
+    #[serde(default, skip_serializing_if = "Access::is_default")]
+    pub access: Access,
     /// An instance leaves in good order after so many packets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packet_limit: Option<u64>,
@@ -284,6 +294,59 @@ pub struct ServiceSpec {
 
 fn one() -> u32 {
     1
+}
+
+/// What an NF may do with the bytes of packets. What becomes of a packet it decides in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// Read and change them.
+    #[default]
+    ReadWrite,
+    /// Read them: the packet region is given to it by a descriptor that cannot be mapped writable.
+    ReadOnly,
+}
+
+impl Access {
+    fn is_default(&self) -> bool {
+        *self == Self::ReadWrite
+    }
+
+    /// True for [`Access::ReadOnly`].
+    #[must_use]
+    pub fn is_read_only(self) -> bool {
+        self == Self::ReadOnly
+    }
+}
+
+/// How far an NF that the manager starts is confined, beyond running as its user, without any
+/// capability and with no way to gain one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Confine {
+    /// As `default`; besides, no network, and of files only the system's own may be read.
+    Strict,
+    /// System calls that no ordinary NF makes are refused, and files can be read but not written.
+    #[default]
+    Default,
+    /// Not at all.
+    Off,
+}
+
+impl Confine {
+    /// The word for it in a file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Strict => "strict",
+            Self::Default => "default",
+            Self::Off => "off",
+        }
+    }
+
+    fn is_default(&self) -> bool {
+        *self == Self::Default
+    }
 }
 
 /// One change to what the manager runs, as a command makes it. A list of them is carried out as a

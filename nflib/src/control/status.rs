@@ -115,6 +115,12 @@ pub struct ServiceStatus {
     pub waiting: Option<String>,
     /// Handed over only through the manager, which checks each descriptor.
     pub isolated: bool,
+    /// Its NFs can read packets and not change them.
+    #[serde(default)]
+    pub read_only: bool,
+    /// How far its NFs are confined, as it is on this machine; `None` when they are started by hand.
+    #[serde(default)]
+    pub confine: Option<String>,
     /// Drops at this service by reason.
     pub drops: BTreeMap<String, u64>,
 }
@@ -277,6 +283,10 @@ pub struct PoolStatus {
     pub parked: u64,
     /// With ports: posted for receive, or being sent.
     pub at_ports: u64,
+    /// With nobody: `total` less all of the above. Always 0, unless a buffer was lost; also where a
+    /// driver keeps its own count to itself, and `at_ports` is what is left.
+    #[serde(default)]
+    pub lost: i64,
     /// Size of one.
     pub buffer_bytes: u32,
 }
@@ -292,4 +302,77 @@ pub struct WorkerStatus {
     pub turns: u64,
     /// Turns that found no packet.
     pub idle_turns: u64,
+}
+
+/// What somebody does with a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BufferUse {
+    /// On a worker's list of free buffers.
+    Free,
+    /// Offered to a device, for a packet to come.
+    Receiving,
+    /// Being sent by a device.
+    Sending,
+    /// Delayed in a port.
+    Delayed,
+    /// With a port whose driver does not say more.
+    AtPort,
+    /// In the ring from a worker to an NF, not read yet.
+    ToNf,
+    /// With an NF: read from a ring, or kept.
+    AtNf,
+    /// In a direct edge from NF to NF, not read yet.
+    InEdge,
+    /// In the ring from an NF back to a worker, not read yet.
+    FromNf,
+    /// With the NFs that trust each other, and just then between two of the places above.
+    Moving,
+    /// Waiting for a change of plan.
+    Parked,
+    /// With nobody: lost.
+    Lost,
+}
+
+/// Buffers of one worker's share in one place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BufferPlace {
+    /// The worker whose share they are of.
+    pub worker: u16,
+    /// What is done with them.
+    pub used_for: BufferUse,
+    /// By whom: `worker:0`, `port:wan`, `nf:3`, `nf:3>nf:4`.
+    pub place: String,
+    /// How many.
+    pub buffers: u64,
+}
+
+/// One buffer, and what is known of the packet in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BufferStatus {
+    /// Its number.
+    pub buffer: u32,
+    /// Where it is; `buffers` is 1.
+    pub place: BufferPlace,
+    /// The chain whose route the packet follows, while an NF has it.
+    pub chain: Option<String>,
+    /// The hop of the chain that the worker gave it to.
+    pub hop: Option<u8>,
+    /// The port it came in by; `None` also for a packet that an NF made.
+    pub ingress: Option<String>,
+}
+
+/// Where every buffer is, by worker, then by use.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BufferReport {
+    /// All buffers.
+    pub total: u64,
+    /// Where they are; only places that have some.
+    pub places: Vec<BufferPlace>,
+    /// Buffers that two say they have.
+    pub twice: u64,
+    /// Whether each has exactly one place.
+    pub balanced: bool,
+    /// The one that was asked about.
+    pub buffer: Option<BufferStatus>,
 }

@@ -119,7 +119,11 @@ fn map_all(
             terms.channel.buffers, terms.region.buffers
         )));
     }
-    let region = Arc::new(Region::from_fd(region, terms.region)?);
+    let region = match terms.read_only {
+        true => Region::from_fd_read_only(region, terms.region)?,
+        false => Region::from_fd(region, terms.region)?,
+    };
+    let region = Arc::new(region);
     let channel = Channel::from_fd(channel, terms.channel)?;
     let routes = RouteTable::from_fd(&routes).map_err(RunError::Routes)?;
     let bells = Arc::new(Doorbells::from_fd(bells).map_err(RunError::Doorbells)?);

@@ -101,6 +101,7 @@ fn terms(nf: u16) -> Attached {
         core: None,
         jump_services: Vec::new(),
         quantum_pkts: 4096,
+        read_only: false,
     }
 }
 

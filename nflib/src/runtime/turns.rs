@@ -111,6 +111,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             region: terms.region,
             hold_limit_pkts: nf.hold_limit_pkts().min(hold_cap_pkts),
             jump_services: terms.jump_services,
+            read_only: terms.read_only,
         };
         let (deliveries, returns): (Vec<_>, Vec<_>) =
             (0..channel.geometry().workers).filter_map(|worker| channel.nf_ends(worker)).unzip();

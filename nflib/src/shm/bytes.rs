@@ -86,6 +86,8 @@ pub(crate) struct PacketMemory {
     region: Arc<Region>,
     base: NonNull<u8>,
     buffers: u32,
+    /// All buffers, or none where the region can be read only: one comparison tells both.
+    writable_buffers: u32,
     stride_bytes: u32,
 }
 
@@ -97,7 +99,13 @@ impl PacketMemory {
     pub(crate) fn new(region: Arc<Region>) -> Self {
         let base = region.base();
         let RegionGeometry { buffers, stride_bytes, .. } = *region.geometry();
-        Self { region, base, buffers, stride_bytes }
+        let writable_buffers = if region.is_writable() { buffers } else { 0 };
+        Self { region, base, buffers, writable_buffers, stride_bytes }
+    }
+
+    /// Whether the bytes may be changed.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.region.is_writable()
     }
 
     pub(crate) fn geometry(&self) -> &RegionGeometry {
@@ -117,11 +125,12 @@ impl PacketMemory {
         self.geometry().contains(buffer, offset_bytes, len_bytes).then_some(Lease(descriptor))
     }
 
-    /// Where a leased buffer begins, and its length: 0 when there is no such buffer.
+    /// Where a leased buffer begins, and its length: 0 when there is no such buffer among the first
+    /// `buffers`, of which there are not more than in the region.
     #[inline]
-    fn buffer(&self, lease: &Lease) -> (NonNull<u8>, usize) {
+    fn buffer(&self, lease: &Lease, buffers: u32) -> (NonNull<u8>, usize) {
         let buffer = lease.buffer();
-        if buffer >= self.buffers {
+        if buffer >= buffers {
             return (NonNull::dangling(), 0);
         }
         // SAFETY: the number was checked just now, and the mapping covers buffers × stride.
@@ -129,12 +138,12 @@ impl PacketMemory {
         (at, self.stride_bytes as usize)
     }
 
-    /// All bytes of a leased buffer, headroom included.
+    /// All bytes of a leased buffer, headroom included; none where the region can be read only.
     #[inline]
     pub(crate) fn bytes_mut<'a>(&'a self, lease: &'a mut Lease) -> &'a mut [u8] {
-        let (at, len) = self.buffer(lease);
-        // SAFETY: `buffer` gave a range of the mapping, which lives as long as `self.region`, or an
-        // empty one. Exclusive: the buffer has one holder (the protocol), this process has one Lease
+        let (at, len) = self.buffer(lease, self.writable_buffers);
+        // SAFETY: `buffer` gave a range of the mapping, which is writable and lives as long as
+        // `self.region`, or an empty one. Exclusive: the buffer has one holder (the protocol), this process has one Lease
         // for it, and it is mutably borrowed for 'a.
         unsafe { std::slice::from_raw_parts_mut(at.as_ptr(), len) }
     }
@@ -142,7 +151,7 @@ impl PacketMemory {
     /// All bytes of a leased buffer, to read.
     #[inline]
     pub(crate) fn bytes<'a>(&'a self, lease: &'a Lease) -> &'a [u8] {
-        let (at, len) = self.buffer(lease);
+        let (at, len) = self.buffer(lease, self.buffers);
         // SAFETY: as in `bytes_mut`; the lease is borrowed, so nobody in this process can write.
         unsafe { std::slice::from_raw_parts(at.as_ptr(), len) }
     }

@@ -14,6 +14,7 @@ mod edge_ring;
 mod fds;
 mod hints;
 mod mapping;
+mod privileges;
 mod process;
 mod region;
 mod remains;
@@ -31,7 +32,11 @@ pub use edge_ring::EdgeRing;
 pub use fds::{MAX_FDS, recv_with_fds, send_with_fds};
 pub use hints::{advise_huge_pages, prefetch};
 pub use mapping::{Mapping, PageKind};
-pub use process::{clear_ambient_capabilities, pidfd_open, set_nice};
+pub use privileges::{
+    FilterStep, clear_ambient_capabilities, clear_bounding_capabilities, clear_capabilities,
+    install_syscall_filter, landlock_version,
+};
+pub use process::{pidfd_open, set_nice};
 pub use region::{HugePages, Region, RegionError, RegionGeometry};
 pub use remains::{remaining_buffers, still_there};
 pub use ring::{

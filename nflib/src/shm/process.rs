@@ -17,19 +17,6 @@ pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     }
 }
 
-/// Empties the calling thread's ambient capabilities, which alone survive an exec without root: what
-/// is started next has none of a manager's that got them so (`AmbientCapabilities=` of systemd).
-///
-/// # Errors
-/// As prctl(2) says.
-pub fn clear_ambient_capabilities() -> io::Result<()> {
-    const CLEAR_ALL: libc::c_ulong = libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong;
-    const NONE: libc::c_ulong = 0;
-    // SAFETY: takes integers only, as wide as prctl(2) reads them; unused ones are 0 as it demands.
-    let done = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, CLEAR_ALL, NONE, NONE, NONE) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
 /// Sets the nice level of a process's main thread (setpriority(2)).
 ///
 /// # Errors

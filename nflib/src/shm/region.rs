@@ -9,12 +9,13 @@
 //! is written down in the manager's private memory, so nothing an NF scribbles here can corrupt it.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -163,6 +164,7 @@ pub struct Region {
     mapping: Mapping,
     geometry: RegionGeometry,
     pages: PageKind,
+    writable: bool,
 }
 
 impl Region {
@@ -212,7 +214,19 @@ impl Region {
         })?;
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(RegionError::os("F_ADD_SEALS"))?;
-        Ok(Self { fd, mapping, geometry, pages })
+        // Who is given a descriptor to read by must not open the file anew by it, to write.
+        nix::sys::stat::fchmod(&fd, Mode::S_IRUSR).map_err(RegionError::os("fchmod"))?;
+        Ok(Self { fd, mapping, geometry, pages, writable: true })
+    }
+
+    /// A descriptor of the same file that can be read and mapped to read, and nothing else. The file's
+    /// mode lets nobody but its owner open it by that one, and the owner to read only; who could change
+    /// the mode is its owner, whom the launcher of NFs keeps from it.
+    ///
+    /// # Errors
+    /// Those of open(2), on /proc.
+    pub fn read_only_fd(&self) -> io::Result<OwnedFd> {
+        Ok(std::fs::File::open(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))?.into())
     }
 
     /// Maps a region that the manager made, from its descriptor and geometry.
@@ -220,6 +234,18 @@ impl Region {
     /// # Errors
     /// [`RegionError::WrongSize`] when the file does not hold that many buffers.
     pub fn from_fd(fd: OwnedFd, geometry: RegionGeometry) -> Result<Self, RegionError> {
+        Self::map(fd, geometry, true)
+    }
+
+    /// As [`from_fd`](Self::from_fd), to read only.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn from_fd_read_only(fd: OwnedFd, geometry: RegionGeometry) -> Result<Self, RegionError> {
+        Self::map(fd, geometry, false)
+    }
+
+    fn map(fd: OwnedFd, geometry: RegionGeometry, writable: bool) -> Result<Self, RegionError> {
         geometry.validate()?;
         let stat = nix::sys::stat::fstat(&fd).map_err(RegionError::os("fstat"))?;
         let block = usize::try_from(stat.st_blksize).unwrap_or(ORDINARY_PAGE_BYTES);
@@ -230,9 +256,12 @@ impl Region {
             return Err(RegionError::WrongSize { found_bytes, expected_bytes: expected as u64 });
         }
         // The pages are there already; entering them now keeps page faults off the packet path.
-        let mapping = Mapping::new(&fd, expected, true)
-            .map_err(|source| RegionError::Os { what: "mmap", source })?;
-        Ok(Self { fd, mapping, geometry, pages })
+        let mapping = match writable {
+            true => Mapping::new(&fd, expected, true),
+            false => Mapping::read_only(&fd, expected),
+        };
+        let mapping = mapping.map_err(|source| RegionError::Os { what: "mmap", source })?;
+        Ok(Self { fd, mapping, geometry, pages, writable })
     }
 
     /// How the region is cut up.
@@ -246,6 +275,12 @@ impl Region {
     #[must_use]
     pub fn pages(&self) -> PageKind {
         self.pages
+    }
+
+    /// Whether this process may write the buffers.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.writable
     }
 
     /// The file, to hand to an NF or to a driver.
@@ -269,7 +304,8 @@ impl Region {
     /// Address of byte `offset_bytes` of buffer `index`, or `None` outside the region.
     ///
     /// The pointer is valid to the end of the buffer while the region is mapped. Other processes
-    /// may write the bytes at any time: read and write through the pointer, never make a reference.
+    /// may write the bytes at any time: read and write through the pointer, never make a reference. To
+    /// write only where the region [is writable](Self::is_writable).
     #[must_use]
     #[inline]
     pub fn ptr(&self, index: BufferIndex, offset_bytes: u16) -> Option<NonNull<u8>> {
@@ -295,11 +331,12 @@ impl Region {
         true
     }
 
-    /// Copies bytes into a buffer. Returns false, and copies nothing, when they do not fit in it.
+    /// Copies bytes into a buffer. Returns false, and copies nothing, when they do not fit in it, or the
+    /// region can be read only.
     #[must_use]
     pub fn write(&self, index: BufferIndex, offset_bytes: u16, bytes: &[u8]) -> bool {
         let Ok(len) = u16::try_from(bytes.len()) else { return false };
-        if !self.geometry.contains(index, offset_bytes, len) {
+        if !self.writable || !self.geometry.contains(index, offset_bytes, len) {
             return false;
         }
         let Some(to) = self.ptr(index, offset_bytes) else { return false };
@@ -388,6 +425,22 @@ mod tests {
         assert!(!region.read(8, 0, &mut [0]));
         assert!(region.ptr(7, 2048).is_some(), "one past the end has an address, but no bytes");
         assert!(region.ptr(8, 0).is_none());
+    }
+
+    #[test]
+    fn who_gets_a_descriptor_to_read_by_sees_the_bytes_and_cannot_map_them_to_write() {
+        let ours = Region::create(small(), HugePages::Off).unwrap();
+        assert!(ours.write(3, 256, b"millrace"));
+        let theirs = Region::from_fd_read_only(ours.read_only_fd().unwrap(), small()).unwrap();
+        let mut seen = [0; 8];
+        assert!(theirs.read(3, 256, &mut seen) && &seen == b"millrace");
+        assert!(!theirs.is_writable() && !theirs.write(3, 256, b"another!"));
+        let error = Region::from_fd(ours.read_only_fd().unwrap(), small()).unwrap_err();
+        assert!(
+            matches!(&error, RegionError::Os { what: "mmap", source }
+                if source.raw_os_error() == Some(libc::EACCES)),
+            "{error}"
+        );
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub struct Forward {
     /// Along the chain, or to that service.
     chain_action: Action,
     swap_macs: bool,
+    /// Addresses cannot be exchanged.
+    read_only: bool,
     print_every: Option<Duration>,
     /// Measured when there is first work to do.
     pace: Option<work::Pace>,
@@ -71,6 +73,7 @@ impl Forward {
             to_service: options.to_service.clone(),
             chain_action: Action::Next,
             swap_macs: options.swap_macs,
+            read_only: false,
             print_every: options.print_every.map(|s| Duration::from_secs(s.into())),
             pace: None,
             busy_ns: 0,
@@ -136,7 +139,15 @@ impl Settings for Forward {
                 let ns = ns.parse().ok().filter(|&ns| i64::from(ns) <= MAX_BUSY_NS);
                 self.work_on_each(ns.ok_or("expected 0 to 1000000")?);
             }
-            _ => self.swap_macs = settings::switch(value)?,
+            _ => {
+                let swap_macs = settings::switch(value)?;
+                if swap_macs && self.read_only {
+                    return Err(
+                        "the service's access is \"read-only\": packets cannot be changed".into()
+                    );
+                }
+                self.swap_macs = swap_macs;
+            }
         }
         Ok(())
     }
@@ -144,6 +155,10 @@ impl Settings for Forward {
 
 impl NetworkFunction for Forward {
     fn setup(&mut self, setup: &Setup) -> Result<(), NfError> {
+        if self.swap_macs {
+            setup.must_change_packets()?;
+        }
+        self.read_only = setup.read_only;
         self.printed = None;
         let service = setup.jump_services.first();
         let chain_action = service.map_or(Action::Next, |&id| Action::ToService(id));

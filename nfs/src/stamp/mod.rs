@@ -18,6 +18,7 @@ pub struct Stamp {
 
 impl NetworkFunction for Stamp {
     fn setup(&mut self, setup: &Setup) -> Result<(), NfError> {
+        setup.must_change_packets()?;
         self.here = Step { service: setup.service, route: 0, instance: setup.instance };
         Ok(())
     }

@@ -8,6 +8,7 @@ mod applied;
 mod bench;
 mod chain;
 mod client;
+mod doctor;
 mod down;
 mod drops;
 mod explain;
@@ -89,6 +90,9 @@ enum Noun {
     Flow(flow::Verb),
     /// Every dropped packet: place, reason, count
     Drops(drops::Options),
+    /// Whether all is as it must be
+    #[command(subcommand, arg_required_else_help = false)]
+    Doctor(doctor::Verb),
     /// Rates of ports and NFs, measured over an interval, and every drop
     Stats(stats::Options),
     /// A live view of ports, NFs, chains, drops and cores
@@ -154,6 +158,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Noun::Rule(verb) => rule::run(globals, verb)?,
         Noun::Flow(verb) => flow::run(globals, verb)?,
         Noun::Drops(options) => drops::run(globals, &options)?,
+        Noun::Doctor(verb) => doctor::run(globals, &verb)?,
         Noun::Stats(options) => stats::run(globals, &options)?,
         Noun::Top(options) => return top::run(globals, &options),
         Noun::Up(options) => up::run(globals, &options)?,

@@ -48,6 +48,7 @@ pub fn table(services: &[ServiceStatus]) -> String {
         "DRAINING",
         "RESTARTS",
         "DROPS",
+        "CONFINED",
         "NOTE",
     ]);
     for service in services {
@@ -59,6 +60,7 @@ pub fn table(services: &[ServiceStatus]) -> String {
             list(&service.draining),
             service.restarts.to_string(),
             service.drops.values().fold(0, |sum: u64, &n| sum.saturating_add(n)).to_string(),
+            or_dash(service.confine.clone()),
             or_dash(note(service)),
         ]);
     }
@@ -67,7 +69,9 @@ pub fn table(services: &[ServiceStatus]) -> String {
 
 fn note(service: &ServiceStatus) -> Option<String> {
     let isolated = service.isolated.then(|| "isolated".to_owned());
-    let parts: Vec<_> = isolated.into_iter().chain(service.waiting.clone()).collect();
+    let read_only = service.read_only.then(|| "read-only".to_owned());
+    let parts: Vec<_> =
+        isolated.into_iter().chain(read_only).chain(service.waiting.clone()).collect();
     (!parts.is_empty()).then(|| parts.join("; "))
 }
 
@@ -87,15 +91,17 @@ mod tests {
                 restarts: 4,
                 waiting: Some("no free core".into()),
                 isolated: true,
+                read_only: false,
+                confine: Some("strict".into()),
                 drops: [("nf_drop".to_owned(), 9)].into(),
             },
-            ServiceStatus { id: 2, name: "nat".into(), ..Default::default() },
+            ServiceStatus { id: 2, name: "nat".into(), read_only: true, ..Default::default() },
         ];
         assert_eq!(
             table(&services),
-            "ID  SERVICE  WANTED   INSTANCES  DRAINING  RESTARTS  DROPS  NOTE\n\
-             \x201  fw       2        3,5               1         4      9  isolated; no free core\n\
-             \x202  nat      by hand  -                 -         0      0  -\n"
+            "ID  SERVICE  WANTED   INSTANCES  DRAINING  RESTARTS  DROPS  CONFINED  NOTE\n\
+             \x201  fw       2        3,5               1         4      9  strict    isolated; no free core\n\
+             \x202  nat      by hand  -                 -         0      0  -         read-only\n"
         );
         assert_eq!(table(&[]), "no service\n");
     }

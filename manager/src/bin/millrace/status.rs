@@ -34,9 +34,13 @@ fn head(status: &Status) -> String {
         0 => String::new(),
         n => format!(", {n} of them took too long to keep the order"),
     };
+    let lost = match pool.lost {
+        0 => String::new(),
+        n => format!(", {n} LOST: see millrace doctor buffers"),
+    };
     format!(
         "millrace {} (pid {}), up {}, rules {}, changes {}{unordered}{changing}\n\
-         buffers: {} of {} bytes on {pages}: {} free, {} at NFs, {} at ports, {} waiting for a change\n",
+         buffers: {} of {} bytes on {pages}: {} free, {} at NFs, {} at ports, {} waiting for a change{lost}\n",
         clean(&status.version),
         status.pid,
         ago(status.uptime_s),
@@ -76,6 +80,7 @@ mod tests {
                 at_ports: 2,
                 parked: 1,
                 buffer_bytes: 2048,
+                lost: 0,
             },
             accounting: Accounting { balanced: true, ..Default::default() },
             ..Default::default()

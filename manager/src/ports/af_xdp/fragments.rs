@@ -52,6 +52,11 @@ impl Gather {
         self.frame.is_some()
     }
 
+    /// The buffer of an unfinished frame.
+    pub fn first_buffer(&self) -> Option<BufferIndex> {
+        self.frame.map(|frame| frame.buffer)
+    }
+
     /// Gives the first buffer of an unfinished frame back, at close.
     pub fn abandon(&mut self) -> Option<BufferIndex> {
         self.frame.take().map(|frame| frame.buffer)

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nflib::control::BufferUse;
 use nflib::shm::BufferIndex;
 use nix::sys::eventfd::EventFd;
 
@@ -467,6 +468,21 @@ impl PortQueue for XdpQueue {
     fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
         let socket = self.live.as_ref().map(|live| live.socket.fd());
         socket.or_else(|| self.quiet.as_ref().map(|quiet| quiet.as_fd()))
+    }
+
+    fn held_buffers(&self) -> Option<usize> {
+        let posted = (self.held.receive() + self.held.transmit()) as usize;
+        Some(posted + usize::from(self.gather.in_progress()))
+    }
+
+    fn tell_buffers(&self, tell: &mut dyn FnMut(BufferIndex, BufferUse)) {
+        for (slot, receives) in self.held.posted() {
+            let used_for = if receives { BufferUse::Receiving } else { BufferUse::Sending };
+            tell(self.umem.buffer(slot), used_for);
+        }
+        if let Some(buffer) = self.gather.first_buffer() {
+            tell(buffer, BufferUse::Receiving);
+        }
     }
 
     fn close(&mut self, pool: &mut BufferPool) {

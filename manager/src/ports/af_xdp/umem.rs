@@ -167,6 +167,12 @@ impl Holdings {
         self.transmit
     }
 
+    /// Slots of all that is posted, and whether for receive.
+    pub fn posted(&self) -> impl Iterator<Item = (usize, bool)> + '_ {
+        let posted = self.state.iter().enumerate().filter(|(_, state)| **state != FREE);
+        posted.map(|(slot, state)| (slot, *state == RECEIVE))
+    }
+
     /// True when the buffer is not posted.
     pub fn is_free(&self, slot: usize) -> bool {
         self.state[slot] == FREE

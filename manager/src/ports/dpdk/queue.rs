@@ -203,6 +203,10 @@ impl PortQueue for DpdkQueue {
         &self.counters
     }
 
+    fn held_buffers(&self) -> Option<usize> {
+        None
+    }
+
     fn close(&mut self, pool: &mut BufferPool) {
         // A `net_ring` keeps its packets when it is stopped, so they are taken out first. Of other
         // devices this may take a few that have arrived; none was counted as received.

@@ -21,6 +21,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nflib::control::BufferUse;
 use nflib::shm::BufferIndex;
 use serde::Deserialize;
 
@@ -393,6 +394,17 @@ impl PortQueue for FaultQueue {
 
     fn held_pkts(&self) -> u64 {
         self.held() as u64 + self.inner.held_pkts()
+    }
+
+    fn held_buffers(&self) -> Option<usize> {
+        Some(self.held() + self.inner.held_buffers()?)
+    }
+
+    fn tell_buffers(&self, tell: &mut dyn FnMut(BufferIndex, BufferUse)) {
+        let line = self.line.iter().map(|delayed| delayed.packet.buffer);
+        let aside = self.aside.iter().map(|aside| aside.packet.buffer);
+        line.chain(aside).for_each(|buffer| tell(buffer, BufferUse::Delayed));
+        self.inner.tell_buffers(tell);
     }
 
     fn exhausted(&self) -> bool {
