@@ -14,7 +14,7 @@ const CHAINS: [&str; 5] = ["default", "a", "b", "c", "gone"];
 const PORTS: [&str; 2] = ["lan", "wan"];
 const SERVICES: [&str; 5] = ["fw", "nat", "1", "2", "none"];
 
-fn ports() -> Vec<String> {
+pub(crate) fn ports() -> Vec<String> {
     PORTS.map(str::to_owned).into()
 }
 
@@ -116,7 +116,7 @@ fn services() -> impl Strategy<Value = Vec<ServiceSpec>> {
 }
 
 /// Specs of which many make a possible state: the parts that cannot stay are left out.
-fn specs() -> impl Strategy<Value = ModelSpecs> {
+pub(crate) fn specs() -> impl Strategy<Value = ModelSpecs> {
     let chains = prop::collection::vec(chain_spec(), 0..5);
     let rules = prop::collection::vec(rule_spec(), 0..12);
     (services(), chains, rules).prop_map(|(services, chains, rules)| {
@@ -140,7 +140,7 @@ fn specs() -> impl Strategy<Value = ModelSpecs> {
     })
 }
 
-fn edit() -> impl Strategy<Value = Edit> {
+pub(crate) fn edit() -> impl Strategy<Value = Edit> {
     prop_oneof![
         3 => (chain_spec(), prop::bool::weighted(0.3))
             .prop_map(|(chain, new)| Edit::SetChain { chain, new }),

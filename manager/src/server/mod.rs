@@ -27,6 +27,7 @@ use thiserror::Error;
 use crate::conductor::Conductor;
 use crate::config::{Config, PollMode};
 use crate::fabric::{Fabric, FabricError};
+use crate::journal::{Beginning, Journal, Remaining};
 use crate::poll_loop::Snapshot;
 use crate::registry::Leave;
 use crate::shares::Shares;
@@ -100,6 +101,9 @@ pub struct Server {
     started: Instant,
     drain_limit: Duration,
     shares: Shares,
+    journal: Option<Journal>,
+    /// Rules that an earlier manager knew, and that end sooner than their timeout says.
+    remaining: Remaining,
     /// Somebody asked for the end.
     stopping: bool,
     /// The connections that asked: they get the final books.
@@ -154,10 +158,24 @@ impl Server {
             signals,
             started: Instant::now(),
             shares: Shares::default(),
+            journal: None,
+            remaining: Remaining::new(),
             stopping: false,
             wait_for_end: Vec::new(),
             draining: false,
         })
+    }
+
+    /// Begins with what an earlier manager's journal says, and goes on writing it.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_journal(mut self, beginning: Beginning) -> Result<Self, ServerError> {
+        let Beginning { journal, model, remaining } = beginning;
+        let conductor = Conductor::new(model);
+        self.conductor = conductor.map_err(|source| ServerError::Os { what: "memfd", source })?;
+        (self.journal, self.remaining) = (Some(journal), remaining);
+        Ok(self)
     }
 
     /// Serves until SIGINT, SIGTERM or a request, then drains. Returns the final status.
@@ -209,6 +227,9 @@ impl Server {
             self.connections.send(id, &Reply::Status(Box::new(last.clone())));
         }
         self.connections.flush_for(Duration::from_millis(100));
+        if let Some(journal) = self.journal.take() {
+            journal.end();
+        }
         Ok(last)
     }
 
@@ -269,9 +290,13 @@ impl Server {
             self.connections.send_to_nf(letter.instance, &letter.reply, letter.fd);
             self.conductor.ring(letter.instance);
         }
+        let unwritten = self.write_journal();
         for answer in self.conductor.take_answers() {
             let reply = match answer.result {
-                Ok(applied) => Reply::Applied(applied),
+                Ok(mut applied) => {
+                    applied.notes.extend(unwritten.clone());
+                    Reply::Applied(applied)
+                }
                 Err(error) => Reply::Error(error),
             };
             if let Some(id) = self.asking.done(answer.id) {
@@ -282,6 +307,15 @@ impl Server {
             self.connections.send(id, &reply);
         }
         self.connections.flush();
+    }
+
+    /// Writes down what has changed. Returns what those must know who asked for it, if it fails.
+    fn write_journal(&mut self) -> Option<String> {
+        let steps = self.conductor.take_made();
+        let journal = self.journal.as_mut().filter(|_| !steps.is_empty())?;
+        let error = journal.add(steps, self.conductor.model()).err()?;
+        tracing::error!("{error}; what was changed last is in force, and would not be restored");
+        Some(format!("this change would not outlive the manager: {error}"))
     }
 
     /// Polls everything.
