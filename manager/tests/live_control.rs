@@ -25,6 +25,8 @@ mod messages;
 mod mistakes;
 #[path = "live_control/raw.rs"]
 mod raw;
+#[path = "live_control/restart.rs"]
+mod restart;
 #[path = "live_control/rules.rs"]
 mod rules;
 #[path = "live_control/scale.rs"]

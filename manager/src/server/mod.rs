@@ -106,6 +106,8 @@ pub struct Server {
     remaining: Remaining,
     /// Somebody asked for the end.
     stopping: bool,
+    /// The NFs stay, for the next manager.
+    keep_nfs: bool,
     /// The connections that asked: they get the final books.
     wait_for_end: Vec<u64>,
     /// The workers were told to drain.
@@ -161,6 +163,7 @@ impl Server {
             journal: None,
             remaining: Remaining::new(),
             stopping: false,
+            keep_nfs: false,
             wait_for_end: Vec::new(),
             draining: false,
         })
@@ -213,21 +216,27 @@ impl Server {
         while !self.fabric.stopped() {
             // What does not come out by itself is kept by an NF: it gives it up when told to stop.
             if !told && asked.elapsed() > self.drain_limit / 2 {
-                self.tell_nfs_to_stop();
+                if self.keep_nfs {
+                    self.hang_up()?
+                } else {
+                    self.tell_nfs_to_stop()
+                }
                 told = true;
             }
             self.serve()?;
         }
-        if !told {
-            self.tell_nfs_to_stop();
+        if !self.keep_nfs {
+            if !told {
+                self.tell_nfs_to_stop();
+            }
+            self.end_nfs()?;
         }
-        self.end_nfs()?;
         let last = self.status()?;
         for id in std::mem::take(&mut self.wait_for_end) {
             self.connections.send(id, &Reply::Status(Box::new(last.clone())));
         }
         self.connections.flush_for(Duration::from_millis(100));
-        if let Some(journal) = self.journal.take() {
+        if let Some(journal) = self.journal.take().filter(|_| !self.keep_nfs) {
             journal.end();
         }
         Ok(last)
@@ -246,6 +255,15 @@ impl Server {
             }
         }
         Ok(status)
+    }
+
+    /// Parts from NFs that keep packets and are to stay: without a manager they give them up.
+    fn hang_up(&mut self) -> Result<(), ServerError> {
+        let instances: Vec<_> = self.conductor.registry().nfs().map(|nf| nf.instance).collect();
+        instances.into_iter().try_for_each(|instance| {
+            self.conductor.ring(instance);
+            self.end_nf(instance, "the manager ends, and it keeps packets")
+        })
     }
 
     fn tell_nfs_to_stop(&mut self) {

@@ -105,9 +105,10 @@ impl Server {
             Request::Flows { limit } => self.flows(id, limit)?,
             Request::Explain { in_port, frame } => self.explain(id, in_port.as_deref(), &frame)?,
             Request::Call { target, payload } => self.call(id, &target, &payload),
-            Request::Shutdown => {
-                tracing::info!("stopping by a command: draining");
+            Request::Shutdown { keep_nfs } => {
+                tracing::info!(keep_nfs, "stopping by a command: draining");
                 self.stopping = true;
+                self.keep_nfs |= keep_nfs;
                 self.wait_for_end.push(id);
                 self.connections.send(id, &Reply::Done);
             }

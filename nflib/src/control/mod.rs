@@ -90,7 +90,11 @@ pub enum Request {
     },
     /// Drain and end the manager, and the NFs it started. Answered by [`Reply::Done`] at once, and by
     /// [`Reply::Status`] with the final books when everything has ended.
-    Shutdown,
+    Shutdown {
+        /// Only the manager: its NFs wait for the next one, which goes on with what is wanted now.
+        #[serde(default)]
+        keep_nfs: bool,
+    },
     /// From an attached NF: all messages up to [`Reply::Sync`] with this number are acted on.
     Synced {
         /// The number.
