@@ -183,7 +183,8 @@ fn services(fabric: &Fabric, conductor: &Conductor) -> Vec<ServiceStatus> {
         let is_draining =
             |state: &NfState| matches!(state, NfState::Draining(_) | NfState::Leaving);
         let nfs = conductor.registry().nfs().filter(move |nf| nf.service == service);
-        nfs.filter(move |nf| is_draining(&nf.state) == draining).map(|nf| nf.instance).collect()
+        let serving = nfs.filter(|nf| nf.state != NfState::Standby);
+        serving.filter(move |nf| is_draining(&nf.state) == draining).map(|nf| nf.instance).collect()
     };
     let status = |service: &crate::model::Service| ServiceStatus {
         id: service.id,
@@ -194,6 +195,7 @@ fn services(fabric: &Fabric, conductor: &Conductor) -> Vec<ServiceStatus> {
         restarts: 0,
         waiting: None,
         isolated: service.spec.isolated,
+        upgrade: None,
         drops: slots
             .iter()
             .position(|&id| id == service.id)

@@ -35,3 +35,5 @@ mod scale;
 mod swap;
 #[path = "live_control/tables.rs"]
 mod tables;
+#[path = "live_control/upgrade.rs"]
+mod upgrade;

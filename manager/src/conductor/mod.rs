@@ -256,7 +256,7 @@ impl Conductor {
                 nfs.iter().filter(is(|s| matches!(s, NfState::Draining(_)))).collect();
             if model.service(service).is_none() {
                 // The service went: so do its NFs.
-                next.leaving.extend(running.iter().chain(&joining).chain(&draining).map(|n| n.0));
+                next.leaving.extend(nfs.iter().filter(is(|s| *s != NfState::Leaving)).map(|n| n.0));
                 continue;
             }
             let present = running.len() + draining.len();

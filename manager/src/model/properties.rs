@@ -150,6 +150,8 @@ pub(crate) fn edit() -> impl Strategy<Value = Edit> {
         1 => "[r-t]".prop_map(|name| Edit::RemoveRuleNamed { name }),
         1 => (service_ref(), 0_u32..4)
             .prop_map(|(service, instances)| Edit::Scale { service, instances }),
+        1 => (service_ref(), prop::collection::vec("[a-c]?", 0..3))
+            .prop_map(|(service, command)| Edit::SetCommand { service, command }),
     ]
 }
 
@@ -201,6 +203,12 @@ impl Naive {
                     let spec = self.specs.services.iter_mut().find(|spec| spec.name == name)?;
                     spec.command.as_ref()?;
                     spec.instances = *instances;
+                }
+                Edit::SetCommand { service, command } => {
+                    let name = before.find_service(service).ok()?.name().to_owned();
+                    let spec = self.specs.services.iter_mut().find(|spec| spec.name == name)?;
+                    spec.command = Some(command.clone()).filter(|_| spec.command.is_some());
+                    spec.command.as_ref()?;
                 }
             }
         }

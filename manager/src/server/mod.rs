@@ -11,6 +11,7 @@ mod messages;
 mod requests;
 mod socket;
 mod supervise;
+mod upgrade;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -37,6 +38,7 @@ use connection::Connections;
 use messages::Calls;
 use requests::Asking;
 pub use socket::ControlSocket;
+use upgrade::Upgrade;
 
 /// Time between looks at the workers while they drain, or while a change is under way.
 const BUSY_LOOK_MS: u8 = 1;
@@ -101,6 +103,8 @@ pub struct Server {
     started: Instant,
     drain_limit: Duration,
     shares: Shares,
+    /// A service whose NFs are being exchanged.
+    upgrade: Option<Upgrade>,
     journal: Option<Journal>,
     /// Rules that an earlier manager knew, and that end sooner than their timeout says.
     remaining: Remaining,
@@ -160,6 +164,7 @@ impl Server {
             signals,
             started: Instant::now(),
             shares: Shares::default(),
+            upgrade: None,
             journal: None,
             remaining: Remaining::new(),
             stopping: false,
@@ -210,6 +215,7 @@ impl Server {
     /// Stops receiving, lets what is inside come out, then tells the NFs to go.
     fn drain(mut self) -> Result<control::Status, ServerError> {
         self.draining = true;
+        self.abandon_upgrade();
         self.fabric.drain(self.drain_limit);
         let asked = Instant::now();
         let mut told = false;
@@ -254,6 +260,10 @@ impl Server {
                 service.waiting = state.waiting;
             }
         }
+        if let Some((id, upgrade)) = self.upgrade.as_ref().map(Upgrade::status) {
+            let of = status.services.iter_mut().find(|service| service.id == id);
+            of.into_iter().for_each(|service| service.upgrade = Some(upgrade.clone()));
+        }
         Ok(status)
     }
 
@@ -289,6 +299,7 @@ impl Server {
         }
         self.end_broken()?;
         if !self.draining {
+            self.advance_upgrade(Instant::now());
             self.conductor.turn(&mut self.fabric, Instant::now())?;
             self.expire_rules()?;
         }
@@ -310,6 +321,9 @@ impl Server {
         }
         let unwritten = self.write_journal();
         for answer in self.conductor.take_answers() {
+            if self.answered_while_upgrading(&answer) {
+                continue;
+            }
             let reply = match answer.result {
                 Ok(mut applied) => {
                     applied.notes.extend(unwritten.clone());
@@ -339,7 +353,11 @@ impl Server {
     /// Polls everything.
     fn wait(&self) -> Result<Ready, ServerError> {
         let busy = self.draining || self.conductor.is_busy();
-        let timeout_ms = if busy { BUSY_LOOK_MS } else { HOUSEKEEPING_MS };
+        let timeout_ms = match (busy, &self.upgrade) {
+            (true, _) => BUSY_LOOK_MS,
+            (false, Some(_)) => upgrade::LOOK_EVERY_MS,
+            (false, None) => HOUSEKEEPING_MS,
+        };
         let pidfds: Vec<_> = self
             .conductor
             .registry()

@@ -29,7 +29,7 @@ use crate::shm::channel::ChannelGeometry;
 use crate::shm::{LAYOUT_VERSION, RegionGeometry, recv_with_fds, send_with_fds};
 
 /// Version of these messages. A peer of another version is refused with [`ErrorCode::Version`].
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 /// Where the manager listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/millrace/manager.sock";
 /// Longest frame a manager accepts from a peer, bytes: room for a configuration file of some 20,000
@@ -63,6 +63,18 @@ pub enum Request {
     Edit {
         /// The changes, in order.
         edits: Vec<Edit>,
+    },
+    /// Run a service by another command, without a loss: new instances are started beside the old
+    /// ones, take their flows, and the old ones go when the new ones have lived long enough with them;
+    /// until then they take the flows back if a new one fails. Answered by [`Reply::Applied`] once the
+    /// old ones are gone, or by the reason why everything is as before.
+    Upgrade {
+        /// The service, whose NFs the manager starts.
+        service: ServiceRef,
+        /// Program and arguments of the new instances.
+        command: Vec<String>,
+        /// How long the new instances must live with the flows, milliseconds.
+        probation_ms: u64,
     },
     /// Tell an NF to leave in good order. Answered by [`Reply::Done`] once it is told.
     StopNf {
