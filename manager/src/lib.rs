@@ -10,6 +10,7 @@ pub mod config;
 pub mod edges;
 pub mod fabric;
 pub mod flow;
+pub mod journal;
 pub mod machine;
 pub mod model;
 pub mod numa;

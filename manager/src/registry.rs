@@ -40,6 +40,8 @@ pub enum NfState {
     Joining,
     /// Gets packets.
     Running,
+    /// Attached, and to get no flows for now, nor to go.
+    Standby,
     /// To be left out of the next plan, then to leave.
     Draining(Leave),
     /// Told that nothing more will come.
@@ -51,6 +53,7 @@ impl NfState {
         match self {
             Self::Joining => "joining",
             Self::Running => "running",
+            Self::Standby => "standby",
             Self::Draining(_) => "draining",
             Self::Leaving => "leaving",
         }

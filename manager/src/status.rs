@@ -188,7 +188,8 @@ fn services(fabric: &Fabric, conductor: &Conductor) -> Vec<ServiceStatus> {
         let is_draining =
             |state: &NfState| matches!(state, NfState::Draining(_) | NfState::Leaving);
         let nfs = conductor.registry().nfs().filter(move |nf| nf.service == service);
-        nfs.filter(move |nf| is_draining(&nf.state) == draining).map(|nf| nf.instance).collect()
+        let serving = nfs.filter(|nf| nf.state != NfState::Standby);
+        serving.filter(move |nf| is_draining(&nf.state) == draining).map(|nf| nf.instance).collect()
     };
     let status = |service: &crate::model::Service| ServiceStatus {
         id: service.id,
@@ -201,6 +202,7 @@ fn services(fabric: &Fabric, conductor: &Conductor) -> Vec<ServiceStatus> {
         isolated: service.spec.isolated,
         read_only: service.spec.access.is_read_only(),
         confine: service.wanted_instances().map(|_| supervisor::confinement(service.spec.confine)),
+        upgrade: None,
         drops: slots
             .iter()
             .position(|&id| id == service.id)

@@ -29,6 +29,8 @@ mod messages;
 mod mistakes;
 #[path = "live_control/raw.rs"]
 mod raw;
+#[path = "live_control/restart.rs"]
+mod restart;
 #[path = "live_control/rules.rs"]
 mod rules;
 #[path = "live_control/scale.rs"]
@@ -37,3 +39,5 @@ mod scale;
 mod swap;
 #[path = "live_control/tables.rs"]
 mod tables;
+#[path = "live_control/upgrade.rs"]
+mod upgrade;

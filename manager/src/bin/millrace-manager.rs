@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use clap::Parser;
 use millrace::config::Config;
 use millrace::fabric::Fabric;
+use millrace::journal::Journal;
 use millrace::report;
 use millrace::server::{ControlSocket, Server, block_signals};
 use millrace::supervisor::{CoreMap, exec};
@@ -71,9 +72,18 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let signals = block_signals()?;
     // The socket first: a second manager must not touch the first one's ports.
     let socket = ControlSocket::bind(&config.manager)?;
+    let file = config.manager.journal.file(&config.manager.socket);
+    let beginning = match file {
+        Some((path, lasting)) => Some(Journal::open(&path, lasting, &config)?),
+        None => None,
+    };
     let fabric = Fabric::start(&config, args.force)?;
     report::started(&config, &fabric);
-    let last = Server::new(socket, config, fabric, signals, cores)?.run()?;
+    let mut server = Server::new(socket, config, fabric, signals, cores)?;
+    if let Some(beginning) = beginning {
+        server = server.with_journal(beginning)?;
+    }
+    let last = server.run()?;
     report::final_summary(&last);
     anyhow::ensure!(last.accounting.balanced, "the books do not balance: {:?}", last.accounting);
     Ok(())

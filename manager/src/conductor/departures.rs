@@ -14,11 +14,35 @@ impl Conductor {
     /// it gets its word. False when there is no such NF.
     pub fn drain_nf(&mut self, instance: u32, why: Leave) -> bool {
         let Some(record) = self.registry.get_mut(instance) else { return false };
-        if matches!(record.state, NfState::Joining | NfState::Running) {
+        if matches!(record.state, NfState::Joining | NfState::Running | NfState::Standby) {
             record.state = NfState::Draining(why);
             self.replan = true;
         }
         true
+    }
+
+    /// Lets NFs stand by, whose flows the next plan gives to others.
+    pub fn stand_by(&mut self, instances: impl IntoIterator<Item = u32>) {
+        for instance in instances {
+            if let Some(record) = self.registry.get_mut(instance)
+                && matches!(record.state, NfState::Joining | NfState::Running)
+            {
+                record.state = NfState::Standby;
+                self.replan = true;
+            }
+        }
+    }
+
+    /// Lets NFs that stand by have flows again, by the next plan.
+    pub fn call_up(&mut self, instances: impl IntoIterator<Item = u32>) {
+        for instance in instances {
+            if let Some(record) = self.registry.get_mut(instance)
+                && record.state == NfState::Standby
+            {
+                record.state = NfState::Joining;
+                self.replan = true;
+            }
+        }
     }
 
     /// Lets NFs leave whose service has become isolated or read-only, or ceased to be: what an NF may reach was

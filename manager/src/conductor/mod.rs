@@ -33,6 +33,7 @@ use nflib::descriptor::ServiceId;
 
 use crate::edges::Edges;
 use crate::fabric::{Fabric, FabricError};
+use crate::journal::Step;
 use crate::model::{Model, Unmatched};
 use crate::plan::builder::Planner;
 use crate::plan::{ChainShape, Instances, Miss, NfNumber};
@@ -73,6 +74,8 @@ pub struct Conductor {
     answers: Vec<Answer>,
     letters: Vec<Letter>,
     model_changed: bool,
+    /// What made the wanted state what it is, since somebody asked.
+    made: Vec<Step>,
     last_sync: u64,
     /// Service slots of NFs that are gone while neighbours may still push towards them.
     departed: BTreeMap<NfNumber, u16>,
@@ -109,6 +112,7 @@ impl Conductor {
             answers: Vec::new(),
             letters: Vec::new(),
             model_changed: false,
+            made: Vec::new(),
             last_sync: 0,
             departed: BTreeMap::new(),
             history: PlanStatus::default(),
@@ -153,6 +157,12 @@ impl Conductor {
     /// Whether what is wanted has changed since the last call.
     pub fn take_model_changed(&mut self) -> bool {
         std::mem::take(&mut self.model_changed)
+    }
+
+    /// The steps by which what is wanted has changed since the last call, in order; taken before the
+    /// answers, so that nothing is answered that is not written down.
+    pub fn take_made(&mut self) -> Vec<Step> {
+        std::mem::take(&mut self.made)
     }
 
     /// Messages to send to NFs, oldest first.
@@ -246,7 +256,7 @@ impl Conductor {
                 nfs.iter().filter(is(|s| matches!(s, NfState::Draining(_)))).collect();
             if model.service(service).is_none() {
                 // The service went: so do its NFs.
-                next.leaving.extend(running.iter().chain(&joining).chain(&draining).map(|n| n.0));
+                next.leaving.extend(nfs.iter().filter(is(|s| *s != NfState::Leaving)).map(|n| n.0));
                 continue;
             }
             let present = running.len() + draining.len();

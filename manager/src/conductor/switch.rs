@@ -13,6 +13,7 @@ use super::{CONNECT_LIMIT, Conductor, NextInstances, miss, shapes};
 use crate::change::Outcome;
 use crate::edges::{Jumper, Pair, wanted_pairs};
 use crate::fabric::{Fabric, FabricError};
+use crate::journal::Step;
 use crate::model::Model;
 use crate::plan::builder::Wanted;
 use crate::plan::delta::PathDelta;
@@ -38,6 +39,14 @@ struct Waiter {
     scales: Vec<Edit>,
 }
 
+/// What was asked for, put together.
+struct Taken {
+    model: Model,
+    /// What led to it, for the journal.
+    steps: Vec<Step>,
+    waiters: Vec<Waiter>,
+}
+
 /// A change that is ready but for its edges.
 #[derive(Debug)]
 pub(super) struct Prepared {
@@ -46,6 +55,7 @@ pub(super) struct Prepared {
     delta: Arc<PathDelta>,
     rules: PreparedRules,
     next: NextInstances,
+    steps: Vec<Step>,
     waiters: Vec<Waiter>,
     began: Instant,
     moved_share: f64,
@@ -88,7 +98,7 @@ impl Conductor {
             return;
         }
         let replan = std::mem::take(&mut self.replan);
-        let (model, mut waiters) = self.take_pending();
+        let Taken { model, steps, mut waiters } = self.take_pending();
         if !replan && waiters.is_empty() {
             // All that was asked for was refused: nothing changes, not even the plan's number.
             return;
@@ -106,29 +116,34 @@ impl Conductor {
         }
         let rules = PreparedRules::between(&self.model, &model);
         let prepared =
-            Prepared { model, plan, delta, rules, next, waiters, began: now, moved_share };
+            Prepared { model, plan, delta, rules, next, steps, waiters, began: now, moved_share };
         let connecting = self.open_edges(prepared, fabric.channel_geometry().ring_capacity);
         self.state = State::Connecting(connecting);
     }
 
     /// The wanted state after all that was asked for, and who waits for what. A request that cannot
     /// be met is answered at once, and changes nothing.
-    fn take_pending(&mut self) -> (Model, Vec<Waiter>) {
+    fn take_pending(&mut self) -> Taken {
         let mut model = self.model.clone();
         let mut waiters = Vec::new();
+        let mut steps = Vec::new();
         for _ in 0..MAX_TOGETHER {
             let Some(Pending { id, what }) = self.pending.pop_front() else { break };
             let result = match what {
-                Asked::First(first) => Ok((first, Vec::new(), Vec::new(), Vec::new())),
-                Asked::Specs(specs) => Model::build(&specs, model.ports(), Some(&model))
-                    .map(|(next, notes)| (next, notes, Vec::new(), Vec::new())),
+                Asked::First(first) => Ok((first, Vec::new(), Vec::new(), Vec::new(), None)),
+                Asked::Specs(specs) => {
+                    Model::build(&specs, model.ports(), Some(&model)).map(|(next, notes)| {
+                        (next, notes, Vec::new(), Vec::new(), Some(Step::Specs { specs }))
+                    })
+                }
                 Asked::Edits(edits) => model.edit(&edits).map(|edited| {
-                    let is_scale = |edit: &Edit| matches!(edit, Edit::Scale { .. });
-                    let scales: Vec<_> = edits.into_iter().filter(is_scale).collect();
-                    (edited.model, edited.notes, edited.rule_ids, scales)
+                    let is_scale = |edit: &&Edit| matches!(edit, Edit::Scale { .. });
+                    let scales: Vec<_> = edits.iter().filter(is_scale).cloned().collect();
+                    let step = Step::Edits { edits };
+                    (edited.model, edited.notes, edited.rule_ids, scales, Some(step))
                 }),
             };
-            let (next, notes, rule_ids, scales) = match result {
+            let (next, notes, rule_ids, scales, step) = match result {
                 Ok(parts) => parts,
                 Err(error) => {
                     self.answer(id, Err(error.into()));
@@ -138,9 +153,10 @@ impl Conductor {
             let changes: Vec<Change> = Model::diff(&model, &next);
             let applied = Applied { changes, notes, rule_ids, ..Applied::default() };
             waiters.push(Waiter { id, applied, scales });
+            steps.extend(step);
             model = next;
         }
-        (model, waiters)
+        Taken { model, steps, waiters }
     }
 
     /// The plan for a wanted state; the one in force when nothing about paths changes.
@@ -302,6 +318,7 @@ impl Conductor {
         self.note_outcomes(&outcomes);
         self.model = prepared.model;
         self.model_changed = true;
+        self.made.extend(prepared.steps);
         self.drain_differently_isolated();
         for instance in prepared.next.joining {
             if let Some(record) = self.registry.get_mut(instance)

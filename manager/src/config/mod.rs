@@ -5,6 +5,7 @@
 //! reference for people.
 #![forbid(unsafe_code)]
 
+mod journal;
 mod port;
 mod restart;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use toml::Spanned;
 
 use crate::machine::Machine;
 use crate::model::{Model, ModelError, ModelSpecs};
+pub use journal::JournalSetting;
 pub use port::{Backend, PortConfig};
 use port::{RawPort, options};
 
@@ -76,6 +78,8 @@ pub struct ManagerConfig {
     /// Know the flows even where no rule and no shared service asks for it: `millrace flow list` shows
     /// them, and each packet's headers are read for it.
     pub track_flows: bool,
+    /// Where what is wanted is written down for the next manager.
+    pub journal: JournalSetting,
 }
 
 impl Default for ManagerConfig {
@@ -92,6 +96,7 @@ impl Default for ManagerConfig {
             wait_for_nfs: false,
             flow_cache: crate::classify::DEFAULT_FLOW_CACHE,
             track_flows: false,
+            journal: JournalSetting::default(),
         }
     }
 }

@@ -62,6 +62,17 @@ pub(super) struct Chains {
 }
 
 impl Chains {
+    /// Chains of which nothing is known but their ids, for others to take them over.
+    pub fn of_ids(ids: &BTreeMap<String, ChainId>) -> Self {
+        let stub = |(name, &id): (&String, &ChainId)| {
+            let spec = ChainSpec { name: name.clone(), ..ChainSpec::default() };
+            let (services, branches) = (Vec::new(), BTreeMap::new());
+            (id, Arc::new(Chain { id, services, end: End::Drop, branches, spec }))
+        };
+        let by_name = ids.iter().map(|(name, &id)| (name.clone(), id)).collect();
+        Self { by_id: ids.iter().map(stub).collect(), by_name }
+    }
+
     /// Gives chains their ids and looks up what they name.
     pub fn resolve(
         specs: &[ChainSpec],

@@ -10,7 +10,7 @@ use super::chains::Chains;
 use super::error::{ModelError, shown};
 use super::rules;
 use super::services::{Services, check_instances};
-use super::{Model, Rule, limited, overlap_note};
+use super::{Model, Rule, Service, limited, overlap_note};
 use crate::flow::{RuleId, Then};
 
 /// An edit looks for overlaps among so many rules of a priority, and no more: it must stay quick.
@@ -62,7 +62,10 @@ impl Model {
                     })?;
                     model.rules.take_out(&rule);
                 }
-                Edit::SetChain { .. } | Edit::RemoveChain { .. } | Edit::Scale { .. } => {}
+                Edit::SetChain { .. }
+                | Edit::RemoveChain { .. }
+                | Edit::Scale { .. }
+                | Edit::SetCommand { .. } => {}
             }
         }
         if !removed_chains.is_empty() {
@@ -100,6 +103,10 @@ impl Model {
                     let services = services.get_or_insert_with(|| self.services.specs());
                     self.scale(services, service, *instances)?;
                 }
+                Edit::SetCommand { service, command } => {
+                    let services = services.get_or_insert_with(|| self.services.specs());
+                    self.set_command(services, service, command)?;
+                }
                 Edit::AddRule { .. } | Edit::RemoveRule { .. } | Edit::RemoveRuleNamed { .. } => {}
             }
         }
@@ -121,6 +128,32 @@ impl Model {
         service: &ServiceRef,
         instances: u32,
     ) -> Result<(), ModelError> {
+        let found = self.startable(service)?;
+        check_instances(&found.spec, instances)?;
+        if let Some(spec) = services.iter_mut().find(|spec| spec.name == found.spec.name) {
+            spec.instances = instances;
+        }
+        Ok(())
+    }
+
+    fn set_command(
+        &self,
+        services: &mut [ServiceSpec],
+        service: &ServiceRef,
+        command: &[String],
+    ) -> Result<(), ModelError> {
+        let found = self.startable(service)?;
+        if let Some(spec) = services.iter_mut().find(|spec| spec.name == found.spec.name) {
+            spec.command = Some(command.to_vec());
+        }
+        Ok(())
+    }
+
+    /// A service whose NFs the manager starts.
+    ///
+    /// # Errors
+    /// [`ModelError`]: there is none, or its NFs are started by hand.
+    pub fn startable(&self, service: &ServiceRef) -> Result<&Arc<Service>, ModelError> {
         let found = self.services.find(service)?;
         if found.spec.command.is_none() {
             return Err(ModelError::invalid(format!(
@@ -129,11 +162,7 @@ impl Model {
                 found.name()
             )));
         }
-        check_instances(&found.spec, instances)?;
-        if let Some(spec) = services.iter_mut().find(|spec| spec.name == found.spec.name) {
-            spec.instances = instances;
-        }
-        Ok(())
+        Ok(found)
     }
 
     fn add_rule(&mut self, spec: &RuleSpec) -> Result<Arc<Rule>, ModelError> {

@@ -14,9 +14,10 @@ mod chains;
 mod diff;
 mod edit;
 mod error;
+mod numbered;
 mod order;
 #[cfg(test)]
-mod properties;
+pub(crate) mod properties;
 mod rules;
 mod services;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use std::sync::Arc;
 use nflib::control::spec::DEFAULT_CHAIN_NAME;
 use nflib::control::{ChainSpec, ChangeOf, RuleSpec, ServiceRef, ServiceSpec};
 use nflib::descriptor::{ChainId, PortId, ServiceId};
+use serde::{Deserialize, Serialize};
 
 use crate::flow::{RuleId, find_overlaps};
 use chains::Chains;
@@ -37,6 +39,7 @@ pub use chains::{Chain, End, MAX_CHAIN_LEN, MAX_CHAINS};
 pub use diff::RuleDelta;
 pub use edit::Edited;
 pub use error::{Item, MAX_NAME_BYTES, ModelError};
+pub use numbered::Numbered;
 use rules::Rules;
 pub use rules::{MIN_TIMEOUT_S, Rule};
 use services::Services;
@@ -49,7 +52,7 @@ pub const MAX_SECONDS: f64 = 1e9;
 const MAX_NOTES: usize = 20;
 
 /// What a file says of services, chains and rules, in its order.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ModelSpecs {
     /// Tables `[[service]]`.
     pub services: Vec<ServiceSpec>,

@@ -16,7 +16,7 @@ const CHAINS: [&str; 5] = ["default", "a", "b", "c", "gone"];
 const PORTS: [&str; 2] = ["lan", "wan"];
 const SERVICES: [&str; 5] = ["fw", "nat", "1", "2", "none"];
 
-fn ports() -> Vec<String> {
+pub(crate) fn ports() -> Vec<String> {
     PORTS.map(str::to_owned).into()
 }
 
@@ -121,7 +121,7 @@ fn services() -> impl Strategy<Value = Vec<ServiceSpec>> {
 }
 
 /// Specs of which many make a possible state: the parts that cannot stay are left out.
-fn specs() -> impl Strategy<Value = ModelSpecs> {
+pub(crate) fn specs() -> impl Strategy<Value = ModelSpecs> {
     let chains = prop::collection::vec(chain_spec(), 0..5);
     let rules = prop::collection::vec(rule_spec(), 0..12);
     (services(), chains, rules).prop_map(|(services, chains, rules)| {
@@ -145,7 +145,7 @@ fn specs() -> impl Strategy<Value = ModelSpecs> {
     })
 }
 
-fn edit() -> impl Strategy<Value = Edit> {
+pub(crate) fn edit() -> impl Strategy<Value = Edit> {
     prop_oneof![
         3 => (chain_spec(), prop::bool::weighted(0.3))
             .prop_map(|(chain, new)| Edit::SetChain { chain, new }),
@@ -155,6 +155,8 @@ fn edit() -> impl Strategy<Value = Edit> {
         1 => "[r-t]".prop_map(|name| Edit::RemoveRuleNamed { name }),
         1 => (service_ref(), 0_u32..4)
             .prop_map(|(service, instances)| Edit::Scale { service, instances }),
+        1 => (service_ref(), prop::collection::vec("[a-c]?", 0..3))
+            .prop_map(|(service, command)| Edit::SetCommand { service, command }),
     ]
 }
 
@@ -206,6 +208,12 @@ impl Naive {
                     let spec = self.specs.services.iter_mut().find(|spec| spec.name == name)?;
                     spec.command.as_ref()?;
                     spec.instances = *instances;
+                }
+                Edit::SetCommand { service, command } => {
+                    let name = before.find_service(service).ok()?.name().to_owned();
+                    let spec = self.specs.services.iter_mut().find(|spec| spec.name == name)?;
+                    spec.command = Some(command.clone()).filter(|_| spec.command.is_some());
+                    spec.command.as_ref()?;
                 }
             }
         }

@@ -388,6 +388,31 @@ impl Rules {
         Ok(())
     }
 
+    /// The next rule's number.
+    pub fn next_id(&self) -> RuleId {
+        self.next_id
+    }
+
+    /// Adds a rule with the number that it had before.
+    pub fn add_numbered(&mut self, mut rule: Rule, id: RuleId) -> Result<(), ModelError> {
+        self.check_is_new(&rule)?;
+        if self.get(id).is_some() || id == 0 || id == RuleId::MAX {
+            return Err(ModelError::invalid(format!(
+                "rule {}: its number {id} is none, or another rule's",
+                rule.label()
+            )));
+        }
+        rule.entry.id = id;
+        self.next_id = self.next_id.max(id + 1);
+        self.put(Arc::new(rule));
+        Ok(())
+    }
+
+    /// The next rule's number is at least this one.
+    pub fn number_on_from(&mut self, id: RuleId) {
+        self.next_id = self.next_id.max(id);
+    }
+
     /// Priorities in whose order of writing the numbers, as far as known, do not rise.
     fn unordered_groups(&self, rules: &[Rule], previous: Option<&Self>) -> HashSet<Group> {
         let mut unordered = HashSet::new();

@@ -146,6 +146,16 @@ impl Services {
         Ok(services)
     }
 
+    /// Services of which nothing is known but their ids, for others to take them over.
+    pub fn of_ids(ids: &BTreeMap<String, ServiceId>) -> Self {
+        let mut services = Self { declared: true, ..Self::default() };
+        for (name, &id) in ids {
+            let spec = ServiceSpec { name: name.clone(), ..ServiceSpec::default() };
+            services.add(Arc::new(Service { id, spec }));
+        }
+        services
+    }
+
     fn add(&mut self, service: Arc<Service>) {
         self.by_name.insert(service.spec.name.clone(), service.id);
         self.by_id.insert(service.id, service);

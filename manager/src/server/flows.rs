@@ -1,7 +1,8 @@
 //! What flows do, and why: counters of rules, top flows, explanations, timeouts.
 #![forbid(unsafe_code)]
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nflib::control::{ErrorCode, ExplainedHop, ExplainedTable, Explanation, FlowStatus, Reply};
 use nflib::descriptor::{ChainId, PortId};
@@ -9,7 +10,7 @@ use nflib::descriptor::{ChainId, PortId};
 use super::{Server, ServerError, refusal};
 use crate::fabric::FabricError;
 use crate::flow::{FlowKey, Outcome, TableStep, Timeout};
-use crate::model::{End, Model, Unmatched};
+use crate::model::{End, Model, Rule, Unmatched};
 use crate::plan::{Instances, PlannedService};
 use crate::status;
 
@@ -168,6 +169,7 @@ impl Server {
 
     /// Forgets rules that have run out at every worker.
     pub(super) fn expire_rules(&mut self) -> Result<(), ServerError> {
+        self.expire_restored_rules(Instant::now());
         let expired = self.fabric.take_expired();
         if expired.is_empty() {
             return Ok(());
@@ -189,6 +191,30 @@ impl Server {
         }
         self.conductor.expire_rules(&ids);
         Ok(())
+    }
+}
+
+impl Server {
+    /// Forgets rules of an earlier manager whose hard timeout is over, by the time that passed there.
+    fn expire_restored_rules(&mut self, now: Instant) {
+        let model = self.conductor.model();
+        // The first state may not be in force yet.
+        if self.remaining.is_empty() || model.rule_count() == 0 {
+            return;
+        }
+        let is_same = |rule: &Arc<Rule>| {
+            model.rule(rule.id()).is_some_and(|current| current.entry == rule.entry)
+        };
+        let mut over = Vec::new();
+        self.remaining.retain(|(end, rule)| {
+            // One that was replaced since has a time of its own.
+            let counts = is_same(rule);
+            if counts && *end <= now {
+                over.push(rule.id());
+            }
+            counts && *end > now
+        });
+        self.conductor.expire_rules(&over);
     }
 }
 

@@ -12,6 +12,7 @@ mod messages;
 mod requests;
 mod socket;
 mod supervise;
+mod upgrade;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -28,6 +29,7 @@ use thiserror::Error;
 use crate::conductor::Conductor;
 use crate::config::{Config, PollMode};
 use crate::fabric::{Fabric, FabricError};
+use crate::journal::{Beginning, Journal, Remaining};
 use crate::poll_loop::Snapshot;
 use crate::registry::Leave;
 use crate::shares::Shares;
@@ -37,6 +39,7 @@ use connection::Connections;
 use messages::Calls;
 use requests::Asking;
 pub use socket::ControlSocket;
+use upgrade::Upgrade;
 
 /// Time between looks at the workers while they drain, or while a change is under way.
 const BUSY_LOOK_MS: u8 = 1;
@@ -101,8 +104,15 @@ pub struct Server {
     started: Instant,
     drain_limit: Duration,
     shares: Shares,
+    /// A service whose NFs are being exchanged.
+    upgrade: Option<Upgrade>,
+    journal: Option<Journal>,
+    /// Rules that an earlier manager knew, and that end sooner than their timeout says.
+    remaining: Remaining,
     /// Somebody asked for the end.
     stopping: bool,
+    /// The NFs stay, for the next manager.
+    keep_nfs: bool,
     /// The connections that asked: they get the final books.
     wait_for_end: Vec<u64>,
     /// The workers were told to drain.
@@ -155,10 +165,26 @@ impl Server {
             signals,
             started: Instant::now(),
             shares: Shares::default(),
+            upgrade: None,
+            journal: None,
+            remaining: Remaining::new(),
             stopping: false,
+            keep_nfs: false,
             wait_for_end: Vec::new(),
             draining: false,
         })
+    }
+
+    /// Begins with what an earlier manager's journal says, and goes on writing it.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_journal(mut self, beginning: Beginning) -> Result<Self, ServerError> {
+        let Beginning { journal, model, remaining } = beginning;
+        let conductor = Conductor::new(model);
+        self.conductor = conductor.map_err(|source| ServerError::Os { what: "memfd", source })?;
+        (self.journal, self.remaining) = (Some(journal), remaining);
+        Ok(self)
     }
 
     /// Serves until SIGINT, SIGTERM or a request, then drains. Returns the final status.
@@ -190,26 +216,36 @@ impl Server {
     /// Stops receiving, lets what is inside come out, then tells the NFs to go.
     fn drain(mut self) -> Result<control::Status, ServerError> {
         self.draining = true;
+        self.abandon_upgrade();
         self.fabric.drain(self.drain_limit);
         let asked = Instant::now();
         let mut told = false;
         while !self.fabric.stopped() {
             // What does not come out by itself is kept by an NF: it gives it up when told to stop.
             if !told && asked.elapsed() > self.drain_limit / 2 {
-                self.tell_nfs_to_stop();
+                if self.keep_nfs {
+                    self.hang_up()?
+                } else {
+                    self.tell_nfs_to_stop()
+                }
                 told = true;
             }
             self.serve()?;
         }
-        if !told {
-            self.tell_nfs_to_stop();
+        if !self.keep_nfs {
+            if !told {
+                self.tell_nfs_to_stop();
+            }
+            self.end_nfs()?;
         }
-        self.end_nfs()?;
         let last = self.status()?;
         for id in std::mem::take(&mut self.wait_for_end) {
             self.connections.send(id, &Reply::Status(Box::new(last.clone())));
         }
         self.connections.flush_for(Duration::from_millis(100));
+        if let Some(journal) = self.journal.take().filter(|_| !self.keep_nfs) {
+            journal.end();
+        }
         Ok(last)
     }
 
@@ -225,7 +261,20 @@ impl Server {
                 service.waiting = state.waiting;
             }
         }
+        if let Some((id, upgrade)) = self.upgrade.as_ref().map(Upgrade::status) {
+            let of = status.services.iter_mut().find(|service| service.id == id);
+            of.into_iter().for_each(|service| service.upgrade = Some(upgrade.clone()));
+        }
         Ok(status)
+    }
+
+    /// Parts from NFs that keep packets and are to stay: without a manager they give them up.
+    fn hang_up(&mut self) -> Result<(), ServerError> {
+        let instances: Vec<_> = self.conductor.registry().nfs().map(|nf| nf.instance).collect();
+        instances.into_iter().try_for_each(|instance| {
+            self.conductor.ring(instance);
+            self.end_nf(instance, "the manager ends, and it keeps packets")
+        })
     }
 
     fn tell_nfs_to_stop(&mut self) {
@@ -251,6 +300,7 @@ impl Server {
         }
         self.end_broken()?;
         if !self.draining {
+            self.advance_upgrade(Instant::now());
             self.conductor.turn(&mut self.fabric, Instant::now())?;
             self.expire_rules()?;
         }
@@ -270,9 +320,16 @@ impl Server {
             self.connections.send_to_nf(letter.instance, &letter.reply, letter.fd);
             self.conductor.ring(letter.instance);
         }
+        let unwritten = self.write_journal();
         for answer in self.conductor.take_answers() {
+            if self.answered_while_upgrading(&answer) {
+                continue;
+            }
             let reply = match answer.result {
-                Ok(applied) => Reply::Applied(applied),
+                Ok(mut applied) => {
+                    applied.notes.extend(unwritten.clone());
+                    Reply::Applied(applied)
+                }
                 Err(error) => Reply::Error(error),
             };
             if let Some(id) = self.asking.done(answer.id) {
@@ -285,10 +342,23 @@ impl Server {
         self.connections.flush();
     }
 
+    /// Writes down what has changed. Returns what those must know who asked for it, if it fails.
+    fn write_journal(&mut self) -> Option<String> {
+        let steps = self.conductor.take_made();
+        let journal = self.journal.as_mut().filter(|_| !steps.is_empty())?;
+        let error = journal.add(steps, self.conductor.model()).err()?;
+        tracing::error!("{error}; what was changed last is in force, and would not be restored");
+        Some(format!("this change would not outlive the manager: {error}"))
+    }
+
     /// Polls everything.
     fn wait(&self) -> Result<Ready, ServerError> {
         let busy = self.draining || self.conductor.is_busy();
-        let timeout_ms = if busy { BUSY_LOOK_MS } else { HOUSEKEEPING_MS };
+        let timeout_ms = match (busy, &self.upgrade) {
+            (true, _) => BUSY_LOOK_MS,
+            (false, Some(_)) => upgrade::LOOK_EVERY_MS,
+            (false, None) => HOUSEKEEPING_MS,
+        };
         let pidfds: Vec<_> = self
             .conductor
             .registry()

@@ -26,6 +26,12 @@ impl Asking {
         self.last
     }
 
+    /// A request of the manager's own.
+    pub fn of_nobody(&mut self) -> RequestId {
+        self.last += 1;
+        self.last
+    }
+
     /// The connection that waits for a request, which is done now.
     pub fn done(&mut self, id: RequestId) -> Option<u64> {
         self.waiting.remove(&id)
@@ -86,10 +92,15 @@ impl Server {
                 if self.draining {
                     self.connections
                         .send(id, &refusal(ErrorCode::Stopping, "the manager is stopping"));
+                } else if let Some(error) = self.disturbs_upgrade(&edits) {
+                    self.connections.send(id, &Reply::Error(error));
                 } else {
                     let asked = self.asking.begin(id);
                     self.conductor.ask_edits(asked, edits);
                 }
+            }
+            Request::Upgrade { service, command, probation_ms } => {
+                self.upgrade(id, &service, command, probation_ms);
             }
             Request::StopNf { instance } => {
                 let told =
@@ -106,9 +117,10 @@ impl Server {
             Request::Buffers { buffer } => self.buffers(id, buffer)?,
             Request::Explain { in_port, frame } => self.explain(id, in_port.as_deref(), &frame)?,
             Request::Call { target, payload } => self.call(id, &target, &payload),
-            Request::Shutdown => {
-                tracing::info!("stopping by a command: draining");
+            Request::Shutdown { keep_nfs } => {
+                tracing::info!(keep_nfs, "stopping by a command: draining");
                 self.stopping = true;
+                self.keep_nfs |= keep_nfs;
                 self.wait_for_end.push(id);
                 self.connections.send(id, &Reply::Done);
             }
@@ -148,6 +160,7 @@ impl Server {
                 tracing::info!(instance, service, name, "NF attached");
                 self.connections.name(id, instance);
                 self.supervisor.attached(peer.pid, instance);
+                self.attached_while_upgrading(peer.pid, instance, service);
                 let reply = Reply::Attached(welcome.attached);
                 self.connections.send_with(id, &reply, welcome.fds);
             }

@@ -26,6 +26,7 @@ impl Server {
             self.supervisor.set_wanted(&wanted);
         }
         for event in self.supervisor.poll(now) {
+            self.ended_while_upgrading(&event);
             match &event.what {
                 What::Said { .. } => eprintln!("{event}"),
                 What::Waiting { .. } | What::GaveUp { .. } | What::Pressed { .. } => {

@@ -154,6 +154,8 @@ enum Role {
     Kept,
     /// It was started for a service's earlier entry, or by an earlier manager.
     Stale,
+    /// It was started for an entry that is not wanted yet.
+    OnTrial,
     /// It shall go; the server is to drain it and to tell it.
     Surplus,
     /// It was told to go. What comes next if it does not, and when.
@@ -261,7 +263,7 @@ impl<P: Processes> Supervisor<P> {
         }
         for nf in self.nfs.values_mut() {
             let known = self.services.contains_key(&nf.wanted.service);
-            if !known && matches!(nf.role, Role::Kept | Role::Stale) {
+            if !known && matches!(nf.role, Role::Kept | Role::Stale | Role::OnTrial) {
                 nf.role = Role::Surplus;
             }
         }
@@ -302,7 +304,7 @@ impl<P: Processes> Supervisor<P> {
             .nfs
             .iter_mut()
             .filter(|(_, nf)| nf.wanted.service == wanted.service)
-            .filter(|(_, nf)| matches!(nf.role, Role::Kept | Role::Stale))
+            .filter(|(_, nf)| matches!(nf.role, Role::Kept | Role::Stale | Role::OnTrial))
             .collect();
         present.sort_by_key(|(_, nf)| nf.age);
         for (pid, nf) in present {
@@ -331,6 +333,33 @@ impl<P: Processes> Supervisor<P> {
             {
                 nf.role = Role::Surplus;
             }
+        }
+    }
+
+    /// Starts an NF of an entry that is not wanted yet, beside those that are. It is not started again
+    /// when it ends. When the entry becomes what is [wanted](Self::set_wanted), the NF stands in for it.
+    ///
+    /// # Errors
+    /// One line: why it cannot be started.
+    pub fn try_out(&mut self, wanted: &Wanted) -> Result<i32, String> {
+        let core = match wanted.own_core || !wanted.cores.is_empty() {
+            true => Some(
+                self.cores
+                    .choose(&wanted.cores, wanted.own_core)
+                    .map_err(|none| none.to_string())?,
+            ),
+            false => None,
+        };
+        let pid = self.processes.start(wanted, core)?;
+        self.events.push(event(wanted, What::Started { pid, core }));
+        self.add(pid, wanted.clone(), core, Some(self.now), Role::OnTrial);
+        Ok(pid)
+    }
+
+    /// Ends a trial: the NF is surplus.
+    pub fn end_trial(&mut self, pid: i32) {
+        if let Some(nf) = self.nfs.get_mut(&pid).filter(|nf| nf.role == Role::OnTrial) {
+            nf.role = Role::Surplus;
         }
     }
 
@@ -445,7 +474,7 @@ impl<P: Processes> Supervisor<P> {
             pid: *pid,
             service: nf.wanted.service,
             core: nf.core,
-            leaving: nf.role != Role::Kept,
+            leaving: !matches!(nf.role, Role::Kept | Role::OnTrial),
         })
     }
 
@@ -453,7 +482,8 @@ impl<P: Processes> Supervisor<P> {
     #[must_use]
     pub fn state(&self, id: ServiceId) -> Option<ServiceState> {
         let of_service = self.nfs.values().filter(|nf| nf.wanted.service == id);
-        let leaving = of_service.filter(|nf| nf.role != Role::Kept).count() as u32;
+        let leaves = |nf: &&Nf| !matches!(nf.role, Role::Kept | Role::OnTrial);
+        let leaving = of_service.filter(leaves).count() as u32;
         let Some(service) = self.services.get(&id) else {
             return (leaving > 0).then(|| ServiceState { leaving, ..ServiceState::default() });
         };
@@ -512,7 +542,7 @@ impl<P: Processes> Supervisor<P> {
         let service = self.services.get_mut(&nf.wanted.service);
         let slot = service.and_then(|service| service.slot_of(pid));
         let Some(slot) = slot else {
-            exited(None, None);
+            exited(None, last.filter(|_| nf.role == Role::OnTrial));
             return;
         };
         let why = match &last {

@@ -167,7 +167,7 @@ fn nfs_and_commands_may_each_ask_for_their_own_things_only() {
     for request in [
         Request::Edit { edits: vec![] },
         Request::StopNf { instance: nf.instance() },
-        Request::Shutdown,
+        Request::Shutdown { keep_nfs: false },
         Request::Flows { limit: 1 },
     ] {
         nf.say(&request);

@@ -112,10 +112,29 @@ impl Manager {
 
     /// Kills it, without a word to anybody, and starts another with the same file.
     pub fn kill_and_start_again(&mut self) {
+        self.kill();
+        self.start_again();
+    }
+
+    /// Kills it, without a word to anybody.
+    pub fn kill(&mut self) {
         self.process.0.kill().unwrap();
         self.process.0.wait().unwrap();
+    }
+
+    /// Starts another where one has ended.
+    pub fn start_again(&mut self) {
         self.process = launch(Command::new(MANAGER), self.directory.path());
         until("the next manager listens", || UnixStream::connect(self.socket()).ok());
+    }
+
+    /// Where one was killed: starts another, and returns what it says when it ends by itself.
+    pub fn fail_to_start(&mut self) -> String {
+        let mut command = Command::new(MANAGER);
+        command.stderr(Stdio::piped());
+        self.process = launch(command, self.directory.path());
+        assert_eq!(self.process.exit_code(), Some(1));
+        self.process.complaint()
     }
 
     pub fn process(&mut self) -> &mut Process {
@@ -239,6 +258,7 @@ impl Manager {
         assert!(said.contains("held 0 (balanced)"), "{said}");
         assert!(!self.socket().exists(), "the socket's file is gone");
         assert!(!self.path("m.sock.nfs").exists(), "the records of NFs are gone");
+        assert!(!self.path("m.sock.journal").exists(), "the journal is gone");
         for pid in nfs.into_iter().filter(|pid| started.contains(pid)) {
             assert!(!is_alive(pid), "NF {pid}, which the manager started, has ended");
         }

@@ -65,6 +65,18 @@ pub enum Request {
         /// The changes, in order.
         edits: Vec<Edit>,
     },
+    /// Run a service by another command, without a loss: new instances are started beside the old
+    /// ones, take their flows, and the old ones go when the new ones have lived long enough with them;
+    /// until then they take the flows back if a new one fails. Answered by [`Reply::Applied`] once the
+    /// old ones are gone, or by the reason why everything is as before.
+    Upgrade {
+        /// The service, whose NFs the manager starts.
+        service: ServiceRef,
+        /// Program and arguments of the new instances.
+        command: Vec<String>,
+        /// How long the new instances must live with the flows, milliseconds.
+        probation_ms: u64,
+    },
     /// Tell an NF to leave in good order. Answered by [`Reply::Done`] once it is told.
     StopNf {
         /// Which.
@@ -96,7 +108,11 @@ pub enum Request {
     },
     /// Drain and end the manager, and the NFs it started. Answered by [`Reply::Done`] at once, and by
     /// [`Reply::Status`] with the final books when everything has ended.
-    Shutdown,
+    Shutdown {
+        /// Only the manager: its NFs wait for the next one, which goes on with what is wanted now.
+        #[serde(default)]
+        keep_nfs: bool,
+    },
     /// From an attached NF: all messages up to [`Reply::Sync`] with this number are acted on.
     Synced {
         /// The number.

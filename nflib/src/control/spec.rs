@@ -388,6 +388,14 @@ pub enum Edit {
         /// How many; 0 stops all.
         instances: u32,
     },
+    /// Start the NFs of a service by another command. Those that run are replaced as soon as the new
+    /// ones are attached; [`Request::Upgrade`](super::Request::Upgrade) tries them out first.
+    SetCommand {
+        /// The service.
+        service: ServiceRef,
+        /// Program and arguments.
+        command: Vec<String>,
+    },
 }
 
 /// What kind of thing a [`Change`] is about.

@@ -121,8 +121,25 @@ pub struct ServiceStatus {
     /// How far its NFs are confined, as it is on this machine; `None` when they are started by hand.
     #[serde(default)]
     pub confine: Option<String>,
+    /// Its NFs are being exchanged for those of another command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgrade: Option<UpgradeStatus>,
     /// Drops at this service by reason.
     pub drops: BTreeMap<String, u64>,
+}
+
+/// An exchange of a service's NFs for those of another command.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct UpgradeStatus {
+    /// `starting`, `warming up` (the new instances are attached and have no flows yet), `switching`,
+    /// `probation` (they have the flows, the old ones stand by), `retiring` or `rolling back`.
+    pub phase: String,
+    /// The command of the new instances.
+    pub command: Vec<String>,
+    /// Instance ids of the new ones, as far as they are attached.
+    pub instances: Vec<u32>,
+    /// Since it was asked for, seconds.
+    pub since_s: f64,
 }
 
 /// One chain.
@@ -184,7 +201,8 @@ pub struct NfStatus {
     /// The service's name.
     #[serde(default)]
     pub service_name: String,
-    /// `running`, `draining` (gets no new flows, will be told to stop) or `leaving`.
+    /// `running`, `standby` (attached without flows, while its service is upgraded), `draining` (gets no
+    /// new flows, will be told to stop) or `leaving`.
     #[serde(default)]
     pub state: String,
     /// The core it is pinned to.

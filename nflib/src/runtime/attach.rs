@@ -15,8 +15,10 @@ use crate::args::NfArgs;
 use crate::control::{self, AttachRequest, Attached, ErrorCode, MAX_REPLY_BYTES, Reply, Request};
 use crate::shm::{Channel, Doorbell, Doorbells, Region, RouteTable, register_for_global_barrier};
 
-/// How often a manager that is not there is looked for.
-const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// How long after a first look in vain a manager is looked for again; the pause doubles each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+/// The longest such pause, and with it the longest that a manager is there and not noticed.
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 /// How long the socket may refuse before that is an error: a manager that is just starting makes the
 /// socket first, and sets its group and mode then.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -47,6 +49,11 @@ pub(super) fn attach(
 ) -> Result<Option<Attachment>, RunError> {
     let mut told = false;
     let mut refused_since = None;
+    let mut pause = FIRST_PAUSE;
+    let mut wait = || {
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    };
     let time_is_over = || limits.time_left().is_some_and(|left| left.is_zero());
     while !stop.load(Ordering::Relaxed) && !time_is_over() {
         match try_attach(request, args) {
@@ -55,7 +62,7 @@ pub(super) fn attach(
                     && refused_since.get_or_insert_with(Instant::now).elapsed()
                         < REFUSAL_TIMEOUT =>
             {
-                std::thread::sleep(RETRY_INTERVAL);
+                wait();
             }
             Err(error) if error.is_absence() && !args.no_wait => {
                 refused_since = None;
@@ -63,7 +70,7 @@ pub(super) fn attach(
                     tracing::warn!("{error}; waiting for it");
                     told = true;
                 }
-                std::thread::sleep(RETRY_INTERVAL);
+                wait();
             }
             result => return result.map(Some),
         }

@@ -125,10 +125,17 @@ pub enum RunError {
 impl RunError {
     /// True when waiting may help.
     fn is_absence(&self) -> bool {
-        matches!(
-            self,
-            Self::NoManager { .. } | Self::ManagerGone | Self::Control(ControlError::Closed)
-        )
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, TimedOut, WouldBlock};
+        match self {
+            Self::NoManager { .. } | Self::ManagerGone | Self::Control(ControlError::Closed) => {
+                true
+            }
+            // One that died before it answered, or has its socket and is not done starting.
+            Self::Control(ControlError::Io(error)) => {
+                matches!(error.kind(), BrokenPipe | ConnectionReset | TimedOut | WouldBlock)
+            }
+            _ => false,
+        }
     }
 }
 

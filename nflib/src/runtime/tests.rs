@@ -399,6 +399,24 @@ fn when_the_manager_vanishes_the_nf_waits_for_a_new_one_and_works_there() {
 }
 
 #[test]
+fn a_manager_that_dies_before_it_answers_is_waited_for_like_one_that_is_not_there() {
+    let place = place(false);
+    let listener = listen(&place.args.socket);
+    let (nf, _) = start(Sorter, &place.args);
+    // One connection that nobody took, and one that nobody read from.
+    std::thread::sleep(Duration::from_millis(20));
+    drop(listener);
+    let listener = listen(&place.args.socket);
+    drop(listener.accept().unwrap());
+    drop(listener);
+    let mut second = accept(&listen(&place.args.socket));
+    second.deliver(0, 0..4);
+    assert_eq!(second.take(0, 4).len(), 4);
+    second.stop();
+    nf.join().unwrap().unwrap();
+}
+
+#[test]
 fn when_the_manager_vanishes_no_wait_ends_the_nf_with_an_error() {
     let place = place(true);
     let listener = listen(&place.args.socket);

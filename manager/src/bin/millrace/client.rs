@@ -154,7 +154,19 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub fn change(&self, request: &Request) -> Result<Applied, ClientError> {
-        match self.ask(request, CHANGE_LIMIT)? {
+        self.change_within(request, CHANGE_LIMIT)
+    }
+
+    /// The same, waiting at most `limit`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn change_within(
+        &self,
+        request: &Request,
+        limit: Duration,
+    ) -> Result<Applied, ClientError> {
+        match self.ask(request, limit)? {
             Reply::Applied(applied) => Ok(applied),
             _ => Err(self.unexpected("a change")),
         }

@@ -21,6 +21,10 @@ pub struct Options {
     /// How long the manager may take to drain and to end its NFs, seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
     wait: f64,
+    /// End only the manager: its NFs wait for the next one, which goes on with what is wanted now
+    /// (rules, chains, instances), as for another release of the manager
+    #[arg(long)]
+    keep_nfs: bool,
 }
 
 /// A number of seconds to wait, from the command line.
@@ -38,7 +42,7 @@ pub fn run(globals: &Globals, options: &Options) -> anyhow::Result<ExitCode> {
     let pid = client.status()?.pid;
     // In another pid namespace the number says nothing, and the connection's end has to do.
     let process = pidfd_open(pid).ok();
-    match client.ask(&Request::Shutdown, LOOK_LIMIT)? {
+    match client.ask(&Request::Shutdown { keep_nfs: options.keep_nfs }, LOOK_LIMIT)? {
         Reply::Done => {}
         _ => return Err(client.unexpected("shutdown").into()),
     }
