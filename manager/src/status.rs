@@ -185,6 +185,11 @@ fn services(fabric: &Fabric, conductor: &Conductor) -> Vec<ServiceStatus> {
         let nfs = conductor.registry().nfs().filter(move |nf| nf.service == service);
         nfs.filter(move |nf| is_draining(&nf.state) == draining).map(|nf| nf.instance).collect()
     };
+    let at_service = |service: &crate::model::Service, of: fn(&DropCounters) -> &Counter| -> u64 {
+        let slot = slots.iter().position(|&id| id == service.id);
+        let counters = fabric.workers().filter_map(|worker| worker.service_drops.get(slot?));
+        counters.map(|drops| of(drops).get()).sum()
+    };
     let status = |service: &crate::model::Service| ServiceStatus {
         id: service.id,
         name: service.name().to_owned(),
@@ -199,6 +204,8 @@ fn services(fabric: &Fabric, conductor: &Conductor) -> Vec<ServiceStatus> {
             .position(|&id| id == service.id)
             .map(|slot| service_drops(fabric, slot))
             .unwrap_or_default(),
+        bypassed_pkts: at_service(service, |drops| &drops.bypassed_pkts),
+        waiting_pkts: at_service(service, |drops| &drops.waiting_pkts),
     };
     conductor.model().services().map(|service| status(service)).collect()
 }

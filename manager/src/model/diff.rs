@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
-use nflib::control::{Change, ChangeOf};
+use nflib::control::{Change, ChangeOf, OnDeath};
 
 use super::order::Overlapped;
 use super::rules::Order;
@@ -103,6 +103,9 @@ fn chain_line(model: &Model, chain: &Chain) -> String {
     let mut line = format!("[{}] end {}", names.join(", "), chain.spec.end);
     for (branch, target) in &chain.spec.branches {
         line.push_str(&format!(", branch {branch} → {target}"));
+    }
+    if chain.spec.on_death != OnDeath::default() {
+        line.push_str(&format!(", on_death {}", chain.spec.on_death));
     }
     line
 }

@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use nflib::control::spec::Value;
-use nflib::control::{ChainSpec, Edit, MatchSpec, RuleSpec, ServiceRef, ServiceSpec, ThenSpec};
+use nflib::control::{
+    ChainSpec, Edit, MatchSpec, OnDeath, RuleSpec, ServiceRef, ServiceSpec, ThenSpec,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -40,8 +42,17 @@ fn chain_spec() -> impl Strategy<Value = ChainSpec> {
         2 => pick(&CHAINS[..4]).prop_map(|chain| format!("chain:{chain}")),
     ];
     let branches = prop::collection::btree_map("[a-c]", pick(&CHAINS[..4]), 0..2);
-    (pick(&CHAINS[..4]), prop::collection::vec(service_ref(), 0..4), end, branches)
-        .prop_map(|(name, services, end, branches)| ChainSpec { name, services, end, branches })
+    let on_death = prop_oneof![
+        4 => Just(OnDeath::Drop), 1 => Just(OnDeath::Bypass), 1 => Just(OnDeath::Hold),
+    ];
+    (pick(&CHAINS[..4]), prop::collection::vec(service_ref(), 0..4), end, branches, on_death)
+        .prop_map(|(name, services, end, branches, on_death)| ChainSpec {
+            name,
+            services,
+            end,
+            branches,
+            on_death,
+        })
 }
 
 fn then_spec() -> impl Strategy<Value = ThenSpec> {
@@ -306,7 +317,10 @@ fn meaning(model: &Model) -> impl PartialEq + use<> {
     let chains: BTreeMap<_, _> = model
         .chains()
         .map(|c| {
-            (c.name().to_owned(), (c.services.clone(), c.spec.end.clone(), c.spec.branches.clone()))
+            let spec = &c.spec;
+            let parts =
+                (c.services.clone(), spec.end.clone(), spec.branches.clone(), spec.on_death);
+            (c.name().to_owned(), parts)
         })
         .collect();
     let services: Vec<_> = model.services().map(|s| s.spec.clone()).collect();

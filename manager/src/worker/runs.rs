@@ -8,7 +8,6 @@
 #![forbid(unsafe_code)]
 
 use super::*;
-use crate::plan::Instances;
 use crate::ports::layout;
 
 /// Where all packets of a run go.
@@ -50,6 +49,9 @@ impl Worker {
             };
         };
         let Instances::One(nf) = service.instances else { return None };
+        if self.waits_for(service.id) {
+            return None;
+        }
         let edge = self.nfs.get(usize::from(nf))?.as_ref()?;
         if edge.closed || passage.visits == MAX_VISITS {
             return None;

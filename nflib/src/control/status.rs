@@ -117,6 +117,12 @@ pub struct ServiceStatus {
     pub isolated: bool,
     /// Drops at this service by reason.
     pub drops: BTreeMap<String, u64>,
+    /// Packets that skipped it because it had no instance.
+    #[serde(default)]
+    pub bypassed_pkts: u64,
+    /// Packets that wait for an instance of it now.
+    #[serde(default)]
+    pub waiting_pkts: u64,
 }
 
 /// One chain.
@@ -272,7 +278,7 @@ pub struct PoolStatus {
     pub free: u64,
     /// With NFs.
     pub at_nfs: u64,
-    /// With packets that wait for a change of plan.
+    /// With packets that wait for a change of plan, or for an NF.
     #[serde(default)]
     pub parked: u64,
     /// With ports: posted for receive, or being sent.

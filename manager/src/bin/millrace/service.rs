@@ -67,7 +67,11 @@ pub fn table(services: &[ServiceStatus]) -> String {
 
 fn note(service: &ServiceStatus) -> Option<String> {
     let isolated = service.isolated.then(|| "isolated".to_owned());
-    let parts: Vec<_> = isolated.into_iter().chain(service.waiting.clone()).collect();
+    let counted = |pkts: u64, what: &str| (pkts > 0).then(|| format!("{pkts} packets {what}"));
+    let waiting = counted(service.waiting_pkts, "wait for an instance");
+    let bypassed = counted(service.bypassed_pkts, "bypassed it");
+    let parts = isolated.into_iter().chain(waiting).chain(bypassed).chain(service.waiting.clone());
+    let parts: Vec<_> = parts.collect();
     (!parts.is_empty()).then(|| parts.join("; "))
 }
 
@@ -88,14 +92,15 @@ mod tests {
                 waiting: Some("no free core".into()),
                 isolated: true,
                 drops: [("nf_drop".to_owned(), 9)].into(),
+                ..Default::default()
             },
-            ServiceStatus { id: 2, name: "nat".into(), ..Default::default() },
+            ServiceStatus { id: 2, name: "nat".into(), bypassed_pkts: 7, ..Default::default() },
         ];
         assert_eq!(
             table(&services),
             "ID  SERVICE  WANTED   INSTANCES  DRAINING  RESTARTS  DROPS  NOTE\n\
              \x201  fw       2        3,5               1         4      9  isolated; no free core\n\
-             \x202  nat      by hand  -                 -         0      0  -\n"
+             \x202  nat      by hand  -                 -         0      0  7 packets bypassed it\n"
         );
         assert_eq!(table(&[]), "no service\n");
     }
