@@ -368,10 +368,6 @@ impl Worker {
         let nf = service.instances.pick(packet.flow_hash);
         let edge = nf.and_then(|nf| Some((nf, self.nfs.get(usize::from(nf))?.as_ref()?)));
         match edge.filter(|(_, edge)| !edge.closed) {
-            // Behind those who wait for it already.
-            Some(_) if self.waits_for(service.id) && plan.holds(passage.route) => {
-                self.hold(packet, passage, service);
-            }
             Some((nf, _)) => self.deliver_to(nf, packet, passage, service.slot),
             None => self.without_instance(plan, packet, passage, service),
         }

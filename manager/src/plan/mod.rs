@@ -165,12 +165,6 @@ impl Plan {
         self.route((*self.chains.get(usize::from(chain))?)?)
     }
 
-    /// Whether packets of a route wait at a service without instances.
-    #[must_use]
-    pub fn holds(&self, id: RouteId) -> bool {
-        self.route(id).is_some_and(|route| route.on_death == OnDeath::Hold)
-    }
-
     /// A service.
     #[must_use]
     pub fn service(&self, id: ServiceId) -> Option<&Arc<PlannedService>> {

@@ -49,9 +49,6 @@ impl Worker {
             };
         };
         let Instances::One(nf) = service.instances else { return None };
-        if self.waits_for(service.id) {
-            return None;
-        }
         let edge = self.nfs.get(usize::from(nf))?.as_ref()?;
         if edge.closed || passage.visits == MAX_VISITS {
             return None;

@@ -5,9 +5,8 @@
 //! never run dry, and none for longer than [`HOLD_LIMIT`]. What is beyond is dropped and counted at
 //! the service.
 //!
-//! They go before all others: while packets wait for a service, those that come later for the same
-//! service wait behind them, and a change of plan that brings an NF back takes those that waited for
-//! it as packets of the older plan, which go before the ones it parks.
+//! They go before all that came later: a change of plan that brings an NF back takes those that waited
+//! for it as packets of the older plan, and parks the others of their flows until these are out.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, VecDeque};
@@ -82,12 +81,6 @@ impl Waiting {
 }
 
 impl Worker {
-    /// Whether packets for a service wait for an NF of it: others must not overtake them.
-    #[inline]
-    pub(super) fn waits_for(&self, service: ServiceId) -> bool {
-        !self.waiting.is_empty() && self.waiting.queues.contains_key(&service)
-    }
-
     /// Does with a packet what its chain says for a service that has no NF.
     #[cold]
     pub(super) fn without_instance(
