@@ -50,6 +50,7 @@ pub fn take(
         chains: chains(&books, conductor),
         rules,
         rule_count: model.rule_count() as u64,
+        deaths: Default::default(),
         plan: conductor.history(),
         drops: drops(fabric, conductor),
         accounting: Accounting {
@@ -82,7 +83,9 @@ pub fn take(
     })
 }
 
-fn now_ns() -> u64 {
+/// The time, nanoseconds of CLOCK_MONOTONIC.
+#[must_use]
+pub fn now_ns() -> u64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC)
         .map(|now| std::time::Duration::from(now).as_nanos())
         .ok()

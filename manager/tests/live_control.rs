@@ -29,6 +29,8 @@ mod raw;
 mod rules;
 #[path = "live_control/scale.rs"]
 mod scale;
+#[path = "live_control/stuck.rs"]
+mod stuck;
 #[path = "live_control/swap.rs"]
 mod swap;
 #[path = "live_control/tables.rs"]

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
-use nflib::control::{Change, ChangeOf, OnDeath};
+use nflib::control::{Change, ChangeOf, OnDeath, OnStuck};
 
 use super::order::Overlapped;
 use super::rules::Order;
@@ -87,6 +87,10 @@ fn service_line(service: &Service) -> String {
     parts.extend(spec.own_core.then(|| "own core".to_owned()));
     parts.extend(spec.user.as_ref().map(|user| format!("user {user:?}")));
     parts.extend(spec.isolated.then(|| "isolated".to_owned()));
+    parts.extend(
+        (spec.on_stuck != OnStuck::default()).then(|| format!("on_stuck {}", spec.on_stuck.name())),
+    );
+    parts.extend(spec.stuck_after_ms.map(|ms| format!("stuck_after_ms {ms}")));
     parts.extend(spec.packet_limit.map(|limit| format!("packet_limit {limit}")));
     parts.extend(spec.weight.map(|weight| format!("weight {weight}")));
     parts.extend(spec.time_limit_s.map(|limit| format!("time_limit_s {limit}")));

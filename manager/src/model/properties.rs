@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nflib::control::spec::Value;
 use nflib::control::{
-    ChainSpec, Edit, MatchSpec, OnDeath, RuleSpec, ServiceRef, ServiceSpec, ThenSpec,
+    ChainSpec, Edit, MatchSpec, OnDeath, OnStuck, RuleSpec, ServiceRef, ServiceSpec, ThenSpec,
 };
 use proptest::prelude::*;
 
@@ -107,6 +107,8 @@ fn service_spec() -> impl Strategy<Value = ServiceSpec> {
             weight: (instances > 2).then_some(instances),
             user: isolated.then(|| "0".to_owned()),
             isolated,
+            on_stuck: if packet_limit.is_some() { OnStuck::Kill } else { OnStuck::Report },
+            stuck_after_ms: time_limit_s.map(|_| 500),
             packet_limit,
             time_limit_s,
         },

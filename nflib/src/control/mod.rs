@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use spec::{
-    ChainSpec, Change, ChangeOf, Edit, MatchSpec, OnDeath, RuleSpec, ServiceRef, ServiceSpec,
-    ThenSpec,
+    ChainSpec, Change, ChangeOf, Edit, MatchSpec, OnDeath, OnStuck, RuleSpec, ServiceRef,
+    ServiceSpec, ThenSpec,
 };
 pub use status::*;
 

@@ -323,12 +323,47 @@ pub struct ServiceSpec {
     /// Hand packets over only through the manager, which checks each descriptor.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub isolated: bool,
+    /// What to do with an instance that makes no progress while packets wait for it.
+    #[serde(default, skip_serializing_if = "OnStuck::is_default")]
+    pub on_stuck: OnStuck,
+    /// After how long without progress an instance is stuck, milliseconds; absent: 1000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stuck_after_ms: Option<u64>,
     /// An instance leaves in good order after so many packets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packet_limit: Option<u64>,
     /// An instance leaves in good order after so long, seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_limit_s: Option<f64>,
+}
+
+/// What to do with an NF that makes no progress while packets wait for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnStuck {
+    /// Say so, in the log and the status.
+    #[default]
+    Report,
+    /// Kill it, and start another in its place.
+    Restart,
+    /// Kill it, and start none until the service's entry changes.
+    Kill,
+}
+
+impl OnStuck {
+    /// The name in files and JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Report => "report",
+            Self::Restart => "restart",
+            Self::Kill => "kill",
+        }
+    }
+
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 fn one() -> u32 {

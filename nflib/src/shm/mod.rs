@@ -29,7 +29,7 @@ pub use edge_ring::EdgeRing;
 pub use fds::{MAX_FDS, recv_with_fds, send_with_fds};
 pub use hints::{advise_huge_pages, prefetch};
 pub use mapping::{Mapping, PageKind};
-pub use process::{clear_ambient_capabilities, pidfd_open, set_nice};
+pub use process::{clear_ambient_capabilities, pidfd_kill, pidfd_open, set_nice};
 pub use region::{HugePages, Region, RegionError, RegionGeometry};
 pub use remains::{remaining_buffers, still_there};
 pub use ring::{
