@@ -6,6 +6,7 @@
 //! | [`report`] | rows, as a table or as JSON lines |
 //! | [`environment`] | the machine a figure was taken on |
 //! | [`data_path`] | the data path as a whole: what `millrace bench data-path` measures |
+//! | [`soak`] | chaos under load: NFs killed, stopped, scaled and reconfigured; what `scripts/soak` runs |
 //! | [`traffic`] | numbered traffic for labs; `unsafe` in its packet sockets and XDP programs only |
 #![deny(unsafe_code)]
 
@@ -13,4 +14,5 @@ pub mod data_path;
 pub mod environment;
 pub mod instructions;
 pub mod report;
+pub mod soak;
 pub mod traffic;

@@ -31,6 +31,7 @@ use millrace::pool::BufferPool;
 use millrace::ports::{MAX_BURST_PKTS, PortPacket, PortQueue};
 use millrace::stats::{DropCounters, NfCounters, QueueCounters};
 use millrace::worker::{NewNf, Worker, WorkerPort};
+use nflib::control::OnDeath;
 use nflib::descriptor::{ActionCode, Delivery, Returned, ServiceId};
 use nflib::shm::channel::ChannelGeometry;
 use nflib::shm::{
@@ -215,7 +216,13 @@ fn set_up(args: &Args) -> anyhow::Result<Setting> {
         let (rx, tx) = theirs.nf_ends(0).context("no rings")?;
         nfs.push(Echo { rx, tx, _channel: theirs });
     }
-    let chain = ChainShape { id: 0, services, end: End::Egress, branches: BTreeMap::new() };
+    let chain = ChainShape {
+        id: 0,
+        services,
+        end: End::Egress,
+        branches: BTreeMap::new(),
+        on_death: OnDeath::Drop,
+    };
     let instances: BTreeMap<ServiceId, Vec<NfNumber>> =
         (0..args.nfs).map(|nf| (nf + 1, vec![nf])).collect();
     let wanted = Wanted { chains: &[chain], miss: Miss::Chain(0), instances };

@@ -217,6 +217,12 @@ impl Edges {
         self.edges.keys().copied().filter(|&(from, to)| from == nf || to == nf).collect()
     }
 
+    /// Whether packets stand in an edge to an NF that it has not read, or not passed on.
+    #[must_use]
+    pub fn have_packets_for(&self, nf: NfNumber) -> bool {
+        self.edges.iter().any(|(&(_, to), edge)| to == nf && !edge.ring.remains().is_empty())
+    }
+
     /// The NFs that an NF hands packets to directly.
     pub fn out_of(&self, nf: NfNumber) -> impl Iterator<Item = NfNumber> + '_ {
         self.edges

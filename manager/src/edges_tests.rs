@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use nflib::control::OnDeath;
 use nflib::shm::channel::ChannelGeometry;
 use nflib::shm::{Consumer, Producer};
 use proptest::prelude::*;
@@ -21,6 +22,7 @@ fn plan(chains: &[&[u16]], instances: &[(u16, Vec<NfNumber>)]) -> std::sync::Arc
             services: services.to_vec(),
             end: End::Egress,
             branches: BTreeMap::new(),
+            on_death: OnDeath::Drop,
         })
         .collect();
     let instances = instances.iter().cloned().collect();

@@ -26,5 +26,6 @@ pub mod server;
 pub mod shares;
 pub mod stats;
 pub mod status;
+pub mod stuck;
 pub mod supervisor;
 pub mod worker;

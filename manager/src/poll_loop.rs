@@ -94,7 +94,7 @@ pub struct Snapshot {
     pub dropped_pkts: u64,
     /// Packets inside.
     pub held_pkts: u64,
-    /// Of those, packets that wait for a change of plan.
+    /// Of those, packets that wait for a change of plan, or for an NF.
     pub parked_pkts: u64,
     /// Buffers that NFs have.
     pub buffers_at_nfs: u64,
@@ -355,6 +355,7 @@ impl Loop<'_> {
             }
             Order::Drain(limit) => {
                 self.drain_until = Some(Instant::now() + limit);
+                self.worker.stop_holding();
                 return;
             }
         };

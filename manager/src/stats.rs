@@ -86,6 +86,10 @@ drop_reasons! {
     NfRingFull = "nf_ring_full",
     /// The chain's next service has no NF attached.
     NoInstance = "no_instance",
+    /// The packet was to wait for an NF, and as many wait as may.
+    HoldFull = "hold_full",
+    /// The packet waited for an NF for as long as it may, and none came.
+    HoldTimeout = "hold_timeout",
     /// An NF named a service that does not exist.
     UnknownService = "unknown_service",
     /// An NF named a port that does not exist.
@@ -108,11 +112,21 @@ drop_reasons! {
 
 /// Packets dropped at one place, by reason.
 #[derive(Debug)]
-pub struct DropCounters([Counter; DropReason::COUNT]);
+pub struct DropCounters {
+    by_reason: [Counter; DropReason::COUNT],
+    /// At a service: packets that skipped it because it had no NF, and are not dropped.
+    pub bypassed_pkts: Counter,
+    /// At a service: packets that wait for an NF of it now (a gauge).
+    pub waiting_pkts: Counter,
+}
 
 impl Default for DropCounters {
     fn default() -> Self {
-        Self(std::array::from_fn(|_| Counter::default()))
+        Self {
+            by_reason: std::array::from_fn(|_| Counter::default()),
+            bypassed_pkts: Counter::default(),
+            waiting_pkts: Counter::default(),
+        }
     }
 }
 
@@ -120,19 +134,19 @@ impl DropCounters {
     /// Counts `pkts` dropped for `reason`. Only the one writer may call this.
     #[inline]
     pub fn add(&self, reason: DropReason, pkts: u64) {
-        self.0[reason as usize].add(pkts);
+        self.by_reason[reason as usize].add(pkts);
     }
 
     /// Packets dropped for `reason`.
     #[must_use]
     pub fn get(&self, reason: DropReason) -> u64 {
-        self.0[reason as usize].get()
+        self.by_reason[reason as usize].get()
     }
 
     /// Packets dropped for any reason.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.0.iter().map(Counter::get).sum()
+        self.by_reason.iter().map(Counter::get).sum()
     }
 
     /// The reasons that have happened, with their counts.

@@ -51,6 +51,7 @@ pub fn take(
         chains: chains(&books, conductor),
         rules,
         rule_count: model.rule_count() as u64,
+        deaths: Default::default(),
         plan: conductor.history(),
         drops: drops(fabric, conductor),
         accounting: Accounting {
@@ -87,7 +88,9 @@ pub fn take(
     })
 }
 
-fn now_ns() -> u64 {
+/// The time, nanoseconds of CLOCK_MONOTONIC.
+#[must_use]
+pub fn now_ns() -> u64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC)
         .map(|now| std::time::Duration::from(now).as_nanos())
         .ok()
@@ -191,6 +194,11 @@ fn services(fabric: &Fabric, conductor: &Conductor) -> Vec<ServiceStatus> {
         let serving = nfs.filter(|nf| nf.state != NfState::Standby);
         serving.filter(move |nf| is_draining(&nf.state) == draining).map(|nf| nf.instance).collect()
     };
+    let at_service = |service: &crate::model::Service, of: fn(&DropCounters) -> &Counter| -> u64 {
+        let slot = slots.iter().position(|&id| id == service.id);
+        let counters = fabric.workers().filter_map(|worker| worker.service_drops.get(slot?));
+        counters.map(|drops| of(drops).get()).sum()
+    };
     let status = |service: &crate::model::Service| ServiceStatus {
         id: service.id,
         name: service.name().to_owned(),
@@ -208,6 +216,8 @@ fn services(fabric: &Fabric, conductor: &Conductor) -> Vec<ServiceStatus> {
             .position(|&id| id == service.id)
             .map(|slot| service_drops(fabric, slot))
             .unwrap_or_default(),
+        bypassed_pkts: at_service(service, |drops| &drops.bypassed_pkts),
+        waiting_pkts: at_service(service, |drops| &drops.waiting_pkts),
     };
     conductor.model().services().map(|service| status(service)).collect()
 }

@@ -18,6 +18,7 @@ mod changes;
 mod lending;
 mod orders;
 mod runs;
+mod waiting;
 
 pub use census::{Census, Whereabouts};
 
@@ -32,7 +33,7 @@ use crate::classify::{Classifier, Verdict};
 use crate::model::End;
 use crate::ownership::{Holder, OFF_ROUTE, OwnershipTable, Passage, TRUSTED};
 use crate::parking::{Next, PATIENCE, Parked, Transition};
-use crate::plan::{NfNumber, Plan, PlannedService};
+use crate::plan::{Instances, NfNumber, Plan, PlannedService};
 use crate::pool::BufferPool;
 use crate::ports::{MAX_BURST_PKTS, PortPacket, PortQueue};
 use crate::stats::{DropCounters, DropReason, NfCounters, WorkerCounters};
@@ -122,6 +123,8 @@ pub struct Worker {
     /// For each service, by its slot, where its drops are counted.
     service_drops: Vec<Arc<DropCounters>>,
     nfs: Vec<Option<NfEdge>>,
+    /// Packets for services without an NF.
+    waiting: waiting::Waiting,
     /// Empty buffers that NFs are still to get.
     loans: Vec<lending::Loan>,
     /// Counts the changes of plan, from 1 to 255 and again; packets remember the one they came in
@@ -158,6 +161,7 @@ impl Worker {
         Self {
             geometry: *pool.region().geometry(),
             owners: OwnershipTable::new(pool.first(), pool.count()),
+            waiting: waiting::Waiting::new(pool.count()),
             pool,
             queues: ports.iter().map(|port| port.queues.len()).sum(),
             first_port: 0,
@@ -185,7 +189,8 @@ impl Worker {
     /// One turn of the loop. `receiving` is false while the manager drains. Returns the number of
     /// packets moved, so that the caller knows when it is idle.
     pub fn turn(&mut self, receiving: bool) -> usize {
-        let mut moved = self.continue_change();
+        let mut moved = if self.waiting.is_empty() { 0 } else { self.release_waiting() };
+        moved += self.continue_change();
         if receiving && self.transition.as_ref().is_none_or(Transition::has_room) {
             // In turn: where rings are nearly full, he who is first has them all.
             let ports = self.ports.len();
@@ -307,7 +312,7 @@ impl Worker {
             };
             let passage = Passage { route: route.id, hop: 0, visits, ..passage };
             match (route.hops.first(), route.end) {
-                (Some(service), _) => return self.deliver(packet, passage, service),
+                (Some(service), _) => return self.deliver(plan, packet, passage, service),
                 // A chain without services that ends in another: on, without recursion.
                 (None, End::Chain(next)) if visits < MAX_VISITS => chain = next,
                 (None, end) => return self.end(plan, packet, passage, end),
@@ -323,7 +328,7 @@ impl Worker {
             return self.drop_here(packet.buffer, DropReason::NoRule);
         };
         match route.hops.get(usize::from(passage.hop)) {
-            Some(service) => self.deliver(packet, passage, service),
+            Some(service) => self.deliver(plan, packet, passage, service),
             None => self.end(plan, packet, passage, route.end),
         }
     }
@@ -360,14 +365,29 @@ impl Worker {
 
     /// Stages a packet for the instance of a service that its flow belongs to.
     #[inline]
-    fn deliver(&mut self, packet: PortPacket, mut passage: Passage, service: &PlannedService) {
+    fn deliver(
+        &mut self,
+        plan: &Plan,
+        packet: PortPacket,
+        passage: Passage,
+        service: &PlannedService,
+    ) {
         let nf = service.instances.pick(packet.flow_hash);
-        let edge = nf.and_then(|nf| Some((nf, self.nfs.get_mut(usize::from(nf))?.as_mut()?)));
-        let Some((nf, edge)) = edge.filter(|(_, edge)| !edge.closed) else {
-            return self.drop_at(packet.buffer, service.slot, DropReason::NoInstance);
+        let edge = nf.and_then(|nf| Some((nf, self.nfs.get(usize::from(nf))?.as_ref()?)));
+        match edge.filter(|(_, edge)| !edge.closed) {
+            Some((nf, _)) => self.deliver_to(nf, packet, passage, service.slot),
+            None => self.without_instance(plan, packet, passage, service),
+        }
+    }
+
+    /// Stages a packet for an NF that is there.
+    #[inline]
+    fn deliver_to(&mut self, nf: NfNumber, packet: PortPacket, mut passage: Passage, slot: u16) {
+        let Some(edge) = self.nfs[usize::from(nf)].as_mut() else {
+            return self.drop_at(packet.buffer, slot, DropReason::NoInstance);
         };
         if passage.visits == MAX_VISITS {
-            return self.drop_at(packet.buffer, service.slot, DropReason::HopLimit);
+            return self.drop_at(packet.buffer, slot, DropReason::HopLimit);
         }
         // What NFs made circulates for as long as they like; it is no more than was lent.
         passage.visits += u8::from(passage.ingress != NO_PORT);
@@ -520,7 +540,7 @@ impl Worker {
         let hops = plan.route(passage.route).map(|route| route.hops.iter());
         let hop = hops.and_then(|mut hops| hops.position(|hop| hop.id == service));
         let hop = hop.and_then(|hop| u8::try_from(hop).ok()).unwrap_or(OFF_ROUTE);
-        self.deliver(packet, Passage { hop, ..passage }, to);
+        self.deliver(plan, packet, Passage { hop, ..passage }, to);
     }
 
     /// An NF sends a packet to a named branch of its chain.
@@ -585,12 +605,15 @@ impl Worker {
     }
 
     fn drop_at(&mut self, buffer: BufferIndex, slot: u16, reason: DropReason) {
-        let service = self
-            .service_drops
-            .get(usize::from(slot))
-            .unwrap_or_else(|| unreachable!("a plan names a service whose counters came with it"));
-        self.counters.drop_at(service, reason, 1);
+        self.counters.drop_at(self.drops_of(slot), reason, 1);
         self.dropped.push(buffer);
+    }
+
+    /// What is counted at a service.
+    fn drops_of(&self, slot: u16) -> &DropCounters {
+        self.service_drops
+            .get(usize::from(slot))
+            .unwrap_or_else(|| unreachable!("a plan names a service whose counters came with it"))
     }
 }
 

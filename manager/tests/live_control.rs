@@ -35,6 +35,8 @@ mod restart;
 mod rules;
 #[path = "live_control/scale.rs"]
 mod scale;
+#[path = "live_control/stuck.rs"]
+mod stuck;
 #[path = "live_control/swap.rs"]
 mod swap;
 #[path = "live_control/tables.rs"]

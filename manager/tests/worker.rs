@@ -8,6 +8,8 @@ mod bench;
 mod census;
 #[path = "worker/changes.rs"]
 mod changes;
+#[path = "worker/deaths.rs"]
+mod deaths;
 #[path = "worker/domain.rs"]
 mod domain;
 #[path = "worker/ends.rs"]

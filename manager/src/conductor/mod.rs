@@ -298,6 +298,7 @@ fn shapes(model: &Model) -> Vec<ChainShape> {
         services: chain.services.clone(),
         end: chain.end,
         branches: chain.branches.clone(),
+        on_death: chain.spec.on_death,
     };
     model.chains().map(shape).collect()
 }

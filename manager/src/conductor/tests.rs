@@ -139,12 +139,7 @@ fn default_chain(services: &str) -> String {
 
 fn chain(name: &str, services: &[u16]) -> ChainSpec {
     let services: Vec<_> = services.iter().map(|&id| ServiceRef::Id(id)).collect();
-    ChainSpec {
-        name: name.to_owned(),
-        services,
-        end: "egress".to_owned(),
-        branches: BTreeMap::new(),
-    }
+    ChainSpec { name: name.to_owned(), services, end: "egress".to_owned(), ..ChainSpec::default() }
 }
 
 impl Lab {

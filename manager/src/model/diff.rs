@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
-use nflib::control::{Change, ChangeOf, Confine};
+use nflib::control::{Change, ChangeOf, Confine, OnDeath, OnStuck};
 
 use super::order::Overlapped;
 use super::rules::Order;
@@ -94,6 +94,10 @@ fn service_line(service: &Service) -> String {
     }
     parts.extend(spec.access.is_read_only().then(|| "read-only".to_owned()));
     parts.extend(spec.isolated.then(|| "isolated".to_owned()));
+    parts.extend(
+        (spec.on_stuck != OnStuck::default()).then(|| format!("on_stuck {}", spec.on_stuck.name())),
+    );
+    parts.extend(spec.stuck_after_ms.map(|ms| format!("stuck_after_ms {ms}")));
     parts.extend(spec.packet_limit.map(|limit| format!("packet_limit {limit}")));
     parts.extend(spec.weight.map(|weight| format!("weight {weight}")));
     parts.extend(spec.time_limit_s.map(|limit| format!("time_limit_s {limit}")));
@@ -110,6 +114,9 @@ fn chain_line(model: &Model, chain: &Chain) -> String {
     let mut line = format!("[{}] end {}", names.join(", "), chain.spec.end);
     for (branch, target) in &chain.spec.branches {
         line.push_str(&format!(", branch {branch} → {target}"));
+    }
+    if chain.spec.on_death != OnDeath::default() {
+        line.push_str(&format!(", on_death {}", chain.spec.on_death));
     }
     line
 }

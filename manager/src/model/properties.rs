@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nflib::control::spec::Value;
 use nflib::control::{
-    Access, ChainSpec, Confine, Edit, MatchSpec, RuleSpec, ServiceRef, ServiceSpec, ThenSpec,
+    Access, ChainSpec, Confine, Edit, MatchSpec, OnDeath, OnStuck, RuleSpec, ServiceRef,
+    ServiceSpec, ThenSpec,
 };
 use proptest::prelude::*;
 
@@ -42,8 +43,17 @@ fn chain_spec() -> impl Strategy<Value = ChainSpec> {
         2 => pick(&CHAINS[..4]).prop_map(|chain| format!("chain:{chain}")),
     ];
     let branches = prop::collection::btree_map("[a-c]", pick(&CHAINS[..4]), 0..2);
-    (pick(&CHAINS[..4]), prop::collection::vec(service_ref(), 0..4), end, branches)
-        .prop_map(|(name, services, end, branches)| ChainSpec { name, services, end, branches })
+    let on_death = prop_oneof![
+        4 => Just(OnDeath::Drop), 1 => Just(OnDeath::Bypass), 1 => Just(OnDeath::Hold),
+    ];
+    (pick(&CHAINS[..4]), prop::collection::vec(service_ref(), 0..4), end, branches, on_death)
+        .prop_map(|(name, services, end, branches, on_death)| ChainSpec {
+            name,
+            services,
+            end,
+            branches,
+            on_death,
+        })
 }
 
 fn then_spec() -> impl Strategy<Value = ThenSpec> {
@@ -101,6 +111,8 @@ fn service_spec() -> impl Strategy<Value = ServiceSpec> {
             writable: if isolated { vec!["/tmp".to_owned()] } else { Vec::new() },
             isolated,
             access: if instances > 3 { Access::ReadOnly } else { Access::ReadWrite },
+            on_stuck: if packet_limit.is_some() { OnStuck::Kill } else { OnStuck::Report },
+            stuck_after_ms: time_limit_s.map(|_| 500),
             packet_limit,
             time_limit_s,
         },
@@ -319,7 +331,10 @@ fn meaning(model: &Model) -> impl PartialEq + use<> {
     let chains: BTreeMap<_, _> = model
         .chains()
         .map(|c| {
-            (c.name().to_owned(), (c.services.clone(), c.spec.end.clone(), c.spec.branches.clone()))
+            let spec = &c.spec;
+            let parts =
+                (c.services.clone(), spec.end.clone(), spec.branches.clone(), spec.on_death);
+            (c.name().to_owned(), parts)
         })
         .collect();
     let services: Vec<_> = model.services().map(|s| s.spec.clone()).collect();

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use nflib::control::{ChainSpec, ChangeOf, Confine, ServiceRef, ServiceSpec};
+use nflib::control::{ChainSpec, ChangeOf, Confine, OnStuck, ServiceRef, ServiceSpec};
 use nflib::descriptor::ServiceId;
 
 use super::error::{ModelError, check_name, shown, there_are};
@@ -15,6 +15,9 @@ pub const MAX_SERVICE_ID: ServiceId = 65_534;
 pub const MAX_SERVICES: usize = MAX_SERVICE_ID as usize;
 /// Most instances of a service that the manager starts.
 pub const MAX_INSTANCES: u32 = 1000;
+
+/// Longest time without progress after which an NF may be said to be stuck, milliseconds.
+pub const MAX_STUCK_AFTER_MS: u64 = 3_600_000;
 
 /// Highest weight among NFs that share a core.
 pub const MAX_WEIGHT: u32 = 100;
@@ -321,6 +324,16 @@ impl Machine {
         }
         if spec.weight.is_some_and(|weight| !(1..=MAX_WEIGHT).contains(&weight)) {
             return fail(format!("weight: expected 1 to {MAX_WEIGHT}"));
+        }
+        if spec.on_stuck == OnStuck::Restart && spec.command.is_none() {
+            return fail(
+                "on_stuck = \"restart\" is for NFs that the manager starts: add a command, or use \
+                 report or kill"
+                    .into(),
+            );
+        }
+        if spec.stuck_after_ms.is_some_and(|ms| !(1..=MAX_STUCK_AFTER_MS).contains(&ms)) {
+            return fail(format!("stuck_after_ms: expected 1 to {MAX_STUCK_AFTER_MS}"));
         }
         if spec.packet_limit.is_some_and(|limit| limit == 0 || limit > i64::MAX as u64) {
             return fail(format!("packet_limit: expected 1 to {}", i64::MAX));

@@ -1,8 +1,6 @@
 //! The wanted state as a whole: numbers that stay, edits that are all or nothing, differences.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
-
 use nflib::control::spec::Value;
 use nflib::control::{
     ChainSpec, Edit, ErrorCode, MatchSpec, RuleSpec, ServiceRef, ServiceSpec, ThenSpec,
@@ -20,7 +18,7 @@ fn build(specs: &ModelSpecs, previous: Option<&Model>) -> Result<Model, ModelErr
 
 pub(super) fn chain(name: &str, services: &[&str], end: &str) -> ChainSpec {
     let services = services.iter().map(|s| s.parse().unwrap_or(ServiceRef::Id(0))).collect();
-    ChainSpec { name: name.into(), services, end: end.into(), branches: BTreeMap::new() }
+    ChainSpec { name: name.into(), services, end: end.into(), ..ChainSpec::default() }
 }
 
 fn service(name: &str, id: Option<u16>) -> ServiceSpec {

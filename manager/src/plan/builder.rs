@@ -178,6 +178,7 @@ impl Planner {
             && route.hops == hops
             && route.end == chain.end
             && route.branches == branches
+            && route.on_death == chain.on_death
         {
             return Ok(route.id);
         }
@@ -188,7 +189,8 @@ impl Planner {
         let first_hop =
             self.hop_words.take(entries.len() as u32).ok_or(PlanError::Full("more hops"))?;
         self.table.write_route(id, first_hop, &entries);
-        let route = Route { id, chain: chain.id, hops, end: chain.end, branches };
+        let on_death = chain.on_death;
+        let route = Route { id, chain: chain.id, hops, end: chain.end, branches, on_death };
         self.routes[at] = Some(Written { route: Arc::new(route), first_hop });
         Ok(id)
     }

@@ -1,5 +1,6 @@
 //! Plans against what they should say, and what NFs read against the plan.
 
+use nflib::control::OnDeath;
 use proptest::prelude::*;
 
 use super::*;
@@ -7,7 +8,13 @@ use crate::model::End;
 use crate::plan::delta::PathDelta;
 
 fn chain(id: ChainId, services: &[ServiceId]) -> ChainShape {
-    ChainShape { id, services: services.to_vec(), end: End::Egress, branches: BTreeMap::new() }
+    ChainShape {
+        id,
+        services: services.to_vec(),
+        end: End::Egress,
+        branches: BTreeMap::new(),
+        on_death: OnDeath::Drop,
+    }
 }
 
 fn wanted<'a>(chains: &'a [ChainShape], instances: &[(ServiceId, &[u16])]) -> Wanted<'a> {

@@ -13,6 +13,7 @@ pub mod delta;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use nflib::control::OnDeath;
 use nflib::descriptor::{ChainId, RouteId, ServiceId};
 use nflib::shm::bucket_of;
 
@@ -33,6 +34,8 @@ pub struct ChainShape {
     pub end: End,
     /// Chains that an NF may send a packet to, by branch id.
     pub branches: BTreeMap<u16, ChainId>,
+    /// What becomes of packets at a service without instances.
+    pub on_death: OnDeath,
 }
 
 /// What becomes of packets that no rule sends anywhere.
@@ -50,7 +53,7 @@ pub enum Miss {
 /// The instances of a service that get flows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Instances {
-    /// None: packets for the service are dropped as `no_instance`.
+    /// None: their chain's policy says what becomes of packets for the service.
     None,
     /// One.
     One(NfNumber),
@@ -107,6 +110,8 @@ pub struct Route {
     pub end: End,
     /// Chains by branch id, sorted.
     pub branches: Box<[(u16, ChainId)]>,
+    /// What becomes of packets at a service without instances.
+    pub on_death: OnDeath,
 }
 
 impl Route {

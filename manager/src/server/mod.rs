@@ -7,6 +7,7 @@
 
 mod buffers;
 mod connection;
+mod ends;
 mod flows;
 mod messages;
 mod requests;
@@ -36,6 +37,7 @@ use crate::shares::Shares;
 use crate::status;
 use crate::supervisor::{CoreMap, Supervisor};
 use connection::Connections;
+use ends::{Deaths, StuckWatch};
 use messages::Calls;
 use requests::Asking;
 pub use socket::ControlSocket;
@@ -109,6 +111,10 @@ pub struct Server {
     journal: Option<Journal>,
     /// Rules that an earlier manager knew, and that end sooner than their timeout says.
     remaining: Remaining,
+    deaths: Deaths,
+    stuck: StuckWatch,
+    /// When the last poll came back, nanoseconds of CLOCK_MONOTONIC.
+    woke_ns: u64,
     /// Somebody asked for the end.
     stopping: bool,
     /// The NFs stay, for the next manager.
@@ -168,6 +174,9 @@ impl Server {
             upgrade: None,
             journal: None,
             remaining: Remaining::new(),
+            deaths: Deaths::default(),
+            stuck: StuckWatch::default(),
+            woke_ns: 0,
             stopping: false,
             keep_nfs: false,
             wait_for_end: Vec::new(),
@@ -254,7 +263,9 @@ impl Server {
         let mut status = status::take(&mut self.fabric, &self.conductor, self.started)?;
         for nf in &mut status.nfs {
             nf.cost_ns = self.shares.cost_ns(nf.instance);
+            nf.stuck = self.stuck.stuck(nf.instance).map(|stuck| stuck.to_string());
         }
+        status.deaths = self.deaths.status();
         for service in &mut status.services {
             if let Some(state) = self.supervisor.state(service.id) {
                 service.restarts = state.restarts;
@@ -289,11 +300,13 @@ impl Server {
     /// One round: waits for something to happen, and sees to it.
     fn serve(&mut self) -> Result<(), ServerError> {
         let ready = self.wait()?;
-        for id in ready.connections {
-            self.read_from(id)?;
-        }
+        self.woke_ns = status::now_ns();
+        // The dead first: what they have is wanted back, and others' flows wait for the next plan.
         for instance in ready.dead {
             self.end_nf(instance, "its process ended")?;
+        }
+        for id in ready.connections {
+            self.read_from(id)?;
         }
         if ready.accept {
             self.connections.accept(&self.socket.listener);
@@ -306,6 +319,7 @@ impl Server {
         }
         self.supervise(Instant::now())?;
         self.share_cores(Instant::now())?;
+        self.look_for_stuck(Instant::now())?;
         self.deliver();
         self.sweep()?;
         match self.fabric.lost_worker() {
@@ -407,6 +421,7 @@ impl Server {
             self.connections.send(id, &reply);
         }
         if let Some(nf) = self.conductor.remove(instance, &mut self.fabric)? {
+            self.note_death(&nf, why);
             tracing::info!(instance, service = nf.service, name = nf.name, why, "NF removed");
             if self.supervisor.owner(nf.pid).is_none() {
                 self.supervisor.cores().release(nf.pid);

@@ -429,6 +429,21 @@ impl<P: Processes> Supervisor<P> {
         nf.release(now);
     }
 
+    /// Kills an NF of ours that is stuck, and what it started. It is restarted as after any bad end,
+    /// or, if not `again`, given up.
+    pub fn kill_stuck(&mut self, pid: i32, again: bool, why: &str, now: Instant) {
+        let pid = self.processes.leader_of(pid);
+        let Some(nf) = self.nfs.get_mut(&pid) else { return };
+        if !again {
+            let slot = self.services.get_mut(&nf.wanted.service).and_then(|s| s.slot_of(pid));
+            if let Some(slot) = slot {
+                slot.state = State::GivenUp(format!("it was stuck: {why}"));
+            }
+            nf.role = Role::Released { term_at: None, kill_at: Some(now) };
+        }
+        self.processes.signal(pid, Signal::SIGKILL);
+    }
+
     /// The process `pid` has attached as instance `instance`. Returns whether it is one of ours, or
     /// was started by one of ours (a script).
     pub fn attached(&mut self, pid: i32, instance: u32) -> bool {

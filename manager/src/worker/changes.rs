@@ -19,6 +19,9 @@ impl Worker {
         let limit_pkts = self.pool.count() as usize / 4;
         let (plan, delta, patience) = (&change.plan, change.delta, self.patience);
         self.transition = Some(Transition::new(plan, delta, rules, limit_pkts, patience));
+        if !self.waiting.is_empty() {
+            self.rebase_waiting();
+        }
     }
 
     /// Sets how long packets of an older plan may take to come out in the changes to come; 300 ms
@@ -52,7 +55,12 @@ impl Worker {
 
     /// Lets parked packets go when their path is free, as many as the rings take.
     pub(super) fn continue_change(&mut self) -> usize {
-        let old_pkts = self.owners.held_buffers() - self.fresh_pkts;
+        if self.transition.is_none() {
+            return 0;
+        }
+        let waiting_pkts =
+            if self.waiting.is_empty() { 0 } else { self.waiting.old_pkts(self.epoch) };
+        let old_pkts = self.owners.held_buffers() - self.fresh_pkts + waiting_pkts;
         let Some(transition) = self.transition.as_mut() else { return 0 };
         if !transition.may_release(old_pkts, Instant::now) {
             return 0;
@@ -92,12 +100,16 @@ impl Worker {
             Next::Jump { service, .. } => plan.service(service),
         };
         let nf = service.and_then(|hop| hop.instances.pick(parked.packet.flow_hash));
-        let edge = nf.and_then(|nf| self.nfs.get_mut(usize::from(nf))?.as_mut());
         let overdue = self.transition.as_ref().is_none_or(|t| t.is_overdue(Instant::now));
-        overdue
-            || edge.is_none_or(|edge| {
-                let waiting = edge.to_nf.in_flight().unwrap_or(0) as usize + edge.staged.len();
-                waiting <= edge.to_nf.capacity() as usize / 2
-            })
+        overdue || nf.is_none_or(|nf| self.has_room(nf))
+    }
+
+    /// Whether an NF's ring is at most half full, or it has none any more.
+    pub(super) fn has_room(&mut self, nf: NfNumber) -> bool {
+        let edge = self.nfs.get_mut(usize::from(nf)).and_then(Option::as_mut);
+        edge.is_none_or(|edge| {
+            let waiting = edge.to_nf.in_flight().unwrap_or(0) as usize + edge.staged.len();
+            waiting <= edge.to_nf.capacity() as usize / 2
+        })
     }
 }

@@ -138,10 +138,10 @@ impl Worker {
         (self.owners.held_buffers() + self.parked_pkts()) as u64 + in_ports
     }
 
-    /// Packets that wait for a change of plan.
+    /// Packets that wait for a change of plan, or for an NF.
     #[must_use]
     pub fn parked_pkts(&self) -> usize {
-        self.transition.as_ref().map_or(0, Transition::parked_pkts)
+        self.transition.as_ref().map_or(0, Transition::parked_pkts) + self.waiting.pkts()
     }
 
     /// Packets with NFs.
@@ -181,6 +181,7 @@ impl Worker {
 
     /// Stops every queue. Afterwards all buffers are free that are not at a device.
     pub fn close(&mut self) {
+        self.stop_holding();
         for number in 0..self.nfs.len() {
             self.remove_nf(number as NfNumber);
         }

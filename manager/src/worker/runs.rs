@@ -8,7 +8,6 @@
 #![forbid(unsafe_code)]
 
 use super::*;
-use crate::plan::Instances;
 use crate::ports::layout;
 
 /// Where all packets of a run go.

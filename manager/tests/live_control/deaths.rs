@@ -1,6 +1,6 @@
 //! NFs are killed in the middle of a chain, and others leave in good order, while packets flow.
 
-use nflib::control::{ChainSpec, Edit, ServiceRef, Status};
+use nflib::control::{ChainSpec, Edit, OnDeath, ServiceRef, Status};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -193,5 +193,86 @@ fn the_last_nf_of_a_chain_leaves_and_its_neighbours_keep_nothing() {
         .edit(vec![Edit::Scale { service: ServiceRef::Name("mid".into()), instances: 1 }])
         .unwrap_err();
     assert!(refused.message.contains("\"mid\""), "{refused}");
+    manager.stop();
+}
+
+/// A chain over `first`, `mid` and `last` with a policy; `mid` is by hand, so that it stays dead.
+fn with_policy(policy: &str, mid: &str) -> Manager {
+    let tables = traffic()
+        + mid
+        + &services(&["first", "last"])
+        + &chain("default", &["first", "mid", "last"])
+        + &format!("on_death = \"{policy}\"\n");
+    Manager::start(WAITING, &tables)
+}
+
+fn kill_mid(manager: &Manager) -> i32 {
+    let pid = pid_of(&manager.status(), "mid");
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    pid
+}
+
+#[test]
+fn a_chain_that_holds_loses_only_what_the_dead_one_had_and_no_order() {
+    if nf_program().is_none() {
+        return;
+    }
+    let manager = with_policy("hold", &services(&["mid"]));
+    manager.settled(&[("first", 1), ("mid", 1), ("last", 1)]);
+    wait_for_pkts(&manager, 500);
+    // Two: the third restart would wait for longer than a quarter of the buffers lasts.
+    for _ in 0..2 {
+        let pid = kill_mid(&manager);
+        until("another takes its place", || {
+            let status = manager.settled(&[("mid", 1)]);
+            nfs_of(&status, "mid").all(|nf| nf.pid != pid).then_some(())
+        });
+        wait_for_pkts(&manager, 500);
+    }
+    let status = manager.status();
+    for drop in &status.drops {
+        // On a machine that does much else a start may take longer than that, too.
+        assert_eq!(drop.place, "service:mid", "{:?}", status.drops);
+        assert!(["nf_gone", "hold_full"].contains(&&*drop.reason), "{:?}", status.drops);
+    }
+    for fault in ["reordered", "duplicate"] {
+        assert_eq!(verified(&status, "out", fault), 0, "{fault}: {:?}", status.plan);
+    }
+    manager.edit(bypass(&[("default", "egress")])).unwrap();
+    manager.assert_all_back();
+    manager.stop();
+}
+
+#[test]
+fn a_chain_that_bypasses_goes_on_without_the_dead_and_says_so() {
+    let Some(program) = nf_program() else { return };
+    let manager = with_policy("bypass", &by_hand("mid"));
+    let nf = manager.nf(&program, "mid");
+    manager.settled(&[("first", 1), ("mid", 1), ("last", 1)]);
+    wait_for_pkts(&manager, 500);
+    kill_mid(&manager);
+    manager.settled(&[("mid", 0)]);
+    wait_for_pkts(&manager, 500);
+    let status = manager.status();
+    let mid = status.services.iter().find(|service| service.name == "mid").unwrap();
+    assert!(mid.bypassed_pkts > 0, "{mid:?}");
+    for drop in &status.drops {
+        assert_eq!((&*drop.place, &*drop.reason), ("service:mid", "nf_gone"), "{:?}", status.drops);
+    }
+    // The policy is a part of the chain that a file and a command can change.
+    let spec = status.chains.iter().find(|chain| chain.spec.name == "default").unwrap();
+    let mut spec = spec.spec.clone();
+    assert_eq!(spec.on_death, OnDeath::Bypass);
+    spec.on_death = OnDeath::Drop;
+    let applied = manager.edit(vec![Edit::SetChain { chain: spec, new: false }]).unwrap();
+    assert_eq!(applied.moved_share, 0.0, "no flow takes another path");
+    assert!(applied.changes[0].to_string().contains("on_death bypass →"), "{:?}", applied.changes);
+    until("packets are dropped at the service", || {
+        let status = manager.status();
+        status.drops.iter().any(|drop| drop.reason == "no_instance").then_some(())
+    });
+    drop(nf);
+    manager.edit(bypass(&[("default", "egress")])).unwrap();
+    manager.assert_all_back();
     manager.stop();
 }

@@ -17,6 +17,7 @@ use millrace::ports::{MAX_BURST_PKTS, PortPacket, PortQueue};
 use millrace::stats::{DropCounters, DropReason, NfCounters, QueueCounters, WorkerCounters};
 use millrace::worker::{NewNf, Whereabouts, Worker, WorkerPort};
 use nflib::control::MatchSpec;
+use nflib::control::OnDeath;
 use nflib::control::spec::Value;
 use nflib::descriptor::{ActionCode, ChainId, Delivery, Returned, ServiceId};
 use nflib::shm::channel::ChannelGeometry;
@@ -139,7 +140,13 @@ pub fn chain(id: ChainId, services: &[ServiceId]) -> ChainShape {
 }
 
 pub fn ending(id: ChainId, services: &[ServiceId], end: End) -> ChainShape {
-    ChainShape { id, services: services.to_vec(), end, branches: BTreeMap::new() }
+    ChainShape {
+        id,
+        services: services.to_vec(),
+        end,
+        branches: BTreeMap::new(),
+        on_death: OnDeath::Drop,
+    }
 }
 
 /// A frame of a flow: the flow is the UDP source port, the number is the payload's.

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use spec::{
-    Access, ChainSpec, Change, ChangeOf, Confine, Edit, MatchSpec, RuleSpec, ServiceRef,
+    Access, ChainSpec, Change, ChangeOf, Confine, Edit, MatchSpec, OnDeath, OnStuck, RuleSpec, ServiceRef,
     ServiceSpec, ThenSpec,
 };
 pub use status::*;

@@ -236,6 +236,55 @@ pub struct ChainSpec {
     /// Named branches: an NF of this chain may send a packet to the start of another chain.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub branches: BTreeMap<String, String>,
+    /// What becomes of its packets at a service that has no NF: the last one died, or none has come.
+    #[serde(default, skip_serializing_if = "OnDeath::is_default")]
+    pub on_death: OnDeath,
+}
+
+/// What becomes of a chain's packets at a service that has no NF to take them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnDeath {
+    /// They are dropped, counted as `no_instance` at the service: nothing passes unseen.
+    #[default]
+    Drop,
+    /// They skip the service, and are counted as `bypassed` at it: traffic goes on.
+    Bypass,
+    /// They wait for the next NF, so many and for so long as the manager allows.
+    Hold,
+}
+
+impl OnDeath {
+    /// The name in files, commands and JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Drop => "drop",
+            Self::Bypass => "bypass",
+            Self::Hold => "hold",
+        }
+    }
+
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl fmt::Display for OnDeath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for OnDeath {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        [Self::Drop, Self::Bypass, Self::Hold]
+            .into_iter()
+            .find(|policy| policy.name() == text)
+            .ok_or_else(|| "expected drop, bypass or hold".to_owned())
+    }
 }
 
 fn egress() -> String {
@@ -284,12 +333,47 @@ pub struct ServiceSpec {
     /// What the instances may do with packets' bytes.
     #[serde(default, skip_serializing_if = "Access::is_default")]
     pub access: Access,
+    /// What to do with an instance that makes no progress while packets wait for it.
+    #[serde(default, skip_serializing_if = "OnStuck::is_default")]
+    pub on_stuck: OnStuck,
+    /// After how long without progress an instance is stuck, milliseconds; absent: 1000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stuck_after_ms: Option<u64>,
     /// An instance leaves in good order after so many packets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packet_limit: Option<u64>,
     /// An instance leaves in good order after so long, seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_limit_s: Option<f64>,
+}
+
+/// What to do with an NF that makes no progress while packets wait for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnStuck {
+    /// Say so, in the log and the status.
+    #[default]
+    Report,
+    /// Kill it, and start another in its place.
+    Restart,
+    /// Kill it, and start none until the service's entry changes.
+    Kill,
+}
+
+impl OnStuck {
+    /// The name in files and JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Report => "report",
+            Self::Restart => "restart",
+            Self::Kill => "kill",
+        }
+    }
+
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 fn one() -> u32 {

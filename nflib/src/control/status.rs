@@ -37,6 +37,9 @@ pub struct Status {
     /// How many rules there are.
     #[serde(default)]
     pub rule_count: u64,
+    /// NFs that ended without having been told to.
+    #[serde(default)]
+    pub deaths: DeathsStatus,
     /// The plan that packets follow now, and how the last change went.
     #[serde(default)]
     pub plan: PlanStatus,
@@ -126,6 +129,12 @@ pub struct ServiceStatus {
     pub upgrade: Option<UpgradeStatus>,
     /// Drops at this service by reason.
     pub drops: BTreeMap<String, u64>,
+    /// Packets that skipped it because it had no instance.
+    #[serde(default)]
+    pub bypassed_pkts: u64,
+    /// Packets that wait for an instance of it now.
+    #[serde(default)]
+    pub waiting_pkts: u64,
 }
 
 /// An exchange of a service's NFs for those of another command.
@@ -243,8 +252,39 @@ pub struct NfStatus {
     pub violations: u64,
     /// Turns of its loop, as it says itself.
     pub progress: u64,
+    /// How it stands still though packets wait for it, if it does.
+    #[serde(default)]
+    pub stuck: Option<String>,
     /// Since it attached, seconds.
     pub uptime_s: f64,
+}
+
+/// NFs that ended without having been told to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeathsStatus {
+    /// How many so far.
+    pub count: u64,
+    /// The longest time from when one was noticed until its last buffer was back, microseconds.
+    pub longest_reclaim_us: u64,
+    /// The last 64, the latest last.
+    pub last: Vec<DeathStatus>,
+}
+
+/// An NF that ended without having been told to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeathStatus {
+    /// Instance id.
+    pub instance: u32,
+    /// The service's name.
+    pub service: String,
+    /// Its process.
+    pub pid: i32,
+    /// How the manager learnt of it.
+    pub why: String,
+    /// When the kernel told the manager, nanoseconds of CLOCK_MONOTONIC.
+    pub noticed_ns: u64,
+    /// When every buffer it had was back in the pool, and no worker delivered to it any more.
+    pub reclaimed_ns: u64,
 }
 
 /// Packets dropped at one place for one reason.
@@ -296,7 +336,7 @@ pub struct PoolStatus {
     pub free: u64,
     /// With NFs.
     pub at_nfs: u64,
-    /// With packets that wait for a change of plan.
+    /// With packets that wait for a change of plan, or for an NF.
     #[serde(default)]
     pub parked: u64,
     /// With ports: posted for receive, or being sent.

@@ -1,7 +1,7 @@
 //! Process facts that have no safe wrapper in the libraries used.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// A descriptor that becomes readable when process `pid` ends (pidfd_open(2)).
 ///
@@ -15,6 +15,19 @@ pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Kills the process of a pidfd (pidfd_send_signal(2)), and never another one that got its number.
+///
+/// # Errors
+/// ESRCH when it has ended, EPERM when it is another user's.
+pub fn pidfd_kill(fd: &OwnedFd) -> io::Result<()> {
+    let no_info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: a descriptor, integers, and the null pointer that the call takes for "no siginfo".
+    let done = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, fd.as_raw_fd(), libc::SIGKILL, no_info, 0)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Sets the nice level of a process's main thread (setpriority(2)).
@@ -61,8 +74,9 @@ mod tests {
             poll(&mut fds, PollTimeout::ZERO).unwrap() == 1
         };
         assert!(!readable());
-        child.kill().unwrap();
+        pidfd_kill(&fd).unwrap();
         child.wait().unwrap();
         assert!(readable());
+        assert_eq!(pidfd_kill(&fd).unwrap_err().raw_os_error(), Some(libc::ESRCH));
     }
 }

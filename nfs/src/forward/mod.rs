@@ -37,6 +37,35 @@ pub struct Options {
 /// Most work on a packet: a millisecond.
 const MAX_BUSY_NS: i64 = 1_000_000;
 
+/// How it is to hang at the next packet, for experiments with NFs that do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hang {
+    Not,
+    /// It computes for ever.
+    Run,
+    /// It sleeps for ever.
+    Sleep,
+}
+
+impl Hang {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Not => "off",
+            Self::Run => "run",
+            Self::Sleep => "sleep",
+        }
+    }
+
+    fn hang(self) {
+        while self != Self::Not {
+            match self {
+                Self::Sleep => std::thread::sleep(Duration::from_secs(3600)),
+                _ => std::hint::spin_loop(),
+            }
+        }
+    }
+}
+
 /// Packets and bytes seen at a moment.
 #[derive(Clone, Copy, Default)]
 struct Seen {
@@ -59,8 +88,9 @@ pub struct Forward {
     /// Measured when there is first work to do.
     pace: Option<work::Pace>,
     busy_ns: u32,
-    /// What takes `busy_ns`.
+    /// What takes `busy_ns`; not 0 when there is anything to do beside passing packets on.
     busy_steps: u64,
+    hang: Hang,
     seen: Seen,
     /// As of the last line printed.
     printed: Option<Seen>,
@@ -78,6 +108,7 @@ impl Forward {
             pace: None,
             busy_ns: 0,
             busy_steps: 0,
+            hang: Hang::Not,
             seen: Seen::default(),
             printed: None,
         };
@@ -117,6 +148,7 @@ impl Settings for Forward {
         },
         Setting { key: "swap-macs", help: "exchange Ethernet addresses: on or off" },
         Setting { key: "busy-ns", help: "nanoseconds of work on each packet, 0 to 1000000" },
+        Setting { key: "hang", help: "hang for ever at the next packet: off, run or sleep" },
     ];
 
     fn get(&self, key: &str) -> String {
@@ -124,6 +156,7 @@ impl Settings for Forward {
             ("to-port", Action::Out(port)) => port.to_string(),
             ("to-port", _) => "chain".to_owned(),
             ("busy-ns", _) => self.busy_ns.to_string(),
+            ("hang", _) => self.hang.name().to_owned(),
             _ => settings::switch_text(self.swap_macs),
         }
     }
@@ -138,6 +171,12 @@ impl Settings for Forward {
             ("busy-ns", ns) => {
                 let ns = ns.parse().ok().filter(|&ns| i64::from(ns) <= MAX_BUSY_NS);
                 self.work_on_each(ns.ok_or("expected 0 to 1000000")?);
+            }
+            ("hang", how) => {
+                let known = [Hang::Not, Hang::Run, Hang::Sleep].into_iter();
+                let how = known.into_iter().find(|hang| hang.name() == how);
+                self.hang = how.ok_or("expected off, run or sleep")?;
+                self.busy_steps = self.busy_steps.max(1);
             }
             _ => {
                 let swap_macs = settings::switch(value)?;
@@ -179,6 +218,7 @@ impl NetworkFunction for Forward {
             dst.swap_with_slice(src);
         }
         if self.busy_steps > 0 {
+            self.hang.hang();
             work::run(self.busy_steps);
         }
         self.action

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
-use nflib::control::{ChainSpec, ChainStatus, Edit, ServiceRef, ServiceStatus, Status};
+use nflib::control::{ChainSpec, ChainStatus, Edit, OnDeath, ServiceRef, ServiceStatus, Status};
 
 use crate::table::{Table, clean, list};
 use crate::{Globals, applied, print, rule, words};
@@ -43,6 +43,10 @@ pub struct Spec {
     /// A branch that NFs may take to the start of another chain; may be repeated
     #[arg(long = "branch", value_name = "NAME=CHAIN", value_parser = words::branch)]
     branches: Vec<(String, String)>,
+    /// What becomes of packets at a service whose last NF has died: drop, bypass (they skip it), or
+    /// hold (they wait for the next NF)
+    #[arg(long, value_name = "POLICY", default_value_t)]
+    on_death: OnDeath,
 }
 
 impl Spec {
@@ -53,6 +57,7 @@ impl Spec {
         };
         let mut chain =
             ChainSpec { name: self.name, services, end: self.end, ..Default::default() };
+        chain.on_death = self.on_death;
         for (name, target) in self.branches {
             if chain.branches.insert(name.clone(), target).is_some() {
                 return Err(print::usage(format!("branch {name:?} is given twice")));
@@ -95,14 +100,16 @@ pub fn run(globals: &Globals, verb: Verb) -> anyhow::Result<()> {
 
 /// One line for each chain.
 pub fn table(chains: &[ChainStatus]) -> String {
-    let mut table =
-        Table::new(&["CHAIN", "SERVICES", "END", "BRANCHES", "PKTS", "BYTES", "MISSING"]);
+    let mut table = Table::new(&[
+        "CHAIN", "SERVICES", "END", "BRANCHES", "ON DEATH", "PKTS", "BYTES", "MISSING",
+    ]);
     for chain in chains {
         table.row(vec![
             chain.spec.name.clone(),
             services(&chain.spec),
             chain.spec.end.clone(),
             list(&branches(&chain.spec)),
+            chain.spec.on_death.to_string(),
             chain.pkts.to_string(),
             chain.bytes.to_string(),
             list(&chain.missing),
@@ -136,7 +143,11 @@ fn show(status: &Status, chain: &ChainStatus) -> String {
             None => "unknown".to_owned(),
             Some(known) if known.instances.is_empty() => {
                 let why = known.waiting.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
-                format!("NO INSTANCE{why}")
+                let waiting = match known.waiting_pkts {
+                    0 => String::new(),
+                    pkts => format!(", {pkts} packets wait"),
+                };
+                format!("NO INSTANCE{waiting}{why}")
             }
             Some(known) if known.isolated => "isolated".to_owned(),
             Some(_) => String::new(),
@@ -153,6 +164,7 @@ fn show(status: &Status, chain: &ChainStatus) -> String {
     for (name, target) in &spec.branches {
         let _ = writeln!(out, "branch    {} → chain {}", clean(name), clean(target));
     }
+    let _ = writeln!(out, "on death  {}", spec.on_death);
     let _ = writeln!(out, "traffic   {} packets, {} bytes", chain.pkts, chain.bytes);
     for leads in leads_here(status, &spec.name) {
         let _ = writeln!(out, "led to by {}", clean(&leads));
@@ -195,6 +207,7 @@ mod tests {
                 services: services.iter().map(|s| ServiceRef::Name((*s).into())).collect(),
                 end: end.into(),
                 branches: [("bad".to_owned(), "scrub".to_owned())].into(),
+                on_death: OnDeath::Hold,
             },
             pkts: 10,
             bytes: 1000,
@@ -222,6 +235,7 @@ mod tests {
             chains: vec![chain("web", &["fw", "nat", "ghost"], "chain:scrub"), {
                 let mut scrub = chain("scrub", &[], "drop");
                 scrub.spec.branches.clear();
+                scrub.spec.on_death = OnDeath::Drop;
                 scrub.missing.clear();
                 scrub
             }],
@@ -235,9 +249,9 @@ mod tests {
     fn a_list_has_one_line_for_each() {
         assert_eq!(
             table(&status().chains),
-            "CHAIN  SERVICES          END          BRANCHES   PKTS  BYTES  MISSING\n\
-             web    fw → nat → ghost  chain:scrub  bad=scrub    10   1000  nat\n\
-             scrub  (none)            drop         -            10   1000  -\n"
+            "CHAIN  SERVICES          END          BRANCHES   ON DEATH  PKTS  BYTES  MISSING\n\
+             web    fw → nat → ghost  chain:scrub  bad=scrub  hold        10   1000  nat\n\
+             scrub  (none)            drop         -          drop        10   1000  -\n"
         );
     }
 
@@ -253,6 +267,7 @@ mod tests {
              \x20   2  ghost    -          unknown\n\
              end       chain:scrub\n\
              branch    bad → chain scrub\n\
+             on death  hold\n\
              traffic   10 packets, 1000 bytes\n"
         );
     }
@@ -265,6 +280,7 @@ mod tests {
             "chain scrub (id 1)\n\
              \x20 no services\n\
              end       drop\n\
+             on death  drop\n\
              traffic   10 packets, 1000 bytes\n\
              led to by rule 4 (priority 10): * → chain=scrub\n\
              led to by the end of chain web\n\
@@ -278,6 +294,7 @@ mod tests {
             services: services.join(","),
             end: "egress".into(),
             branches: branches.iter().map(|&(n, c)| (n.into(), c.into())).collect(),
+            on_death: OnDeath::Hold,
         }
     }
 

@@ -121,7 +121,7 @@ pub fn table(status: &Status) -> String {
     for nf in &status.nfs {
         table.row(row(nf));
     }
-    table.text()
+    table.text() + &stuck_lines(status)
 }
 
 fn nobody(status: &Status) -> String {
@@ -147,7 +147,7 @@ fn row(nf: &NfStatus) -> Vec<String> {
         nf.instance.to_string(),
         service(nf),
         nf.name.clone(),
-        if nf.state.is_empty() { "-".to_owned() } else { nf.state.clone() },
+        state(nf),
         nf.pid.to_string(),
         nf.uid.to_string(),
         or_dash(nf.core),
@@ -161,6 +161,23 @@ fn row(nf: &NfStatus) -> Vec<String> {
         nf.ring_full_pkts.to_string(),
         nf.violations.to_string(),
     ]
+}
+
+fn state(nf: &NfStatus) -> String {
+    match (&nf.stuck, nf.state.is_empty()) {
+        (Some(_), _) => "stuck".to_owned(),
+        (None, true) => "-".to_owned(),
+        (None, false) => nf.state.clone(),
+    }
+}
+
+/// One line for each NF that stands still, and why.
+fn stuck_lines(status: &Status) -> String {
+    let line = |nf: &NfStatus| {
+        let why = clean(nf.stuck.as_ref()?).to_string();
+        Some(format!("instance {} ({}) is stuck, {why}\n", nf.instance, clean(&service(nf))))
+    };
+    status.nfs.iter().filter_map(line).collect()
 }
 
 /// The name of the service an NF provides, or its id.
@@ -205,8 +222,10 @@ mod tests {
             tx_pkts: 9,
             ..Default::default()
         };
+        let why = Some("no progress for 1.2 s: it sleeps".to_owned());
+        let hung = NfStatus { instance: 5, service: 1, stuck: why, ..Default::default() };
         let old = NfStatus { instance: 4, service: 2, name: "x".into(), ..Default::default() };
-        let status = Status { nfs: vec![nf, old], ..Default::default() };
+        let status = Status { nfs: vec![nf, old, hung], ..Default::default() };
         let text = table(&status);
         let lines: Vec<Vec<_>> =
             text.lines().map(|line| line.split_whitespace().collect()).collect();
@@ -216,6 +235,7 @@ mod tests {
         );
         assert_eq!(lines[1][9..], ["33", "4,5", "10", "9", "0", "0", "0", "0"]);
         assert_eq!(lines[2][..4], ["4", "2", "x", "-"]);
+        assert!(text.ends_with("instance 5 (1) is stuck, no progress for 1.2 s: it sleeps\n"));
     }
 
     #[test]

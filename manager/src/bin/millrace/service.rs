@@ -137,10 +137,15 @@ fn note(service: &ServiceStatus) -> Option<String> {
         let UpgradeStatus { phase, command, since_s, .. } = upgrade;
         format!("upgrade to {} for {since_s:.1} s: {phase}", command.join(" "))
     });
+    let counted = |pkts: u64, what: &str| (pkts > 0).then(|| format!("{pkts} packets {what}"));
+    let waiting = counted(service.waiting_pkts, "wait for an instance");
+    let bypassed = counted(service.bypassed_pkts, "bypassed it");
     let parts: Vec<_> = isolated
         .into_iter()
         .chain(read_only)
         .chain(upgrade)
+        .chain(waiting)
+        .chain(bypassed)
         .chain(service.waiting.clone())
         .collect();
     (!parts.is_empty()).then(|| parts.join("; "))
@@ -176,14 +181,15 @@ mod tests {
                 confine: Some("strict".into()),
                 upgrade: None,
                 drops: [("nf_drop".to_owned(), 9)].into(),
+                ..Default::default()
             },
-            ServiceStatus { id: 2, name: "nat".into(), read_only: true, ..Default::default() },
+            ServiceStatus { id: 2, name: "nat".into(), read_only: true, bypassed_pkts: 7, ..Default::default() },
         ];
         assert_eq!(
             table(&services),
             "ID  SERVICE  WANTED   INSTANCES  DRAINING  RESTARTS  DROPS  CONFINED  NOTE\n\
              \x201  fw       2        3,5               1         4      9  strict    isolated; no free core\n\
-             \x202  nat      by hand  -                 -         0      0  -         read-only\n"
+             \x202  nat      by hand  -                 -         0      0  -         read-only; 7 packets bypassed it\n"
         );
         assert_eq!(table(&[]), "no service\n");
     }
