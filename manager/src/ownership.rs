@@ -84,6 +84,38 @@ pub struct OwnershipTable {
     first: BufferIndex,
     slots: Box<[Slot]>,
     held_buffers: usize,
+    accounts: Accounts,
+}
+
+/// How many buffers each has: an isolated NF, or the packets of one route inside the trusted domain.
+/// Who of the domain has them the manager does not know, but whose traffic they are it does.
+#[derive(Debug, Default)]
+struct Accounts {
+    isolated: Vec<usize>,
+    routes: Vec<usize>,
+}
+
+impl Accounts {
+    #[inline]
+    fn held(&self, holder: Holder, route: RouteId) -> usize {
+        let (accounts, at) = match holder {
+            TRUSTED => (&self.routes, route),
+            _ => (&self.isolated, holder),
+        };
+        accounts.get(usize::from(at)).copied().unwrap_or(0)
+    }
+
+    #[inline]
+    fn held_mut(&mut self, holder: Holder, route: RouteId) -> &mut usize {
+        let (accounts, at) = match holder {
+            TRUSTED => (&mut self.routes, usize::from(route)),
+            _ => (&mut self.isolated, usize::from(holder)),
+        };
+        if at >= accounts.len() {
+            accounts.resize(at + 1, 0);
+        }
+        &mut accounts[at]
+    }
 }
 
 impl OwnershipTable {
@@ -93,13 +125,22 @@ impl OwnershipTable {
     /// A table for buffers `first..first + count`, none of them with an NF.
     #[must_use]
     pub fn new(first: BufferIndex, count: u32) -> Self {
-        Self { first, slots: vec![Slot::FREE; count as usize].into(), held_buffers: 0 }
+        let slots = vec![Slot::FREE; count as usize].into();
+        Self { first, slots, held_buffers: 0, accounts: Accounts::default() }
     }
 
     /// Buffers that NFs have.
     #[must_use]
     pub fn held_buffers(&self) -> usize {
         self.held_buffers
+    }
+
+    /// Buffers that an isolated NF has; of the trusted domain, that packets of this route take up in
+    /// it.
+    #[must_use]
+    #[inline]
+    pub fn held_by(&self, holder: Holder, route: RouteId) -> usize {
+        self.accounts.held(holder, route)
     }
 
     #[inline]
@@ -134,6 +175,7 @@ impl OwnershipTable {
             }
         }
         self.held_buffers += count;
+        *self.accounts.held_mut(holder, passage.route) += count;
     }
 
     /// The passage of the packet in `buffer`, if `holder` has it.
@@ -179,6 +221,9 @@ impl OwnershipTable {
             count += 1;
         }
         self.held_buffers -= count;
+        if count > 0 {
+            *self.accounts.held_mut(holder, passage.route) -= count;
+        }
         count
     }
 
@@ -195,9 +240,11 @@ impl OwnershipTable {
         let first = self.first;
         for (buffer, slot) in (first..).zip(&mut self.slots) {
             if slot.holder() == holder {
-                out.push((buffer, slot.passage()));
+                let passage = slot.passage();
+                out.push((buffer, passage));
                 *slot = Slot::FREE;
                 self.held_buffers -= 1;
+                *self.accounts.held_mut(holder, passage.route) -= 1;
             }
         }
     }

@@ -57,8 +57,8 @@ pub enum Order {
     CloseNf(NfNumber),
     /// Take what an NF returned, and forget it.
     RemoveNf(NfNumber),
-    /// Take back buffers that a dead NF of the trusted domain had.
-    Reclaim(Vec<BufferIndex>, Arc<DropCounters>),
+    /// Take back buffers that a dead NF of the trusted domain had, of the service in this slot.
+    Reclaim(Vec<BufferIndex>, u16, Arc<DropCounters>),
     /// Take back all buffers of the trusted domain.
     ReclaimDomain(Arc<DropCounters>),
     /// Lend an NF so many empty buffers, for packets of this chain.
@@ -290,8 +290,8 @@ impl Loop<'_> {
                 self.worker.remove_nf(nf);
                 Report::Done
             }
-            Order::Reclaim(buffers, drops) => {
-                self.worker.reclaim(&buffers, &drops);
+            Order::Reclaim(buffers, slot, drops) => {
+                self.worker.reclaim(&buffers, slot, &drops);
                 Report::Done
             }
             Order::ReclaimDomain(drops) => {

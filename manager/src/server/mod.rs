@@ -41,6 +41,8 @@ pub use socket::ControlSocket;
 const BUSY_LOOK_MS: u8 = 1;
 /// How long the first plan may take before clients are heard all the same.
 const BEGIN_LIMIT: Duration = Duration::from_secs(2);
+/// How often NFs that break rules are reported: they may do so millions of times a second.
+const VIOLATIONS_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest time between looks at what has no descriptor to wait for.
 const HOUSEKEEPING_MS: u8 = 100;
 
@@ -100,6 +102,8 @@ pub struct Server {
     started: Instant,
     drain_limit: Duration,
     shares: Shares,
+    /// When NFs that break rules are reported next.
+    next_violations: Option<Instant>,
     /// Somebody asked for the end.
     stopping: bool,
     /// The connections that asked: they get the final books.
@@ -154,6 +158,7 @@ impl Server {
             signals,
             started: Instant::now(),
             shares: Shares::default(),
+            next_violations: None,
             stopping: false,
             wait_for_end: Vec::new(),
             draining: false,
@@ -239,9 +244,10 @@ impl Server {
     /// One round: waits for something to happen, and sees to it.
     fn serve(&mut self) -> Result<(), ServerError> {
         let ready = self.wait()?;
-        for id in ready.connections {
-            self.read_from(id)?;
+        for (id, hung_up) in ready.connections {
+            self.read_from(id, hung_up)?;
         }
+        self.connections.bound_unfinished();
         for instance in ready.dead {
             self.end_nf(instance, "its process ended")?;
         }
@@ -255,6 +261,10 @@ impl Server {
         }
         self.supervise(Instant::now())?;
         self.share_cores(Instant::now())?;
+        if self.next_violations.is_none_or(|next| Instant::now() >= next) {
+            self.next_violations = Some(Instant::now() + VIOLATIONS_INTERVAL);
+            self.conductor.report_violations();
+        }
         self.deliver();
         self.sweep()?;
         match self.fabric.lost_worker() {
@@ -304,17 +314,22 @@ impl Server {
             self.supervisor.next_deadline().map(|at| at.saturating_duration_since(now).as_millis());
         let timeout_ms = until_supervisor
             .map_or(timeout_ms, |ms| timeout_ms.min(u8::try_from(ms).unwrap_or(u8::MAX)));
+        let with_more: Vec<_> = self.connections.with_more().map(|id| (id, false)).collect();
+        let timeout_ms = if with_more.is_empty() { timeout_ms } else { 0 };
         match poll(&mut fds, PollTimeout::from(timeout_ms)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(ServerError::Os { what: "poll", source: errno.into() }),
         }
         let is_ready = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
+        let hung_up = |fd: &PollFd<'_>| {
+            fd.revents().is_some_and(|seen| seen.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
+        };
         let (of_connections, of_processes) = fds[2..].split_at(connections.len());
         let ready = connections.iter().zip(of_connections).filter(|(_, fd)| is_ready(fd));
         let dead = pidfds.iter().zip(of_processes).filter(|(_, fd)| is_ready(fd));
         Ok(Ready {
             accept: is_ready(&fds[1]),
-            connections: ready.map(|((id, _, _), _)| *id).collect(),
+            connections: ready.map(|((id, ..), fd)| (*id, hung_up(fd))).chain(with_more).collect(),
             dead: dead.map(|(nf, _)| nf.0).collect(),
         })
     }
@@ -322,8 +337,15 @@ impl Server {
     /// Removes NFs that wrote impossible indices into their rings.
     fn end_broken(&mut self) -> Result<(), ServerError> {
         for nf in self.fabric.take_broken() {
-            let record = self.conductor.registry().by_number(nf);
-            if let Some(instance) = record.map(|record| record.instance) {
+            if let Some(nf) = self.conductor.registry().by_number(nf) {
+                let instance = nf.instance;
+                let (service, name) = (nf.service, &nf.name);
+                tracing::warn!(
+                    instance,
+                    service,
+                    name,
+                    "an NF wrote what cannot be into a ring: it is removed"
+                );
                 self.end_nf(instance, "it broke its ring")?;
             }
         }
@@ -335,6 +357,7 @@ impl Server {
         for (id, reply) in self.calls.gone(instance) {
             self.connections.send(id, &reply);
         }
+        self.conductor.report_violations();
         if let Some(nf) = self.conductor.remove(instance, &mut self.fabric)? {
             tracing::info!(instance, service = nf.service, name = nf.name, why, "NF removed");
             if self.supervisor.owner(nf.pid).is_none() {
@@ -378,7 +401,8 @@ impl Server {
 
 struct Ready {
     accept: bool,
-    connections: Vec<u64>,
+    /// Those with something to read, and whether their peers hung up.
+    connections: Vec<(u64, bool)>,
     dead: Vec<u32>,
 }
 

@@ -62,10 +62,24 @@ impl Worker {
         self.free_dropped();
     }
 
-    /// Takes back buffers that were with an NF of the trusted domain when it died.
-    pub fn reclaim(&mut self, buffers: &[BufferIndex], drops: &DropCounters) {
+    /// Limits the buffers of each isolated NF, and those of each route inside the trusted domain; as
+    /// many as the pool allows unless set.
+    pub fn set_credit_limit(&mut self, limit_pkts: usize) {
+        self.credit = Credit::new(self.pool.count() as usize, limit_pkts);
+    }
+
+    /// Takes back buffers that were with an NF of the trusted domain when it died, by the evidence it
+    /// left. That may be forged: packets that never come to its service, the one in `slot`, are not
+    /// touched.
+    pub fn reclaim(&mut self, buffers: &[BufferIndex], slot: u16, drops: &DropCounters) {
+        let plans = Plans { new: Arc::clone(&self.plan), old: self.old_plan.clone() };
         for &buffer in buffers {
-            if let Ok(passage) = self.owners.take_back(buffer, TRUSTED) {
+            let passage = self.owners.passage(buffer, TRUSTED).ok().filter(|passage| {
+                visits(plans.of(passage, self.epoch), passage, |service| service.slot == slot)
+            });
+            if let Some(passage) = passage
+                && self.owners.take_back(buffer, TRUSTED).is_ok()
+            {
                 self.fresh_pkts -= usize::from(passage.epoch == self.epoch);
                 self.counters.drop_at(drops, DropReason::NfGone, 1);
                 self.dropped.push(buffer);
