@@ -203,7 +203,8 @@ impl Fabric {
         let classifier = Classifier::new(config.manager.flow_cache, config.manager.track_flows);
         let mut worker = Worker::new(pool, ports, classifier, Arc::clone(&counters));
         if let Some(limit_pkts) = config.pool.credit_pkts {
-            worker.set_credit_limit(limit_pkts.div_ceil(u32::from(config.manager.workers)) as usize);
+            worker
+                .set_credit_limit(limit_pkts.div_ceil(u32::from(config.manager.workers)) as usize);
         }
         let (their_reports, reports) = crossbeam_channel::unbounded();
         let options = LoopOptions {

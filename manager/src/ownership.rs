@@ -9,7 +9,7 @@
 //! table; of one in the domain, by what it left in its rings (`nflib::shm`, `Remains`).
 #![forbid(unsafe_code)]
 
-use nflib::descriptor::{PortId, RouteId};
+use nflib::descriptor::{NO_PORT, PortId, RouteId};
 use nflib::shm::BufferIndex;
 
 /// Who holds a buffer: the number of an isolated NF, or [`TRUSTED`].
@@ -87,8 +87,9 @@ pub struct OwnershipTable {
     accounts: Accounts,
 }
 
-/// How many buffers each has: an isolated NF, or the packets of one route inside the trusted domain.
-/// Who of the domain has them the manager does not know, but whose traffic they are it does.
+/// How many buffers with packets of ports each has: an isolated NF, or one route inside the trusted
+/// domain. Who of the domain has them the manager does not know, but whose traffic they are it does.
+/// What was lent is counted and bounded elsewhere.
 #[derive(Debug, Default)]
 struct Accounts {
     isolated: Vec<usize>,
@@ -106,15 +107,32 @@ impl Accounts {
     }
 
     #[inline]
-    fn held_mut(&mut self, holder: Holder, route: RouteId) -> &mut usize {
+    fn add(&mut self, holder: Holder, passage: Passage, buffers: usize) {
+        if let Some(held) = self.held_mut(holder, passage) {
+            *held += buffers;
+        }
+    }
+
+    #[inline]
+    fn subtract(&mut self, holder: Holder, passage: Passage, buffers: usize) {
+        if let Some(held) = self.held_mut(holder, passage) {
+            *held -= buffers;
+        }
+    }
+
+    #[inline]
+    fn held_mut(&mut self, holder: Holder, passage: Passage) -> Option<&mut usize> {
+        if passage.ingress == NO_PORT {
+            return None;
+        }
         let (accounts, at) = match holder {
-            TRUSTED => (&mut self.routes, usize::from(route)),
+            TRUSTED => (&mut self.routes, usize::from(passage.route)),
             _ => (&mut self.isolated, usize::from(holder)),
         };
         if at >= accounts.len() {
             accounts.resize(at + 1, 0);
         }
-        &mut accounts[at]
+        accounts.get_mut(at)
     }
 }
 
@@ -136,7 +154,7 @@ impl OwnershipTable {
     }
 
     /// Buffers that an isolated NF has; of the trusted domain, that packets of this route take up in
-    /// it.
+    /// it. Without those that were lent.
     #[must_use]
     #[inline]
     pub fn held_by(&self, holder: Holder, route: RouteId) -> usize {
@@ -175,7 +193,7 @@ impl OwnershipTable {
             }
         }
         self.held_buffers += count;
-        *self.accounts.held_mut(holder, passage.route) += count;
+        self.accounts.add(holder, passage, count);
     }
 
     /// The passage of the packet in `buffer`, if `holder` has it.
@@ -222,7 +240,7 @@ impl OwnershipTable {
         }
         self.held_buffers -= count;
         if count > 0 {
-            *self.accounts.held_mut(holder, passage.route) -= count;
+            self.accounts.subtract(holder, passage, count);
         }
         count
     }
@@ -244,7 +262,7 @@ impl OwnershipTable {
                 out.push((buffer, passage));
                 *slot = Slot::FREE;
                 self.held_buffers -= 1;
-                *self.accounts.held_mut(holder, passage.route) -= 1;
+                self.accounts.subtract(holder, passage, 1);
             }
         }
     }
@@ -371,6 +389,10 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(table.held_buffers(), model.len());
+                for edge in 0..3 {
+                    let held = model.values().filter(|e| **e == edge).count();
+                    prop_assert_eq!(table.held_by(edge, HERE.route), held);
+                }
             }
         }
     }

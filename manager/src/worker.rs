@@ -366,7 +366,7 @@ impl Worker {
         if passage.visits == MAX_VISITS {
             return self.drop_at(packet.buffer, service.slot, DropReason::HopLimit);
         }
-        if self.credit.left(&self.owners, edge.holder, passage.route) == 0 {
+        if self.credit.left(&self.owners, edge.holder, passage) == 0 {
             return self.drop_at(packet.buffer, service.slot, DropReason::NoCredit);
         }
         // What NFs made circulates for as long as they like; it is no more than was lent.

@@ -196,7 +196,7 @@ impl Conductor {
             let Some((new, all)) = nf.new_violations() else { continue };
             let service = model.service(nf.service).map_or("", |service| service.name());
             let (instance, name) = (nf.instance, &nf.name);
-            tracing::warn!(instance, service, name, new, all, "an NF broke the rules of its rings");
+            tracing::warn!(instance, service, name, new, all, "an NF broke the rules");
         }
     }
 

@@ -127,7 +127,13 @@ pub struct PoolConfig {
 
 impl Default for PoolConfig {
     fn default() -> Self {
-        Self { buffers: 16_384, buffer_bytes: 2048, headroom_bytes: 256, hugepages: HugePages::Try, credit_pkts: None }
+        Self {
+            buffers: 16_384,
+            buffer_bytes: 2048,
+            headroom_bytes: 256,
+            hugepages: HugePages::Try,
+            credit_pkts: None,
+        }
     }
 }
 

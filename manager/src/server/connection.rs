@@ -8,7 +8,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use nflib::control::{
-    self, ControlError, ErrorCode, FrameReader, MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, Reply, Request,
+    self, ControlError, ErrorCode, FrameReader, MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, Reply,
+    Request,
 };
 use nix::errno::Errno;
 use nix::poll::PollFlags;
@@ -119,7 +120,10 @@ impl Connections {
     fn end_idlest(&mut self) {
         let clients = self.connections.iter().filter(|(_, c)| c.instance.is_none());
         if let Some((&id, _)) = clients.min_by_key(|(_, connection)| connection.heard) {
-            self.end_client(id, "too many connections: the one that was silent for longest is closed");
+            self.end_client(
+                id,
+                "too many connections: the one that was silent for longest is closed",
+            );
         }
     }
 
@@ -306,9 +310,6 @@ impl Connection {
 
     /// Answers nonsense, and ends.
     pub fn refuse(&mut self, error: &ControlError) {
-        if let Some(instance) = self.instance {
-            tracing::warn!(instance, %error, "an NF does not keep to the protocol: it is removed");
-        }
         self.send(&refusal(ErrorCode::BadRequest, error.to_string()), Vec::new());
         self.closing = true;
     }

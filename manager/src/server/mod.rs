@@ -322,7 +322,8 @@ impl Server {
         }
         let is_ready = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
         let hung_up = |fd: &PollFd<'_>| {
-            fd.revents().is_some_and(|seen| seen.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
+            fd.revents()
+                .is_some_and(|seen| seen.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
         };
         let (of_connections, of_processes) = fds[2..].split_at(connections.len());
         let ready = connections.iter().zip(of_connections).filter(|(_, fd)| is_ready(fd));
@@ -337,19 +338,22 @@ impl Server {
     /// Removes NFs that wrote impossible indices into their rings.
     fn end_broken(&mut self) -> Result<(), ServerError> {
         for nf in self.fabric.take_broken() {
-            if let Some(nf) = self.conductor.registry().by_number(nf) {
-                let instance = nf.instance;
-                let (service, name) = (nf.service, &nf.name);
-                tracing::warn!(
-                    instance,
-                    service,
-                    name,
-                    "an NF wrote what cannot be into a ring: it is removed"
-                );
-                self.end_nf(instance, "it broke its ring")?;
+            let instance = self.conductor.registry().by_number(nf).map(|record| record.instance);
+            if let Some(instance) = instance {
+                self.end_liar(instance, "it broke its ring")?;
             }
         }
         Ok(())
+    }
+
+    /// Ends an NF that did what no NF does that keeps the rules.
+    fn end_liar(&mut self, instance: u32, why: &str) -> Result<(), ServerError> {
+        if let Some(nf) = self.conductor.registry().get(instance) {
+            let service = self.conductor.model().service(nf.service);
+            let (service, name) = (service.map_or("", |service| service.name()), &nf.name);
+            tracing::warn!(instance, service, name, why, "an NF broke the rules and is removed");
+        }
+        self.end_nf(instance, why)
     }
 
     fn end_nf(&mut self, instance: u32, why: &str) -> Result<(), ServerError> {

@@ -56,6 +56,10 @@ impl Server {
                 Ok(None) => break,
                 Err(error) => {
                     connection.refuse(&error);
+                    if let Some(instance) = connection.instance {
+                        let why = format!("it does not keep to the protocol: {error}");
+                        self.end_liar(instance, &why)?;
+                    }
                     break;
                 }
             }

@@ -12,9 +12,9 @@
 //! else. `pool.credit_pkts` is a bound besides.
 #![forbid(unsafe_code)]
 
-use nflib::descriptor::RouteId;
+use nflib::descriptor::NO_PORT;
 
-use crate::ownership::{Holder, OwnershipTable, TRUSTED};
+use crate::ownership::{Holder, OwnershipTable, Passage, TRUSTED};
 
 /// Buffers that packets of one route may take up in the trusted domain, for each that no NF has.
 const ROUTE_SHARE: usize = 7;
@@ -34,19 +34,24 @@ impl Credit {
         Self { buffers, limit_pkts }
     }
 
-    /// How many more buffers this holder may have, for packets of one route.
+    /// How many more buffers this holder may have, for packets in this passage. What NFs made is no
+    /// more than was lent, and not limited here.
     #[inline]
-    pub(super) fn left(self, owners: &OwnershipTable, holder: Holder, route: RouteId) -> usize {
+    pub(super) fn left(self, owners: &OwnershipTable, holder: Holder, passage: Passage) -> usize {
+        if passage.ingress == NO_PORT {
+            return usize::MAX;
+        }
         let share = if holder == TRUSTED { ROUTE_SHARE } else { 1 };
         let most = (share * (self.buffers - owners.held_buffers())).min(self.limit_pkts);
-        most.saturating_sub(owners.held_by(holder, route))
+        most.saturating_sub(owners.held_by(holder, passage.route))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use nflib::descriptor::RouteId;
+
     use super::*;
-    use crate::ownership::Passage;
 
     /// Whoever asks takes all that it may, in turn, until nobody may have more; returns what each
     /// has, and what is free.
@@ -56,10 +61,10 @@ mod tests {
         let mut free = 0..pool;
         for _ in 0..pool {
             for &(holder, route) in holders {
-                if credit.left(&owners, holder, route) > 0
+                let passage = Passage { route, hop: 0, ingress: 0, visits: 0, epoch: 0 };
+                if credit.left(&owners, holder, passage) > 0
                     && let Some(buffer) = free.next()
                 {
-                    let passage = Passage { route, hop: 0, ingress: 0, visits: 0, epoch: 0 };
                     owners.give(buffer, holder, passage);
                 }
             }

@@ -125,7 +125,7 @@ impl Worker {
                 let Some(edge) = self.nfs[usize::from(nf)].as_mut() else {
                     unreachable!("a way leads to an NF that is there")
                 };
-                let left = self.credit.left(&self.owners, edge.holder, passage.route);
+                let left = self.credit.left(&self.owners, edge.holder, passage);
                 let (packets, refused) = packets.split_at(left.min(packets.len()));
                 if !refused.is_empty() {
                     let pkts = refused.len() as u64;
