@@ -1,10 +1,12 @@
 //! Descriptors that come back from the intruder: each lie is counted or dropped under its name.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use nflib::descriptor::{ActionCode, Delivery, Returned};
 
 use super::intruder::{Intruder, next};
+use super::running::until;
 use super::stage::{Place, Stage, set};
 
 /// How long each attack goes on.
@@ -119,10 +121,29 @@ attacks! {
     a_full_neighbour_that_does_not_exist: is_dropped("nf_ring_full", |_, packet| {
         vec![Returned { action: ActionCode::Refused as u8, target: u16::MAX, ..next(packet) }]
     });
-    packets_to_itself_for_ever: is_dropped("hop_limit", |nf, packet| {
-        let target = nf.terms.service;
-        vec![Returned { action: ActionCode::ToService as u8, target, ..next(packet) }]
-    });
+}
+
+#[test]
+fn packets_to_itself_for_ever() {
+    for place in [Place::Isolated, Place::Trusted] {
+        let Some((stage, mut intruder)) = set(place) else { return };
+        // A few go round and round, lest they fill the ring before one of them is old enough.
+        let mut going_round = HashSet::new();
+        until("they are taken out", || {
+            let packets = intruder.take();
+            let returned = packets.iter().map(|packet| {
+                let round = going_round.contains(&packet.buffer)
+                    || (going_round.len() < 32 && going_round.insert(packet.buffer));
+                let (action, target) = (ActionCode::ToService as u8, intruder.terms.service);
+                if round { Returned { action, target, ..next(packet) } } else { next(packet) }
+            });
+            let returned: Vec<_> = returned.collect();
+            intruder.give(&returned);
+            let drops = stage.manager.status().drops;
+            drops.iter().any(|drop| drop.reason == "hop_limit" && drop.pkts >= 10).then_some(())
+        });
+        stage.end(intruder);
+    }
 }
 
 #[test]

@@ -11,12 +11,14 @@ use nflib::control::{Request, ServiceRef, Target};
 use nflib::descriptor::{Delivery, Returned};
 
 use super::intruder::{HEAD, Intruder, SETTLED, SLOTS, TAIL, TAKEN, next};
-use super::stage::{Place, Stage, set};
+use super::stage::{Place, set};
 
 /// Mutations in an ordinary run of the tests.
 const MUTATIONS: u64 = 300_000;
 /// Mutations between two looks at packets and messages.
 const BATCH: u64 = 256;
+/// Batches after which an intruder goes that has not broken its rings.
+const BATCHES_A_LIFE: u64 = 300;
 /// Of so many mutations one is of an index that ends the intruder.
 const FATAL_ONE_IN: u32 = 40_000;
 
@@ -45,22 +47,27 @@ fn run(place: Place) {
     let Some((stage, mut intruder)) = set(place) else { return };
     let (seed, mutations) = (number("MILLRACE_SEED", 1), number("MILLRACE_MUTATIONS", MUTATIONS));
     let (mut random, began) = (Rng::with_seed(seed), Instant::now());
-    let (mut done, mut intruders) = (0, 1);
+    let (mut done, mut intruders, mut writes_packets, mut batches) = (0, 1, false, 0);
     while done < mutations {
         let packets = intruder.take();
         for _ in 0..BATCH {
-            mutate(&mut random, &mut intruder, &packets);
+            if writes_packets {
+                mutate_what_is_its_own(&mut random, &intruder, &packets);
+            } else {
+                mutate(&mut random, &mut intruder);
+            }
         }
-        done += BATCH;
+        (done, batches) = (done + BATCH, batches + 1);
         let returned: Vec<Returned> = packets.iter().map(next).collect();
         intruder.give(&returned);
         if random.u32(..64) == 0 {
             talk(&mut random, &intruder);
         }
-        if intruder.is_out {
-            intruders += 1;
+        if intruder.is_out || batches == BATCHES_A_LIFE {
+            // Who lies about which packets are its own cannot write into its own only: another one.
+            (intruders, batches, writes_packets) = (intruders + 1, 0, !writes_packets);
             drop(intruder);
-            intruder = another(&stage);
+            intruder = Intruder::attach(&stage.manager);
         }
         if done.is_multiple_of(1024 * BATCH) {
             stage.assert_bystander_well();
@@ -70,49 +77,25 @@ fn run(place: Place) {
     println!("{place:?}: {done} mutations by {intruders} intruders in {seconds} s, seed {seed}");
     drop(intruder);
     stage.assert_bystander_well();
-    let mut honest = another(&stage);
+    let mut honest = Intruder::attach(&stage.manager);
     stage.wait_until_all_run(&mut honest);
     stage.end_with_domain(honest);
 }
 
-fn another(stage: &Stage) -> Intruder {
-    Intruder::attach(&stage.manager)
-}
-
-/// One mutation.
-fn mutate(random: &mut Rng, intruder: &mut Intruder, packets: &[Delivery]) {
+/// One mutation of anything but packets.
+fn mutate(random: &mut Rng, intruder: &mut Intruder) {
     if random.u32(..FATAL_ONE_IN) == 0 {
         let (towards_nf, word) = (random.bool(), [TAIL, HEAD][random.usize(..2)]);
         return intruder.words.store(intruder.word_at(towards_nf, word), random.u32(..));
     }
     match random.u32(..100) {
-        0..30 => {
+        0..40 => {
             let slot = random.usize(..intruder.terms.channel.ring_capacity as usize);
             let word = SLOTS + 16 * slot + 4 * random.usize(..4);
             let value = plausible(random, intruder);
             intruder.words.store(intruder.word_at(random.bool(), word), value);
         }
-        30..40 => {
-            let word = [SETTLED, TAKEN][random.usize(..2)];
-            intruder.words.store(intruder.word_at(random.bool(), word), random.u32(..));
-        }
-        // Everything before the rings: header, counters, hold map.
-        40..60 => {
-            let end = intruder.word_at(true, 0);
-            intruder.words.store(random.usize(..end - 3), random.u32(..));
-        }
-        60..70 => {
-            let at = random.usize(..intruder.bells.len_bytes() - 3);
-            let value = if random.bool() { random.u32(..4) } else { random.u32(..) };
-            intruder.bells.store(at, value);
-        }
-        70..80 => {
-            let Some(packet) = random.choice(packets) else { return };
-            let stride = intruder.terms.region.stride_bytes as usize;
-            let at = packet.buffer as usize * stride + random.usize(..stride - 3);
-            intruder.region.store(at, random.u32(..));
-        }
-        80..85 => {
+        40..45 => {
             let forged = Returned {
                 buffer: plausible(random, intruder),
                 offset_bytes: random.u16(..),
@@ -124,7 +107,34 @@ fn mutate(random: &mut Rng, intruder: &mut Intruder, packets: &[Delivery]) {
             };
             intruder.give_once(&[forged]);
         }
-        _ => mutate_edge(random, intruder),
+        45..60 => mutate_edge(random, intruder),
+        _ => mutate_what_is_its_own(random, intruder, &[]),
+    }
+}
+
+/// One mutation of a word that no descriptor depends on, or of a packet that it has.
+fn mutate_what_is_its_own(random: &mut Rng, intruder: &Intruder, packets: &[Delivery]) {
+    match random.u32(..100) {
+        0..25 => {
+            let word = [SETTLED, TAKEN][random.usize(..2)];
+            intruder.words.store(intruder.word_at(random.bool(), word), random.u32(..));
+        }
+        25..50 => {
+            let at = random.usize(..intruder.bells.len_bytes() - 3);
+            let value = if random.bool() { random.u32(..4) } else { random.u32(..) };
+            intruder.bells.store(at, value);
+        }
+        50..75 if !packets.is_empty() => {
+            let packet = &packets[random.usize(..packets.len())];
+            let stride = intruder.terms.region.stride_bytes as usize;
+            let at = packet.buffer as usize * stride + random.usize(..stride - 3);
+            intruder.region.store(at, random.u32(..));
+        }
+        // Everything before the rings: header, counters, hold map.
+        _ => {
+            let end = intruder.word_at(true, 0);
+            intruder.words.store(random.usize(..end - 3), random.u32(..));
+        }
     }
 }
 

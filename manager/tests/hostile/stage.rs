@@ -198,6 +198,12 @@ impl Stage {
     #[track_caller]
     pub fn end_with_domain(self, intruder: Intruder) -> String {
         drop(intruder);
+        self.end_domain()
+    }
+
+    /// The same, when the intruder is gone already.
+    #[track_caller]
+    pub fn end_domain(self) -> String {
         self.assert_bystander_well();
         self.bypass();
         for service in ["good", "victim"] {

@@ -219,7 +219,6 @@ fn introductions_that_are_nonsense() {
             AttachRequest { service: ServiceRef::Id(u16::MAX), ..honest() },
             AttachRequest { loan_pkts: u32::MAX, ..honest() },
             AttachRequest { jumps_to: vec![ServiceRef::Id(1); 100_000], ..honest() },
-            AttachRequest { core: Some(u32::MAX), ..honest() },
         ] {
             let stranger = stage.manager.connect();
             control::send(&stranger, &Request::Attach(request.clone()), &[]).unwrap();
