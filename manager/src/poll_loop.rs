@@ -101,6 +101,10 @@ pub struct Snapshot {
     pub exhausted: Vec<PortId>,
     /// Packets and bytes that entered each chain, by chain id.
     pub chains: Vec<(u64, u64)>,
+    /// Packets of each chain in the trusted domain, by chain id.
+    pub held_by_chain: Vec<u64>,
+    /// Packets that an isolated NF may have, and those of a chain in the trusted domain.
+    pub credits: (u64, u64),
 }
 
 impl Snapshot {
@@ -128,6 +132,13 @@ impl std::ops::AddAssign<&Snapshot> for Snapshot {
         for (sum, add) in self.chains.iter_mut().zip(&other.chains) {
             *sum = (sum.0 + add.0, sum.1 + add.1);
         }
+        if self.held_by_chain.len() < other.held_by_chain.len() {
+            self.held_by_chain.resize(other.held_by_chain.len(), 0);
+        }
+        for (sum, add) in self.held_by_chain.iter_mut().zip(&other.held_by_chain) {
+            *sum += add;
+        }
+        self.credits = (self.credits.0 + other.credits.0, self.credits.1 + other.credits.1);
     }
 }
 
@@ -451,6 +462,8 @@ fn snapshot(worker: &Worker) -> Snapshot {
         buffers_at_nfs: worker.held_by_nfs() as u64,
         buffers_free: worker.pool().free_buffers() as u64,
         chains: worker.chain_counts().to_vec(),
+        held_by_chain: worker.held_by_chain(),
+        credits: worker.credits(),
         ..Snapshot::default()
     };
     for (port, number) in worker.ports().iter().zip(0..) {

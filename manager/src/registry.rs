@@ -133,6 +133,7 @@ impl NfRecord {
             core: self.core,
             direct_to: Vec::new(),
             flow_share: 0.0,
+            credit_pkts: None,
             cost_ns: 0.0,
             name: self.name.clone(),
             pid: self.pid,

@@ -41,9 +41,14 @@ impl Credit {
         if passage.ingress == NO_PORT {
             return usize::MAX;
         }
+        self.most(owners, holder).saturating_sub(owners.held_by(holder, passage.route))
+    }
+
+    /// How many this holder may have as things are.
+    #[inline]
+    pub(super) fn most(self, owners: &OwnershipTable, holder: Holder) -> usize {
         let share = if holder == TRUSTED { ROUTE_SHARE } else { 1 };
-        let most = (share * (self.buffers - owners.held_buffers())).min(self.limit_pkts);
-        most.saturating_sub(owners.held_by(holder, passage.route))
+        (share * (self.buffers - owners.held_buffers())).min(self.limit_pkts)
     }
 }
 

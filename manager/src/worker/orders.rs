@@ -134,6 +134,29 @@ impl Worker {
         self.owners.held_buffers()
     }
 
+    /// Packets of each chain that the trusted domain has, by chain id; without those that NFs made.
+    #[must_use]
+    pub fn held_by_chain(&self) -> Vec<u64> {
+        let mut held = Vec::new();
+        for route in self.plan.routes() {
+            let at = usize::from(route.chain);
+            if held.len() <= at {
+                held.resize(at + 1, 0);
+            }
+            held[at] += self.owners.held_by(TRUSTED, route.id) as u64;
+        }
+        held
+    }
+
+    /// Packets that an isolated NF may have now, and that those of a chain may be in the trusted
+    /// domain.
+    #[must_use]
+    pub fn credits(&self) -> (u64, u64) {
+        let most = |holder| self.credit.most(&self.owners, holder) as u64;
+        // Any number that is not the domain's is an isolated NF's.
+        (most(0), most(TRUSTED))
+    }
+
     /// Packets and bytes that entered each chain, by chain id.
     #[must_use]
     pub fn chain_counts(&self) -> &[(u64, u64)] {

@@ -20,6 +20,13 @@ fn hoard(stage: &Stage, intruder: &mut Intruder) -> u64 {
     let status = stage.manager.status();
     let service = status.services.iter().find(|service| service.name == "evil").unwrap();
     assert!(service.drops["no_credit"] > 500, "at its place: {:?}", status.drops);
+    // What it has and may have is shown: of itself, or of its chain.
+    let nf = status.nfs.iter().find(|nf| nf.instance == intruder.instance()).unwrap();
+    let chain = status.chains.iter().find(|chain| chain.spec.name == "default").unwrap();
+    let (held, credit) = nf
+        .credit_pkts
+        .map_or((chain.held_pkts, chain.credit_pkts), |credit| (nf.held_pkts, credit));
+    assert!(held + 256 >= credit && held > 500, "{held} of {credit}");
     status.pool.at_nfs
 }
 

@@ -14,7 +14,7 @@ use super::intruder::{HEAD, Intruder, SETTLED, SLOTS, TAIL, TAKEN, next};
 use super::stage::{Place, set};
 
 /// Mutations in an ordinary run of the tests.
-const MUTATIONS: u64 = 300_000;
+const MUTATIONS: u64 = 1_000_000;
 /// Mutations between two looks at packets and messages.
 const BATCH: u64 = 256;
 /// Batches after which an intruder goes that has not broken its rings.
