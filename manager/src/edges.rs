@@ -199,10 +199,13 @@ impl Edges {
     }
 
     /// Forgets edges with which both ends are done and in which nothing is left. To be called when
-    /// what was pushed towards the dead has been taken out.
-    pub fn forget_closed(&mut self) {
+    /// what was pushed towards the dead has been taken out: such an edge is done with, whatever its
+    /// indices say, for one who was removed may live and write there for ever.
+    pub fn forget_closed(&mut self, is_gone: impl Fn(NfNumber) -> bool) {
         let done = EdgeState::Closing { from: false, to: Taker::Done };
-        self.edges.retain(|_, edge| edge.state != done || !edge.ring.remains().is_empty());
+        self.edges.retain(|&(_, to), edge| {
+            edge.state != done || !(is_gone(to) || edge.ring.remains().is_empty())
+        });
     }
 
     /// True while an NF is an end of some edge: its number must not be given to another.

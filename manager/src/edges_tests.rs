@@ -99,13 +99,13 @@ fn an_edge_from_an_nf_to_itself_is_closed_by_its_two_ends_in_turn() {
     assert_eq!(push.push_burst(&[delivery(7)]), Ok(1));
     assert_eq!(edges.close((1, 1), true, true), Tell { from: true, to: false });
     assert_eq!(edges.synced(1), [(1, 1)], "it pushes no more, and is told that nothing comes");
-    edges.forget_closed();
+    edges.forget_closed(|_| false);
     assert!(edges.involve(1), "it has not said yet that it is done");
     assert!(edges.synced(1).is_empty());
-    edges.forget_closed();
+    edges.forget_closed(|_| false);
     assert!(edges.involve(1), "something is in it yet");
     assert_eq!(take.pop_burst(&mut [Delivery::default(); 4]), Ok(1));
-    edges.forget_closed();
+    edges.forget_closed(|_| false);
     assert!(edges.is_empty());
     // It dies with a packet in it, before and after it was told.
     for told in [false, true] {
@@ -117,7 +117,7 @@ fn an_edge_from_an_nf_to_itself_is_closed_by_its_two_ends_in_turn() {
         let channel = Channel::create(GEOMETRY).unwrap();
         assert_eq!(edges.remains_of(1, &channel), [7]);
         assert_eq!(edges.close((1, 1), false, false), Tell::default());
-        edges.forget_closed();
+        edges.forget_closed(|_| false);
         assert!(edges.is_empty());
     }
 }
@@ -140,16 +140,16 @@ fn an_edge_is_closed_by_its_pusher_first_and_forgotten_when_it_is_empty() {
     assert!(edges.surplus(&BTreeSet::new()) == [(2, 3)] && edges.out_of(1).next().is_none());
     assert_eq!(edges.close((1, 2), true, true), Tell::default(), "told once");
     assert!(edges.synced(2).is_empty(), "the taker was not asked yet");
-    edges.forget_closed();
+    edges.forget_closed(|_| false);
     // The pusher's last packet, before its word.
     assert_eq!(push.push_burst(&[delivery(7)]), Ok(1));
     assert_eq!(edges.synced(1), [(1, 2)], "now the taker");
     assert!(edges.synced(1).is_empty());
     assert!(edges.synced(2).is_empty());
-    edges.forget_closed();
+    edges.forget_closed(|_| false);
     assert_eq!(edges.len(), 2, "something is in it yet");
     assert_eq!(take.pop_burst(&mut [Delivery::default(); 4]), Ok(1));
-    edges.forget_closed();
+    edges.forget_closed(|_| false);
     assert_eq!((edges.of(1), edges.of(2)), (vec![], vec![(2, 3)]));
     assert!(!edges.involve(1) && edges.involve(3));
 }
@@ -161,13 +161,13 @@ fn an_end_that_is_gone_need_not_say_anything() {
         edges.open((1, 2), 8).unwrap();
         let tell = edges.close((1, 2), from_there, to_there);
         assert_eq!(tell, Tell { from: from_there, to: to_there });
-        edges.forget_closed();
+        edges.forget_closed(|_| false);
         assert_eq!(edges.is_empty(), !from_there && !to_there);
         if from_there {
             assert!(edges.synced(1).is_empty(), "there is nobody to tell");
         }
         edges.synced(2);
-        edges.forget_closed();
+        edges.forget_closed(|_| false);
         assert!(edges.is_empty());
     }
     // The pusher dies while it is waited for.
@@ -175,7 +175,7 @@ fn an_end_that_is_gone_need_not_say_anything() {
     edges.close((1, 2), true, true);
     assert_eq!(edges.close((1, 2), false, true), Tell { from: false, to: true });
     edges.synced(2);
-    edges.forget_closed();
+    edges.forget_closed(|_| false);
     assert!(edges.is_empty());
 }
 

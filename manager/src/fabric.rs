@@ -203,7 +203,11 @@ impl Fabric {
         let core = config.manager.cores.get(usize::from(number)).copied();
         let counters = Arc::new(WorkerCounters::default());
         let classifier = Classifier::new(config.manager.flow_cache, config.manager.track_flows);
-        let worker = Worker::new(pool, ports, classifier, Arc::clone(&counters));
+        let mut worker = Worker::new(pool, ports, classifier, Arc::clone(&counters));
+        if let Some(limit_pkts) = config.pool.credit_pkts {
+            worker
+                .set_credit_limit(limit_pkts.div_ceil(u32::from(config.manager.workers)) as usize);
+        }
         let (their_reports, reports) = crossbeam_channel::unbounded();
         let options = LoopOptions {
             number,
@@ -347,7 +351,8 @@ impl Fabric {
         Ok(())
     }
 
-    /// Takes back buffers that a dead NF of the trusted domain had, each at its worker.
+    /// Takes back buffers that a dead NF of the trusted domain had, of the service in `slot`, each at
+    /// its worker.
     ///
     /// # Errors
     /// [`FabricError::WorkerLost`].
@@ -358,7 +363,7 @@ impl Fabric {
                 buffers.iter().copied().filter(|b| (b / share) as usize == number).collect();
             if !own.is_empty() {
                 let drops = Self::service_drops(worker, slot);
-                worker.order(Order::Reclaim(own, drops), &mut self.inbox)?;
+                worker.order(Order::Reclaim(own, slot, drops), &mut self.inbox)?;
             }
         }
         Ok(())

@@ -9,7 +9,7 @@
 //! table; of one in the domain, by what it left in its rings (`nflib::shm`, `Remains`).
 #![forbid(unsafe_code)]
 
-use nflib::descriptor::{PortId, RouteId};
+use nflib::descriptor::{NO_PORT, PortId, RouteId};
 use nflib::shm::BufferIndex;
 
 /// Who holds a buffer: the number of an isolated NF, or [`TRUSTED`].
@@ -84,6 +84,56 @@ pub struct OwnershipTable {
     first: BufferIndex,
     slots: Box<[Slot]>,
     held_buffers: usize,
+    accounts: Accounts,
+}
+
+/// How many buffers with packets of ports each has: an isolated NF, or one route inside the trusted
+/// domain. Who of the domain has them the manager does not know, but whose traffic they are it does.
+/// What was lent is counted and bounded elsewhere.
+#[derive(Debug, Default)]
+struct Accounts {
+    isolated: Vec<usize>,
+    routes: Vec<usize>,
+}
+
+impl Accounts {
+    #[inline]
+    fn held(&self, holder: Holder, route: RouteId) -> usize {
+        let (accounts, at) = match holder {
+            TRUSTED => (&self.routes, route),
+            _ => (&self.isolated, holder),
+        };
+        accounts.get(usize::from(at)).copied().unwrap_or(0)
+    }
+
+    #[inline]
+    fn add(&mut self, holder: Holder, passage: Passage, buffers: usize) {
+        if let Some(held) = self.held_mut(holder, passage) {
+            *held += buffers;
+        }
+    }
+
+    #[inline]
+    fn subtract(&mut self, holder: Holder, passage: Passage, buffers: usize) {
+        if let Some(held) = self.held_mut(holder, passage) {
+            *held -= buffers;
+        }
+    }
+
+    #[inline]
+    fn held_mut(&mut self, holder: Holder, passage: Passage) -> Option<&mut usize> {
+        if passage.ingress == NO_PORT {
+            return None;
+        }
+        let (accounts, at) = match holder {
+            TRUSTED => (&mut self.routes, usize::from(passage.route)),
+            _ => (&mut self.isolated, usize::from(holder)),
+        };
+        if at >= accounts.len() {
+            accounts.resize(at + 1, 0);
+        }
+        accounts.get_mut(at)
+    }
 }
 
 impl OwnershipTable {
@@ -93,13 +143,22 @@ impl OwnershipTable {
     /// A table for buffers `first..first + count`, none of them with an NF.
     #[must_use]
     pub fn new(first: BufferIndex, count: u32) -> Self {
-        Self { first, slots: vec![Slot::FREE; count as usize].into(), held_buffers: 0 }
+        let slots = vec![Slot::FREE; count as usize].into();
+        Self { first, slots, held_buffers: 0, accounts: Accounts::default() }
     }
 
     /// Buffers that NFs have.
     #[must_use]
     pub fn held_buffers(&self) -> usize {
         self.held_buffers
+    }
+
+    /// Buffers that an isolated NF has; of the trusted domain, that packets of this route take up in
+    /// it. Without those that were lent.
+    #[must_use]
+    #[inline]
+    pub fn held_by(&self, holder: Holder, route: RouteId) -> usize {
+        self.accounts.held(holder, route)
     }
 
     #[inline]
@@ -134,6 +193,7 @@ impl OwnershipTable {
             }
         }
         self.held_buffers += count;
+        self.accounts.add(holder, passage, count);
     }
 
     /// The passage of the packet in `buffer`, if `holder` has it.
@@ -179,6 +239,9 @@ impl OwnershipTable {
             count += 1;
         }
         self.held_buffers -= count;
+        if count > 0 {
+            self.accounts.subtract(holder, passage, count);
+        }
         count
     }
 
@@ -201,9 +264,11 @@ impl OwnershipTable {
         let first = self.first;
         for (buffer, slot) in (first..).zip(&mut self.slots) {
             if slot.holder() == holder {
-                out.push((buffer, slot.passage()));
+                let passage = slot.passage();
+                out.push((buffer, passage));
                 *slot = Slot::FREE;
                 self.held_buffers -= 1;
+                self.accounts.subtract(holder, passage, 1);
             }
         }
     }
@@ -330,6 +395,10 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(table.held_buffers(), model.len());
+                for edge in 0..3 {
+                    let held = model.values().filter(|e| **e == edge).count();
+                    prop_assert_eq!(table.held_by(edge, HERE.route), held);
+                }
             }
         }
     }

@@ -58,8 +58,8 @@ pub enum Order {
     CloseNf(NfNumber),
     /// Take what an NF returned, and forget it.
     RemoveNf(NfNumber),
-    /// Take back buffers that a dead NF of the trusted domain had.
-    Reclaim(Vec<BufferIndex>, Arc<DropCounters>),
+    /// Take back buffers that a dead NF of the trusted domain had, of the service in this slot.
+    Reclaim(Vec<BufferIndex>, u16, Arc<DropCounters>),
     /// Take back all buffers of the trusted domain.
     ReclaimDomain(Arc<DropCounters>),
     /// Lend an NF so many empty buffers, for packets of this chain.
@@ -110,6 +110,10 @@ pub struct Snapshot {
     pub exhausted: Vec<PortId>,
     /// Packets and bytes that entered each chain, by chain id.
     pub chains: Vec<(u64, u64)>,
+    /// Packets of each chain in the trusted domain, by chain id.
+    pub held_by_chain: Vec<u64>,
+    /// Packets that an isolated NF may have, and those of a chain in the trusted domain.
+    pub credits: (u64, u64),
 }
 
 impl Snapshot {
@@ -152,6 +156,13 @@ impl std::ops::AddAssign<&Snapshot> for Snapshot {
         for (sum, add) in self.chains.iter_mut().zip(&other.chains) {
             *sum = (sum.0 + add.0, sum.1 + add.1);
         }
+        if self.held_by_chain.len() < other.held_by_chain.len() {
+            self.held_by_chain.resize(other.held_by_chain.len(), 0);
+        }
+        for (sum, add) in self.held_by_chain.iter_mut().zip(&other.held_by_chain) {
+            *sum += add;
+        }
+        self.credits = (self.credits.0 + other.credits.0, self.credits.1 + other.credits.1);
     }
 }
 
@@ -321,8 +332,8 @@ impl Loop<'_> {
                 self.worker.remove_nf(nf);
                 Report::Done
             }
-            Order::Reclaim(buffers, drops) => {
-                self.worker.reclaim(&buffers, &drops);
+            Order::Reclaim(buffers, slot, drops) => {
+                self.worker.reclaim(&buffers, slot, &drops);
                 Report::Done
             }
             Order::ReclaimDomain(drops) => {
@@ -502,6 +513,8 @@ fn snapshot(worker: &Worker) -> Snapshot {
         ports_untold: worker.held_by_ports().is_none(),
         buffers_total: u64::from(worker.pool().count()),
         chains: worker.chain_counts().to_vec(),
+        held_by_chain: worker.held_by_chain(),
+        credits: worker.credits(),
         ..Snapshot::default()
     };
     for (port, number) in worker.ports().iter().zip(0..) {

@@ -105,11 +105,20 @@ pub struct NfRecord {
     /// By worker.
     pub counters: Vec<Arc<NfCounters>>,
     since: Instant,
+    /// Violations that were reported.
+    told_violations: u64,
 }
 
 impl NfRecord {
     fn sum(&self, of: impl Fn(&NfCounters) -> &Counter) -> u64 {
         self.counters.iter().map(|counters| of(counters).get()).sum()
+    }
+
+    /// Violations since the last call, and all of them; `None` when there are no new ones.
+    pub fn new_violations(&mut self) -> Option<(u64, u64)> {
+        let all = self.sum(|c| &c.violations);
+        let new = all - std::mem::replace(&mut self.told_violations, all);
+        (new > 0).then_some((new, all))
     }
 
     /// The NF as the status shows it. What it got and gave it counts itself, since neighbours hand it
@@ -129,6 +138,7 @@ impl NfRecord {
             core: self.core,
             direct_to: Vec::new(),
             flow_share: 0.0,
+            credit_pkts: None,
             cost_ns: 0.0,
             name: self.name.clone(),
             pid: self.pid,
@@ -298,6 +308,7 @@ impl Registry {
             sync_answered: 0,
             counters: (0..workers).map(|_| Arc::default()).collect(),
             since: Instant::now(),
+            told_violations: 0,
         };
         self.by_number[usize::from(nf)] = Some(self.last_instance);
         Ok(self.nfs.entry(self.last_instance).or_insert(record))

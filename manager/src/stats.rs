@@ -84,6 +84,8 @@ drop_reasons! {
     ChainEnd = "chain_end",
     /// The ring to the next NF was full.
     NfRingFull = "nf_ring_full",
+    /// The chain's next service, or the packet's route, has as many buffers as it may.
+    NoCredit = "no_credit",
     /// The chain's next service has no NF attached.
     NoInstance = "no_instance",
     /// The packet was to wait for an NF, and as many wait as may.

@@ -46,7 +46,7 @@ pub fn take(
         uptime_s: started.elapsed().as_secs_f64(),
         at_ns: now_ns(),
         ports,
-        nfs: nfs(conductor),
+        nfs: nfs(&books, conductor),
         services: services(fabric, conductor),
         chains: chains(&books, conductor),
         rules,
@@ -143,7 +143,7 @@ fn by_reason<'a>(counters: impl Iterator<Item = &'a DropCounters>) -> BTreeMap<S
     sum
 }
 
-fn nfs(conductor: &Conductor) -> Vec<NfStatus> {
+fn nfs(books: &Snapshot, conductor: &Conductor) -> Vec<NfStatus> {
     let registry = conductor.registry();
     let status = |record: &crate::registry::NfRecord| {
         let service = conductor.model().service(record.service);
@@ -151,6 +151,7 @@ fn nfs(conductor: &Conductor) -> Vec<NfStatus> {
         NfStatus {
             direct_to: neighbours.filter_map(|nf| Some(registry.by_number(nf)?.instance)).collect(),
             flow_share: conductor.flow_share(record),
+            credit_pkts: record.isolated.then_some(books.credits.0),
             ..record.status(service.map_or("", |service| service.name()))
         }
     };
@@ -237,7 +238,15 @@ fn chains(books: &Snapshot, conductor: &Conductor) -> Vec<ChainStatus> {
     };
     let status = |chain: &crate::model::Chain| {
         let (pkts, bytes) = books.chains.get(usize::from(chain.id)).copied().unwrap_or_default();
-        ChainStatus { id: chain.id, spec: chain.spec.clone(), pkts, bytes, missing: missing(chain) }
+        ChainStatus {
+            id: chain.id,
+            spec: chain.spec.clone(),
+            pkts,
+            bytes,
+            missing: missing(chain),
+            held_pkts: books.held_by_chain.get(usize::from(chain.id)).copied().unwrap_or(0),
+            credit_pkts: books.credits.1,
+        }
     };
     conductor.model().chains().map(|chain| status(chain)).collect()
 }

@@ -15,6 +15,7 @@
 
 mod census;
 mod changes;
+mod credit;
 mod lending;
 mod orders;
 mod runs;
@@ -37,6 +38,7 @@ use crate::plan::{Instances, NfNumber, Plan, PlannedService};
 use crate::pool::BufferPool;
 use crate::ports::{MAX_BURST_PKTS, PortPacket, PortQueue};
 use crate::stats::{DropCounters, DropReason, NfCounters, WorkerCounters};
+use credit::Credit;
 
 /// Packets taken from an NF at once.
 const COLLECT_BURST_PKTS: usize = MAX_BURST_PKTS;
@@ -111,6 +113,7 @@ pub struct Worker {
     geometry: RegionGeometry,
     pool: BufferPool,
     owners: OwnershipTable,
+    credit: Credit,
     ports: Vec<WorkerPort>,
     /// Queues of all ports.
     queues: usize,
@@ -162,6 +165,7 @@ impl Worker {
             geometry: *pool.region().geometry(),
             owners: OwnershipTable::new(pool.first(), pool.count()),
             waiting: waiting::Waiting::new(pool.count()),
+            credit: Credit::new(pool.count() as usize, usize::MAX),
             pool,
             queues: ports.iter().map(|port| port.queues.len()).sum(),
             first_port: 0,
@@ -389,6 +393,9 @@ impl Worker {
         if passage.visits == MAX_VISITS {
             return self.drop_at(packet.buffer, slot, DropReason::HopLimit);
         }
+        if self.credit.left(&self.owners, edge.holder, passage) == 0 {
+            return self.drop_at(packet.buffer, slot, DropReason::NoCredit);
+        }
         // What NFs made circulates for as long as they like; it is no more than was lent.
         passage.visits += u8::from(passage.ingress != NO_PORT);
         self.owners.give(packet.buffer, edge.holder, passage);
@@ -472,13 +479,20 @@ impl Worker {
     #[inline]
     fn accept(&mut self, plans: &Plans, number: usize, returned: &Returned) {
         let Some(edge) = self.nfs[number].as_ref() else { return };
-        let Ok(mut passage) = self.owners.take_back(returned.buffer, edge.holder) else {
+        let passage = self.owners.passage(returned.buffer, edge.holder);
+        let plan = |passage: &Passage| plans.of(passage, self.epoch);
+        // A packet of a chain that the NF is not in stays where it is: another one of the domain has it.
+        let Some(mut passage) =
+            passage.ok().filter(|passage| edge.may_have(plan(passage), passage))
+        else {
             edge.counters.violations.add(1);
             return;
         };
+        let plan = plan(&passage);
+        let accepted = self.owners.take_back(returned.buffer, edge.holder);
+        debug_assert_eq!(accepted, Ok(passage), "what it has can be taken back");
         self.fresh_pkts -= usize::from(passage.epoch == self.epoch);
         edge.counters.tx_pkts.add(1);
-        let plan = plans.of(&passage, self.epoch);
         let in_buffer =
             self.geometry.contains(returned.buffer, returned.offset_bytes, returned.len_bytes);
         let at_hop = edge.may_be_at(plan, &passage, returned.hop);
@@ -643,6 +657,12 @@ impl NfEdge {
         self.counters.violations.add(1);
     }
 
+    /// Whether a packet that the worker gave away in `passage` can be with this NF at all.
+    #[inline]
+    fn may_have(&self, plan: &Plan, passage: &Passage) -> bool {
+        self.holder != TRUSTED || visits(plan, passage, |service| service.id == self.service)
+    }
+
     /// Whether a packet that the worker gave away in `passage` can be at `hop` with this NF.
     #[inline]
     fn may_be_at(&self, plan: &Plan, passage: &Passage, hop: u8) -> bool {
@@ -654,6 +674,13 @@ impl NfEdge {
         let service = || plan.route(passage.route)?.hops.get(usize::from(hop));
         service().is_some_and(|service| service.id == self.service)
     }
+}
+
+/// Whether a packet may come to a service on its way. Off its route it may come to any.
+#[inline]
+fn visits(plan: &Plan, passage: &Passage, is_it: impl Fn(&PlannedService) -> bool) -> bool {
+    passage.hop == OFF_ROUTE
+        || plan.route(passage.route).is_none_or(|route| route.hops.iter().any(|hop| is_it(hop)))
 }
 
 /// A packet as an NF gets it.

@@ -112,7 +112,7 @@ impl Conductor {
             fabric.reclaim(slot, &buffers)?;
         }
         // Only now: a neighbour's last packets may have come just before its word that it is done.
-        self.edges.forget_closed();
+        self.edges.forget_closed(|nf| self.registry.by_number(nf).is_none());
         let edges = &self.edges;
         self.departed.retain(|&nf, _| edges.involve(nf));
         Ok(())

@@ -199,6 +199,23 @@ impl Conductor {
         !matches!(self.state, State::Idle) || self.replan || !self.pending.is_empty()
     }
 
+    /// Says which NFs returned what they should not since the last call.
+    pub fn report_violations(&mut self) {
+        let model = &self.model;
+        for nf in self.registry.nfs_mut() {
+            let Some((new, all)) = nf.new_violations() else { continue };
+            let service = model.service(nf.service).map_or("", |service| service.name());
+            let (instance, name) = (nf.instance, &nf.name);
+            tracing::warn!(instance, service, name, new, all, "an NF broke the rules");
+        }
+    }
+
+    /// Requests that wait for the change under way.
+    #[must_use]
+    pub fn waiting_requests(&self) -> usize {
+        self.pending.len()
+    }
+
     fn write(&mut self, nf: NfNumber, reply: Reply, fd: Option<OwnedFd>) {
         if let Some(record) = self.registry.by_number(nf) {
             self.letters.push(Letter { instance: record.instance, reply, fd });

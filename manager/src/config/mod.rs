@@ -124,11 +124,21 @@ pub struct PoolConfig {
     pub headroom_bytes: u16,
     /// `try`, `require` or `off`.
     pub hugepages: HugePages,
+    /// Most buffers that one isolated NF, or packets of one chain inside the trusted domain, may take
+    /// up. In any case some stay free: one that hoards is stopped at half of the pool, or seven
+    /// eighths.
+    pub credit_pkts: Option<u32>,
 }
 
 impl Default for PoolConfig {
     fn default() -> Self {
-        Self { buffers: 16_384, buffer_bytes: 2048, headroom_bytes: 256, hugepages: HugePages::Try }
+        Self {
+            buffers: 16_384,
+            buffer_bytes: 2048,
+            headroom_bytes: 256,
+            hugepages: HugePages::Try,
+            credit_pkts: None,
+        }
     }
 }
 
@@ -343,6 +353,11 @@ fn validate(
         return Err(format!(
             "pool.buffers is {buffers}: each of {workers} workers needs at least 64"
         ));
+    }
+    if pool.credit_pkts == Some(0) {
+        return Err("pool.credit_pkts is 0, so no NF would get a packet: expected at least 1, or \
+                    leave it out"
+            .into());
     }
     if ports.is_empty() {
         return Err("no [[port]]: a manager needs at least one".into());

@@ -54,8 +54,11 @@ fn manager_keys(old: &ManagerConfig, new: &ManagerConfig, keys: &mut Vec<String>
 }
 
 fn pool_keys(old: &PoolConfig, new: &PoolConfig, keys: &mut Vec<String>) {
-    let fields =
-        differing!(PoolConfig { buffers, buffer_bytes, headroom_bytes, hugepages }, old, new);
+    let fields = differing!(
+        PoolConfig { buffers, buffer_bytes, headroom_bytes, hugepages, credit_pkts },
+        old,
+        new
+    );
     keys.extend(fields.map(|field| format!("pool.{field}")));
 }
 

@@ -176,6 +176,11 @@ impl Plan {
         self.services.values()
     }
 
+    /// All routes, also those of older plans that packets may still travel.
+    pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.routes.iter().flatten()
+    }
+
     /// The routes that packets may enter now.
     pub fn current_routes(&self) -> impl Iterator<Item = &Arc<Route>> {
         self.chains.iter().flatten().filter_map(|&id| self.route(id))

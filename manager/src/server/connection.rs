@@ -8,7 +8,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use nflib::control::{
-    self, ControlError, ErrorCode, FrameReader, MAX_REQUEST_BYTES, Reply, Request,
+    self, ControlError, ErrorCode, FrameReader, MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, Reply,
+    Request,
 };
 use nix::errno::Errno;
 use nix::poll::PollFlags;
@@ -23,6 +24,18 @@ const MAX_CONNECTIONS: usize = 8192;
 const UNREAD_LIMIT: Duration = Duration::from_secs(5);
 /// Messages that an NF may leave unread before its connection ends.
 const MAX_UNREAD: usize = 16_384;
+/// Unread bytes above which a peer is not listened to: who does not read its answers gets no more of
+/// them.
+const UNREAD_LIMIT_BYTES: usize = 1 << 20;
+/// Requests answered on one connection before it is the others' turn.
+pub const REQUESTS_A_ROUND: usize = 8;
+/// Connections without an NF; for one more, the one that was silent for longest ends.
+const MAX_CLIENTS: usize = 4096;
+/// Bytes of messages that clients have begun and not ended, all together; above, the one with most
+/// of them ends.
+const MAX_UNFINISHED_BYTES: usize = 64 << 20;
+/// Longest message of an attached NF, bytes: twice what [`MAX_MESSAGE_BYTES`] may take as JSON.
+const MAX_NF_REQUEST_BYTES: usize = 8 * MAX_MESSAGE_BYTES;
 /// Messages of other NFs that wait for one NF.
 const MAX_MESSAGES_WAITING: usize = 64;
 
@@ -43,9 +56,15 @@ pub struct Connection {
     /// The NF on this connection, once attached.
     pub instance: Option<u32>,
     out: VecDeque<Outgoing>,
+    /// Bytes of `out`.
+    unread_bytes: usize,
     closed: bool,
     /// To be closed when everything is sent.
     closing: bool,
+    /// There may be a whole message among the bytes read.
+    has_more: bool,
+    /// When it last said something whole, or came.
+    heard: Instant,
 }
 
 /// All connections, by a number that is never used again.
@@ -54,14 +73,27 @@ pub struct Connections {
     connections: BTreeMap<u64, Connection>,
     by_instance: BTreeMap<u32, u64>,
     last: u64,
+    /// When it was last said that there are too many.
+    warned: Option<Instant>,
 }
 
 impl Connections {
     /// Takes in who waits at the door.
     pub fn accept(&mut self, listener: &UnixListener) {
-        while let Ok((stream, _)) = listener.accept() {
+        loop {
+            let stream = match listener.accept() {
+                Ok((stream, _)) => stream,
+                // With no file left for one more, the next round accepts it.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                    return self.end_idlest();
+                }
+                Err(_) => return,
+            };
             if stream.set_nonblocking(true).is_err() {
                 continue;
+            }
+            if self.connections.len() - self.by_instance.len() >= MAX_CLIENTS {
+                self.end_idlest();
             }
             if self.connections.len() >= MAX_CONNECTIONS {
                 let message = format!("the manager serves {MAX_CONNECTIONS} connections, no more");
@@ -74,21 +106,62 @@ impl Connections {
                 reader: FrameReader::new(MAX_REQUEST_BYTES),
                 instance: None,
                 out: VecDeque::new(),
+                unread_bytes: 0,
                 closed: false,
                 closing: false,
+                has_more: false,
+                heard: Instant::now(),
             };
             self.connections.insert(self.last, connection);
         }
     }
 
+    /// Ends the connection without an NF that has said nothing whole for longest.
+    fn end_idlest(&mut self) {
+        let clients = self.connections.iter().filter(|(_, c)| c.instance.is_none());
+        if let Some((&id, _)) = clients.min_by_key(|(_, connection)| connection.heard) {
+            self.end_client(
+                id,
+                "too many connections: the one that was silent for longest is closed",
+            );
+        }
+    }
+
+    /// Ends the longest unfinished messages of clients, when all of them together are too long.
+    pub fn bound_unfinished(&mut self) {
+        let unread_bytes = |c: &Connection| {
+            if c.instance.is_none() { c.reader.unread_bytes() } else { 0 }
+        };
+        let mut sum_bytes: usize = self.connections.values().map(unread_bytes).sum();
+        while sum_bytes > MAX_UNFINISHED_BYTES {
+            let most = self.connections.iter().max_by_key(|(_, c)| unread_bytes(c));
+            let Some((&id, connection)) = most else { return };
+            sum_bytes -= unread_bytes(connection);
+            self.end_client(id, "too many unfinished requests: the longest is closed");
+        }
+    }
+
+    /// Ends a connection, and says so at most once a second: whoever opens many may do it for long.
+    fn end_client(&mut self, id: u64, why: &str) {
+        self.connections.remove(&id);
+        if self.warned.is_none_or(|at| at.elapsed() > Duration::from_secs(1)) {
+            self.warned = Some(Instant::now());
+            tracing::warn!(connections = self.connections.len(), "{why}");
+        }
+    }
+
+    /// Connections that said more than could be answered in their turn.
+    pub fn with_more(&self) -> impl Iterator<Item = u64> + '_ {
+        self.connections.iter().filter(|(_, c)| c.has_more && c.listens()).map(|(&id, _)| id)
+    }
+
     /// What to poll.
     pub fn watched(&self) -> Vec<(u64, BorrowedFd<'_>, PollFlags)> {
         let flags = |connection: &Connection| {
-            if connection.out.is_empty() {
-                PollFlags::POLLIN
-            } else {
-                PollFlags::POLLIN | PollFlags::POLLOUT
-            }
+            let mut flags = PollFlags::empty();
+            flags.set(PollFlags::POLLIN, connection.listens() && !connection.has_more);
+            flags.set(PollFlags::POLLOUT, !connection.out.is_empty());
+            flags
         };
         self.connections.iter().map(|(&id, c)| (id, c.stream.as_fd(), flags(c))).collect()
     }
@@ -102,6 +175,7 @@ impl Connections {
     pub fn name(&mut self, id: u64, instance: u32) {
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.instance = Some(instance);
+            connection.reader.set_max_bytes(MAX_NF_REQUEST_BYTES);
             self.by_instance.insert(instance, id);
         }
     }
@@ -185,8 +259,20 @@ impl Connections {
 }
 
 impl Connection {
-    /// Takes in what there is to read.
-    pub fn read(&mut self) {
+    /// Whether what it says is heard.
+    fn listens(&self) -> bool {
+        !self.closed && !self.closing && self.unread_bytes <= UNREAD_LIMIT_BYTES
+    }
+
+    /// Takes in what there is to read; of one that is not listened to, only that it hung up.
+    pub fn read(&mut self, hung_up: bool) {
+        if !self.listens() {
+            self.closed |= hung_up;
+            return;
+        }
+        if self.has_more {
+            return;
+        }
         let mut bytes = [0; 4096];
         // Plain read(2): descriptors that a client attaches where none belong are closed unseen.
         match self.stream.read(&mut bytes) {
@@ -206,7 +292,20 @@ impl Connection {
     /// # Errors
     /// As [`FrameReader::next_message`].
     pub fn next_request(&mut self) -> Result<Option<Request>, ControlError> {
-        self.reader.next_message()
+        self.has_more = false;
+        if !self.listens() {
+            return Ok(None);
+        }
+        let request = self.reader.next_message()?;
+        if request.is_some() {
+            self.heard = Instant::now();
+        }
+        Ok(request)
+    }
+
+    /// It was answered enough for this round.
+    pub fn leave_rest(&mut self) {
+        self.has_more = true;
     }
 
     /// Answers nonsense, and ends.
@@ -237,6 +336,7 @@ impl Connection {
             return;
         }
         let since = Instant::now();
+        self.unread_bytes += bytes.len();
         self.out.push_back(Outgoing { bytes, sent: 0, fds, is_message: false, since });
     }
 
@@ -248,6 +348,7 @@ impl Connection {
                     // They went with the first byte.
                     first.fds.clear();
                     first.sent += sent;
+                    self.unread_bytes -= sent;
                     if first.sent == first.bytes.len() {
                         self.out.pop_front();
                     }
@@ -255,7 +356,8 @@ impl Connection {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     // An NF may be stopped for a while; a client that does not read is no client.
-                    self.closed |= self.instance.is_none() && first.since.elapsed() > UNREAD_LIMIT;
+                    let is_client = self.instance.is_none() || self.closing;
+                    self.closed |= is_client && first.since.elapsed() > UNREAD_LIMIT;
                     return;
                 }
                 Err(_) => {

@@ -47,6 +47,8 @@ use upgrade::Upgrade;
 const BUSY_LOOK_MS: u8 = 1;
 /// How long the first plan may take before clients are heard all the same.
 const BEGIN_LIMIT: Duration = Duration::from_secs(2);
+/// How often NFs that break rules are reported: they may do so millions of times a second.
+const VIOLATIONS_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest time between looks at what has no descriptor to wait for.
 const HOUSEKEEPING_MS: u8 = 100;
 
@@ -115,6 +117,8 @@ pub struct Server {
     stuck: StuckWatch,
     /// When the last poll came back, nanoseconds of CLOCK_MONOTONIC.
     woke_ns: u64,
+    /// When NFs that break rules are reported next.
+    next_violations: Option<Instant>,
     /// Somebody asked for the end.
     stopping: bool,
     /// The NFs stay, for the next manager.
@@ -177,6 +181,7 @@ impl Server {
             deaths: Deaths::default(),
             stuck: StuckWatch::default(),
             woke_ns: 0,
+            next_violations: None,
             stopping: false,
             keep_nfs: false,
             wait_for_end: Vec::new(),
@@ -305,9 +310,10 @@ impl Server {
         for instance in ready.dead {
             self.end_nf(instance, "its process ended")?;
         }
-        for id in ready.connections {
-            self.read_from(id)?;
+        for (id, hung_up) in ready.connections {
+            self.read_from(id, hung_up)?;
         }
+        self.connections.bound_unfinished();
         if ready.accept {
             self.connections.accept(&self.socket.listener);
         }
@@ -320,6 +326,10 @@ impl Server {
         self.supervise(Instant::now())?;
         self.share_cores(Instant::now())?;
         self.look_for_stuck(Instant::now())?;
+        if self.next_violations.is_none_or(|next| Instant::now() >= next) {
+            self.next_violations = Some(Instant::now() + VIOLATIONS_INTERVAL);
+            self.conductor.report_violations();
+        }
         self.deliver();
         self.sweep()?;
         match self.fabric.lost_worker() {
@@ -389,17 +399,23 @@ impl Server {
             self.supervisor.next_deadline().map(|at| at.saturating_duration_since(now).as_millis());
         let timeout_ms = until_supervisor
             .map_or(timeout_ms, |ms| timeout_ms.min(u8::try_from(ms).unwrap_or(u8::MAX)));
+        let with_more: Vec<_> = self.connections.with_more().map(|id| (id, false)).collect();
+        let timeout_ms = if with_more.is_empty() { timeout_ms } else { 0 };
         match poll(&mut fds, PollTimeout::from(timeout_ms)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(ServerError::Os { what: "poll", source: errno.into() }),
         }
         let is_ready = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
+        let hung_up = |fd: &PollFd<'_>| {
+            fd.revents()
+                .is_some_and(|seen| seen.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
+        };
         let (of_connections, of_processes) = fds[2..].split_at(connections.len());
         let ready = connections.iter().zip(of_connections).filter(|(_, fd)| is_ready(fd));
         let dead = pidfds.iter().zip(of_processes).filter(|(_, fd)| is_ready(fd));
         Ok(Ready {
             accept: is_ready(&fds[1]),
-            connections: ready.map(|((id, _, _), _)| *id).collect(),
+            connections: ready.map(|((id, ..), fd)| (*id, hung_up(fd))).chain(with_more).collect(),
             dead: dead.map(|(nf, _)| nf.0).collect(),
         })
     }
@@ -407,12 +423,22 @@ impl Server {
     /// Removes NFs that wrote impossible indices into their rings.
     fn end_broken(&mut self) -> Result<(), ServerError> {
         for nf in self.fabric.take_broken() {
-            let record = self.conductor.registry().by_number(nf);
-            if let Some(instance) = record.map(|record| record.instance) {
-                self.end_nf(instance, "it broke its ring")?;
+            let instance = self.conductor.registry().by_number(nf).map(|record| record.instance);
+            if let Some(instance) = instance {
+                self.end_liar(instance, "it broke its ring")?;
             }
         }
         Ok(())
+    }
+
+    /// Ends an NF that did what no NF does that keeps the rules.
+    fn end_liar(&mut self, instance: u32, why: &str) -> Result<(), ServerError> {
+        if let Some(nf) = self.conductor.registry().get(instance) {
+            let service = self.conductor.model().service(nf.service);
+            let (service, name) = (service.map_or("", |service| service.name()), &nf.name);
+            tracing::warn!(instance, service, name, why, "an NF broke the rules and is removed");
+        }
+        self.end_nf(instance, why)
     }
 
     fn end_nf(&mut self, instance: u32, why: &str) -> Result<(), ServerError> {
@@ -420,6 +446,7 @@ impl Server {
         for (id, reply) in self.calls.gone(instance) {
             self.connections.send(id, &reply);
         }
+        self.conductor.report_violations();
         if let Some(nf) = self.conductor.remove(instance, &mut self.fabric)? {
             self.note_death(&nf, why);
             tracing::info!(instance, service = nf.service, name = nf.name, why, "NF removed");
@@ -464,7 +491,8 @@ impl Server {
 
 struct Ready {
     accept: bool,
-    connections: Vec<u64>,
+    /// Those with something to read, and whether their peers hung up.
+    connections: Vec<(u64, bool)>,
     dead: Vec<u32>,
 }
 

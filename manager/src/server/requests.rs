@@ -6,11 +6,15 @@ use std::path::Path;
 
 use nflib::control::{Applied, AttachRequest, ErrorCode, ErrorReply, Reply, Request};
 
+use super::connection::REQUESTS_A_ROUND;
 use super::{Server, ServerError, refusal};
 use crate::conductor::RequestId;
 use crate::config::Config;
 use crate::model::Model;
 use crate::registry::Leave;
+
+/// Changes that wait to be carried out, at most.
+const MAX_CHANGES_WAITING: usize = 4096;
 
 /// Who waits for which change.
 #[derive(Default)]
@@ -40,10 +44,16 @@ impl Asking {
 
 impl Server {
     /// Reads what there is from a connection and answers every whole message.
-    pub(super) fn read_from(&mut self, id: u64) -> Result<(), ServerError> {
+    pub(super) fn read_from(&mut self, id: u64, hung_up: bool) -> Result<(), ServerError> {
         let Some(connection) = self.connections.get_mut(id) else { return Ok(()) };
-        connection.read();
+        connection.read(hung_up);
+        let mut answered = 0;
         while let Some(connection) = self.connections.get_mut(id) {
+            if answered == REQUESTS_A_ROUND {
+                connection.leave_rest();
+                break;
+            }
+            answered += 1;
             match connection.next_request() {
                 Ok(Some(request)) => {
                     let instance = connection.instance;
@@ -52,6 +62,10 @@ impl Server {
                 Ok(None) => break,
                 Err(error) => {
                     connection.refuse(&error);
+                    if let Some(instance) = connection.instance {
+                        let why = format!("it does not keep to the protocol: {error}");
+                        self.end_liar(instance, &why)?;
+                    }
                     break;
                 }
             }
@@ -94,6 +108,8 @@ impl Server {
                         .send(id, &refusal(ErrorCode::Stopping, "the manager is stopping"));
                 } else if let Some(error) = self.disturbs_upgrade(&edits) {
                     self.connections.send(id, &Reply::Error(error));
+                } else if let Some(refusal) = self.too_many_changes() {
+                    self.connections.send(id, &refusal);
                 } else {
                     let asked = self.asking.begin(id);
                     self.conductor.ask_edits(asked, edits);
@@ -199,8 +215,19 @@ impl Server {
                 .connections
                 .send(id, &refusal(ErrorCode::Stopping, "the manager is stopping"));
         }
+        if let Some(refusal) = self.too_many_changes() {
+            return self.connections.send(id, &refusal);
+        }
         let asked = self.asking.begin(id);
         self.conductor.ask_specs(asked, next.specs);
+    }
+
+    fn too_many_changes(&self) -> Option<Reply> {
+        let waiting = self.conductor.waiting_requests();
+        (waiting >= MAX_CHANGES_WAITING).then(|| {
+            let message = format!("{waiting} changes wait to be carried out: ask again later");
+            refusal(ErrorCode::Exhausted, message)
+        })
     }
 }
 

@@ -92,10 +92,24 @@ impl Worker {
         self.free_dropped();
     }
 
-    /// Takes back buffers that were with an NF of the trusted domain when it died.
-    pub fn reclaim(&mut self, buffers: &[BufferIndex], drops: &DropCounters) {
+    /// Limits the buffers of each isolated NF, and those of each route inside the trusted domain; as
+    /// many as the pool allows unless set.
+    pub fn set_credit_limit(&mut self, limit_pkts: usize) {
+        self.credit = Credit::new(self.pool.count() as usize, limit_pkts);
+    }
+
+    /// Takes back buffers that were with an NF of the trusted domain when it died, by the evidence it
+    /// left. That may be forged: packets that never come to its service, the one in `slot`, are not
+    /// touched.
+    pub fn reclaim(&mut self, buffers: &[BufferIndex], slot: u16, drops: &DropCounters) {
+        let plans = Plans { new: Arc::clone(&self.plan), old: self.old_plan.clone() };
         for &buffer in buffers {
-            if let Ok(passage) = self.owners.take_back(buffer, TRUSTED) {
+            let passage = self.owners.passage(buffer, TRUSTED).ok().filter(|passage| {
+                visits(plans.of(passage, self.epoch), passage, |service| service.slot == slot)
+            });
+            if let Some(passage) = passage
+                && self.owners.take_back(buffer, TRUSTED).is_ok()
+            {
                 self.fresh_pkts -= usize::from(passage.epoch == self.epoch);
                 self.counters.drop_at(drops, DropReason::NfGone, 1);
                 self.dropped.push(buffer);
@@ -148,6 +162,29 @@ impl Worker {
     #[must_use]
     pub fn held_by_nfs(&self) -> usize {
         self.owners.held_buffers()
+    }
+
+    /// Packets of each chain that the trusted domain has, by chain id; without those that NFs made.
+    #[must_use]
+    pub fn held_by_chain(&self) -> Vec<u64> {
+        let mut held = Vec::new();
+        for route in self.plan.routes() {
+            let at = usize::from(route.chain);
+            if held.len() <= at {
+                held.resize(at + 1, 0);
+            }
+            held[at] += self.owners.held_by(TRUSTED, route.id) as u64;
+        }
+        held
+    }
+
+    /// Packets that an isolated NF may have now, and that those of a chain may be in the trusted
+    /// domain.
+    #[must_use]
+    pub fn credits(&self) -> (u64, u64) {
+        let most = |holder| self.credit.most(&self.owners, holder) as u64;
+        // Any number that is not the domain's is an isolated NF's.
+        (most(0), most(TRUSTED))
     }
 
     /// Packets and bytes that entered each chain, by chain id.

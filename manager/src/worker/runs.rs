@@ -124,6 +124,13 @@ impl Worker {
                 let Some(edge) = self.nfs[usize::from(nf)].as_mut() else {
                     unreachable!("a way leads to an NF that is there")
                 };
+                let left = self.credit.left(&self.owners, edge.holder, passage);
+                let (packets, refused) = packets.split_at(left.min(packets.len()));
+                if !refused.is_empty() {
+                    let pkts = refused.len() as u64;
+                    self.counters.drop_at(&edge.drops, DropReason::NoCredit, pkts);
+                    self.dropped.extend(refused.iter().map(|packet| packet.buffer));
+                }
                 let buffers = packets.iter().map(|packet| packet.buffer);
                 self.owners.give_run(buffers, edge.holder, passage);
                 self.fresh_pkts += if passage.epoch == self.epoch { packets.len() } else { 0 };

@@ -44,6 +44,7 @@ pub fn status(s: u64) -> Status {
             pkts: 1000 * s,
             bytes: 100_000 * s,
             missing: vec![],
+            ..Default::default()
         }],
         rules: vec![rule(7), RuleStatus { id: 8, ..in_table(rule(8), 1) }],
         rule_count: 2,

@@ -318,7 +318,7 @@ impl Bench {
         let (service, channel) = self.channels.remove(&nf).unwrap();
         let found = Edges::default().remains_of(nf, &channel);
         let drops = self.service_drops(service);
-        self.worker.reclaim(&found, &drops);
+        self.worker.reclaim(&found, self.planner.slot_of(service), &drops);
     }
 
     /// Where the drops at a service are counted.

@@ -551,6 +551,17 @@ impl FrameReader {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// Refuses frames longer than `max_bytes` from now on.
+    pub fn set_max_bytes(&mut self, max_bytes: usize) {
+        self.max_bytes = max_bytes;
+    }
+
+    /// Bytes of messages not yet taken.
+    #[must_use]
+    pub fn unread_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// True when no byte of a message not yet taken is here.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -165,6 +165,12 @@ pub struct ChainStatus {
     pub bytes: u64,
     /// Services that have no instance now.
     pub missing: Vec<String>,
+    /// Its packets that NFs of the trusted domain have now.
+    #[serde(default)]
+    pub held_pkts: u64,
+    /// Packets that they may have now; beyond, they are dropped as `no_credit`.
+    #[serde(default)]
+    pub credit_pkts: u64,
 }
 
 /// One rule of the flow table.
@@ -248,6 +254,10 @@ pub struct NfStatus {
     pub ring_full_pkts: u64,
     /// Packets it has now: taken and not passed on, as it says itself, plus what waits for it.
     pub held_pkts: u64,
+    /// Packets that it may have now, of an isolated NF; beyond, they are dropped as `no_credit`. `None`:
+    /// in the trusted domain each chain has a credit.
+    #[serde(default)]
+    pub credit_pkts: Option<u64>,
     /// Descriptors or indices it returned that were not valid.
     pub violations: u64,
     /// Turns of its loop, as it says itself.

@@ -63,6 +63,13 @@ impl ChannelGeometry {
         HOLD_MAP_OFFSET_BYTES + (self.hold_map_words() * 8).next_multiple_of(PAGE_BYTES)
     }
 
+    /// Where the ring of a worker begins, towards the NF or from it.
+    #[must_use]
+    pub fn ring_offset_bytes(self, worker: u16, towards_nf: bool) -> usize {
+        let number = 2 * usize::from(worker) + usize::from(!towards_nf);
+        self.rings_offset_bytes() + number * self.ring_bytes()
+    }
+
     /// Size of the channel's file.
     #[must_use]
     pub fn len_bytes(self) -> usize {
@@ -279,8 +286,7 @@ impl Channel {
         if worker >= self.geometry.workers {
             return None;
         }
-        let number = 2 * usize::from(worker) + usize::from(!towards_nf);
-        let offset = self.geometry.rings_offset_bytes() + number * self.geometry.ring_bytes();
+        let offset = self.geometry.ring_offset_bytes(worker, towards_nf);
         SharedRing::at(&self.mapping, offset, self.geometry.ring_capacity)
     }
 

@@ -20,6 +20,7 @@ mod region;
 mod remains;
 mod ring;
 mod routes;
+mod scribble;
 mod signals;
 mod survey;
 pub(crate) mod sync;
@@ -45,6 +46,7 @@ pub use ring::{
 pub use routes::{
     HopEntry, MAX_HOPS, MAX_ROUTES, MAX_SET_ENTRIES, NO_NF, RouteTable, RouteTableWriter, bucket_of,
 };
+pub use scribble::Scribble;
 pub use signals::catch_stop_signals;
 pub(crate) use survey::{Survey, survey};
 

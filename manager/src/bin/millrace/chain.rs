@@ -212,6 +212,7 @@ mod tests {
             pkts: 10,
             bytes: 1000,
             missing: vec!["nat".into()],
+            ..ChainStatus::default()
         };
         let service = |id, name: &str, instances: &[u32]| ServiceStatus {
             id,
