@@ -156,7 +156,8 @@ impl Manager {
             |error: &dyn std::fmt::Display| Trouble::Failed(format!("the manager: {error}"));
         let socket = UnixStream::connect(&self.control.socket).map_err(|error| failed(&error))?;
         socket.set_read_timeout(Some(ANSWER_LIMIT))?;
-        control::send(&socket, &Request::Shutdown, &[]).map_err(|error| failed(&error))?;
+        control::send(&socket, &Request::Shutdown { keep_nfs: false }, &[])
+            .map_err(|error| failed(&error))?;
         let last = loop {
             match control::recv(&socket, MAX_REPLY_BYTES).map_err(|error| failed(&error))?.0 {
                 Reply::Done => {}

@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use spec::{
-    Access, ChainSpec, Change, ChangeOf, Confine, Edit, MatchSpec, OnDeath, OnStuck, RuleSpec, ServiceRef,
-    ServiceSpec, ThenSpec,
+    Access, ChainSpec, Change, ChangeOf, Confine, Edit, MatchSpec, OnDeath, OnStuck, RuleSpec,
+    ServiceRef, ServiceSpec, ThenSpec,
 };
 pub use status::*;
 

@@ -183,7 +183,13 @@ mod tests {
                 drops: [("nf_drop".to_owned(), 9)].into(),
                 ..Default::default()
             },
-            ServiceStatus { id: 2, name: "nat".into(), read_only: true, bypassed_pkts: 7, ..Default::default() },
+            ServiceStatus {
+                id: 2,
+                name: "nat".into(),
+                read_only: true,
+                bypassed_pkts: 7,
+                ..Default::default()
+            },
         ];
         assert_eq!(
             table(&services),
