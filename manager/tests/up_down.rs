@@ -276,6 +276,62 @@ fn nfs_of_a_killed_manager_are_taken_on_by_the_next() {
 }
 
 #[test]
+fn down_can_leave_the_nfs_to_the_next_manager_which_goes_on_with_what_was_wanted() {
+    if !have_nfs() {
+        return;
+    }
+    let site = Site::new(&service("fw", FORWARD, 1));
+    site.must_come_up();
+    for words in ["service scale fw 2", "rule add --priority 7 ip_proto=tcp then drop"] {
+        assert_eq!(site.run(words).code, Some(0));
+    }
+    let before = site.status();
+    let said = site.run("down --keep-nfs");
+    assert_eq!((said.code, said.err.as_str()), (Some(0), ""), "{}", site.log());
+    assert!(said.out.contains(" + held 0 (balanced)\n"), "{}", said.out);
+    assert_eq!(site.processes().len(), 2, "the NFs wait");
+    let after = site.must_come_up();
+    until("both are there", || (nf_pids(&site.status()).len() == 2).then_some(()));
+    assert_eq!(nf_pids(&site.status()), nf_pids(&before));
+    assert_eq!((after.rules[0].id, &after.rules[0].spec), (1, &before.rules[0].spec));
+    site.must_go_down();
+    // A clean end of all is the end of what commands had changed.
+    assert_eq!((site.must_come_up().rule_count, nf_pids(&site.status()).len()), (0, 1));
+    site.must_go_down();
+}
+
+#[test]
+fn a_service_is_upgraded_by_a_command_which_says_what_came_of_it() {
+    if !have_nfs() {
+        return;
+    }
+    let site = Site::new(&service("fw", FORWARD, 1));
+    let before = nf_pids(&site.must_come_up());
+    let upgrade = |command: &str| {
+        let mut words = site.command("service upgrade fw --probation-ms 100 --command");
+        let done = words.arg(command).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Said { code: done.status.code(), out: text(done.stdout), err: text(done.stderr) }
+    };
+    let said = upgrade("sh -c 'echo not today; exit 3'");
+    assert_eq!((said.code, said.err.lines().count()), (Some(1), 1), "{}", said.err);
+    let why = "service \"fw\" is not upgraded: a new instance has ended: exit code 3: not today; the \
+               old instances serve on";
+    assert!(said.err.contains(why), "{}", said.err);
+    assert_eq!(nf_pids(&site.status()), before);
+    let said = upgrade("millrace-nf forward --busy-ns 1");
+    assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
+    assert!(
+        said.out.starts_with("~ service fw: ") && said.out.contains(": 100.0 % of the flows moved")
+    );
+    let after = nf_pids(&site.status());
+    assert!(after.len() == 1 && after != before);
+    let said = upgrade("'millrace-nf");
+    assert_eq!((said.code, said.err.lines().count()), (Some(2), 1), "{}", said.err);
+    site.must_go_down();
+}
+
+#[test]
 fn in_the_foreground_ctrl_c_drains_and_ends_it_all() {
     if !have_nfs() {
         return;

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use clap::Parser;
 use millrace::config::Config;
 use millrace::fabric::Fabric;
-use millrace::journal::Journal;
+use millrace::journal::Found;
 use millrace::report;
 use millrace::server::{ControlSocket, Server, block_signals};
 use millrace::supervisor::{CoreMap, exec};
@@ -73,15 +73,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
     // The socket first: a second manager must not touch the first one's ports.
     let socket = ControlSocket::bind(&config.manager)?;
     let file = config.manager.journal.file(&config.manager.socket);
-    let beginning = match file {
-        Some((path, lasting)) => Some(Journal::open(&path, lasting, &config)?),
-        None => None,
-    };
+    let found = file.map(|(path, lasting)| Found::read(&path, lasting, &config)).transpose()?;
     let fabric = Fabric::start(&config, args.force)?;
     report::started(&config, &fabric);
     let mut server = Server::new(socket, config, fabric, signals, cores)?;
-    if let Some(beginning) = beginning {
-        server = server.with_journal(beginning)?;
+    if let Some(found) = found {
+        server = server.with_journal(found.begin()?)?;
     }
     let last = server.run()?;
     report::final_summary(&last);

@@ -1,7 +1,7 @@
 //! The journal: what is wanted outlives the manager.
 //!
 //! Every change of the [`Model`] is added to a file before it is answered, and the next manager begins
-//! with what the file says ([`Journal::open`]). The file is begun anew, whole or not at all, at each
+//! with what the file says ([`Found`]). The file is begun anew, whole or not at all, at each
 //! start and when it has grown: written beside, then renamed.
 //!
 //! A journal follows on a configuration file. When services, chains and rules in that file are others
@@ -106,46 +106,74 @@ pub struct Beginning {
     pub remaining: Remaining,
 }
 
-impl Journal {
-    /// Begins with what the journal of an earlier manager says, or with the configuration if there is
-    /// none, or the configuration is a new one. `lasting`: see the module's text.
+/// What an earlier manager's journal says, read and not touched yet: a manager that cannot start
+/// changes nothing.
+pub struct Found {
+    path: PathBuf,
+    lasting: bool,
+    model: Model,
+    deadlines_ms: Deadlines,
+    files: Vec<u64>,
+    /// An earlier manager's state is gone on with.
+    restored: bool,
+    /// What the journal says is not gone by, since the configuration is a new one.
+    outdated: bool,
+    /// Keeps others away until the new file is in its place.
+    _earlier: Earlier,
+}
+
+impl Found {
+    /// Reads the journal of an earlier manager, if there is one, and decides whether to go on with it
+    /// or to follow the configuration. `lasting`: see the module's text.
     ///
     /// # Errors
     /// [`JournalError`], one line.
-    pub fn open(path: &Path, lasting: bool, config: &Config) -> Result<Beginning, JournalError> {
+    pub fn read(path: &Path, lasting: bool, config: &Config) -> Result<Self, JournalError> {
         let ports: Vec<_> = config.ports.iter().map(|port| port.name.clone()).collect();
         let file = digest(&config.specs);
-        let earlier = Earlier::read(path, &ports)?;
-        let (model, deadlines_ms, mut files) = match &earlier.said {
-            None => (config.model.clone(), Deadlines::new(), Vec::new()),
-            Some(said) if said.files.contains(&file) => {
-                tell_restored(path, said);
-                (said.model.clone(), said.deadlines_ms.clone(), said.files.clone())
+        let mut earlier = Earlier::read(path, &ports)?;
+        let said = earlier.said.take();
+        let restored = said.as_ref().is_some_and(|said| said.files.contains(&file));
+        let outdated = said.is_some() && !restored;
+        let (model, deadlines_ms, applied) = match said {
+            Some(said) if restored => {
+                tell_restored(path, &said);
+                (said.model, said.deadlines_ms, said.files.last().copied())
             }
-            Some(said) => {
-                keep_old(path);
-                // What stays wanted keeps its numbers.
-                let followed = Model::build(&config.specs, &ports, Some(&said.model));
+            // What stays wanted keeps its numbers.
+            said => {
+                let previous = said.as_ref().map(|said| &said.model);
+                let followed = Model::build(&config.specs, &ports, previous);
                 let model = followed.map_or_else(|_| config.model.clone(), |(model, _)| model);
-                (model, Deadlines::new(), Vec::new())
+                let mut deadlines_ms = Deadlines::new();
+                note_deadlines(&mut deadlines_ms, &Model::default(), &model, unix_ms());
+                (model, deadlines_ms, None)
             }
         };
         // The file this manager is started with comes first, the one applied last behind it.
-        files = std::iter::once(file).chain(files.last().copied()).collect();
+        let mut files: Vec<_> = std::iter::once(file).chain(applied).collect();
         files.dedup();
-        let now = (Instant::now(), unix_ms());
-        let restored = matches!(&earlier.said, Some(said) if said.files.contains(&file));
-        let mut deadlines_ms = deadlines_ms;
-        if !restored {
-            note_deadlines(&mut deadlines_ms, &Model::default(), &model, now.1);
+        let path = path.to_owned();
+        let _earlier = earlier;
+        Ok(Self { path, lasting, model, deadlines_ms, files, restored, outdated, _earlier })
+    }
+
+    /// Begins a journal in the place of the earlier one.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`].
+    pub fn begin(self) -> Result<Beginning, JournalError> {
+        let Self { path, lasting, model, deadlines_ms, files, restored, outdated, _earlier } = self;
+        if outdated {
+            keep_old(&path);
         }
         let snapshot = snapshot_of(&model, &deadlines_ms, &files);
-        let (handle, first_bytes) = begin_file(path, snapshot, lasting)?;
-        drop(earlier);
+        let (file, first_bytes) = begin_file(&path, snapshot, lasting)?;
+        let now = (Instant::now(), unix_ms());
         let remaining = if restored { remaining(&model, &deadlines_ms, now) } else { Vec::new() };
-        let journal = Self {
-            path: path.into(),
-            file: handle,
+        let journal = Journal {
+            path,
+            file,
             lasting,
             model: model.clone(),
             deadlines_ms,
@@ -156,7 +184,9 @@ impl Journal {
         };
         Ok(Beginning { journal, model, remaining })
     }
+}
 
+impl Journal {
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -45,7 +45,7 @@ impl Site {
     }
 
     fn open(&self, text: &str) -> Result<Beginning, JournalError> {
-        Journal::open(&self.path(), true, &config(text))
+        Found::read(&self.path(), true, &config(text)).and_then(Found::begin)
     }
 
     /// What goes wrong, which is one line.
@@ -155,6 +155,21 @@ fn a_journal_that_grows_is_begun_anew_and_says_the_same() {
 }
 
 #[test]
+fn a_manager_that_cannot_start_changes_nothing() {
+    let site = Site::new();
+    drop(Found::read(&site.path(), true, &config(FILE)).unwrap());
+    assert_eq!(fs::read_dir(site.0.path()).unwrap().count(), 0);
+    let mut begun = site.open(FILE).unwrap();
+    change(&mut begun, vec![rule(80, None)]);
+    drop(begun);
+    let before = fs::read(site.path()).unwrap();
+    let next = FILE.replace("\"fw\"", "\"nat\"");
+    drop(Found::read(&site.path(), true, &config(&next)).unwrap());
+    assert_eq!(fs::read(site.path()).unwrap(), before);
+    assert_eq!(site.open(FILE).unwrap().model.rule_count(), 1);
+}
+
+#[test]
 fn two_managers_do_not_write_one_journal() {
     let site = Site::new();
     let mut begun = site.open(FILE).unwrap();
@@ -239,8 +254,8 @@ fn after_a_write_that_failed_the_next_one_writes_it_all() {
 fn a_clean_end_removes_what_is_not_to_last() {
     let site = Site::new();
     for lasting in [true, false] {
-        let begun = Journal::open(&site.path(), lasting, &config(FILE)).unwrap();
-        begun.journal.end();
+        let found = Found::read(&site.path(), lasting, &config(FILE)).unwrap();
+        found.begin().unwrap().journal.end();
         assert_eq!(site.path().exists(), lasting);
     }
 }
