@@ -146,6 +146,7 @@ fn nfs(conductor: &Conductor) -> Vec<NfStatus> {
         NfStatus {
             direct_to: neighbours.filter_map(|nf| Some(registry.by_number(nf)?.instance)).collect(),
             flow_share: conductor.flow_share(record),
+            state_generation: conductor.states().of(record.instance).map_or(0, |s| s.generation),
             ..record.status(service.map_or("", |service| service.name()))
         }
     };

@@ -17,6 +17,8 @@ mod apply;
 mod crowd;
 #[path = "live_control/deaths.rs"]
 mod deaths;
+#[path = "live_control/inherited.rs"]
+mod inherited;
 #[path = "live_control/limits.rs"]
 mod limits;
 #[path = "live_control/messages.rs"]

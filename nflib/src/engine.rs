@@ -311,8 +311,14 @@ mod tests {
 
     fn engine() -> Engine<HoldAll> {
         let region = RegionGeometry { buffers: 8, stride_bytes: 2048, headroom_bytes: 256 };
-        let setup =
-            Setup { service: 1, instance: 1, region, hold_limit_pkts: 8, jump_services: vec![] };
+        let setup = Setup {
+            service: 1,
+            instance: 1,
+            region,
+            hold_limit_pkts: 8,
+            jump_services: vec![],
+            state: None,
+        };
         let region = Arc::new(Region::create(region, HugePages::Off).unwrap());
         Engine::new(HoldAll, region, setup, 1, 0).unwrap()
     }
@@ -488,7 +494,7 @@ mod tests {
         ) {
             let region = RegionGeometry { buffers: 64, stride_bytes: 128, headroom_bytes: 0 };
             let setup =
-                Setup { service: 1, instance: 1, region, hold_limit_pkts: room, jump_services: vec![] };
+                Setup { service: 1, instance: 1, region, hold_limit_pkts: room, jump_services: vec![], state: None };
             let region = Arc::new(Region::create(region, HugePages::Off).unwrap());
             let nf = Scripted { room, ..Scripted::default() };
             let mut engine = Engine::new(nf, region, setup, 1, 0).unwrap();

@@ -21,8 +21,8 @@ const MAX_JUMPS: usize = 256;
 pub struct Welcome {
     /// The terms.
     pub attached: Attached,
-    /// Packet region, channel, route table, doorbells.
-    pub fds: [OwnedFd; 4],
+    /// Packet region, channel, route table, doorbells; and the state region, if one was asked for.
+    pub fds: Vec<OwnedFd>,
 }
 
 impl Conductor {
@@ -61,7 +61,7 @@ impl Conductor {
         };
         let record = self.registry.insert(nf, newcomer).map_err(|e| exhausted(e.to_string()))?;
         let instance = record.instance;
-        let attached = Attached {
+        let mut attached = Attached {
             instance,
             nf,
             service: service.id,
@@ -72,13 +72,20 @@ impl Conductor {
             core,
             jump_services: jumps,
             quantum_pkts: fabric.quantum_pkts(),
+            state: None,
         };
         let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
-        let fds = || -> std::io::Result<[OwnedFd; 4]> {
+        let fds = || -> std::io::Result<Vec<OwnedFd>> {
             let table = self.planner.table_fd()?;
-            Ok([own(fabric.region().fd())?, own(channel.fd())?, table, own(record.bells.fd())?])
+            Ok(vec![own(fabric.region().fd())?, own(channel.fd())?, table, own(record.bells.fd())?])
         };
-        let result = fds().map_err(|e| e.to_string()).and_then(|fds| {
+        let states = &mut self.states;
+        let result = fds().map_err(|e| exhausted(e.to_string())).and_then(|mut fds| {
+            if let Some(spec) = request.state {
+                let (terms, fd) = states.claim(service.id, spec, instance)?;
+                attached.state = Some(terms);
+                fds.push(fd);
+            }
             let (bell, counters) = (record.bell.clone(), record.counters.clone());
             let (service, isolated) = (service.id, record.isolated);
             fabric
@@ -91,7 +98,7 @@ impl Conductor {
                     counters: Arc::clone(&counters[worker]),
                     drops,
                 })
-                .map_err(|e| e.to_string())?;
+                .map_err(|e| exhausted(e.to_string()))?;
             Ok(fds)
         });
         match result {
@@ -99,9 +106,10 @@ impl Conductor {
                 self.replan = true;
                 Ok(Welcome { attached, fds })
             }
-            Err(message) => {
+            Err(error) => {
+                self.states.leave(instance, None);
                 self.registry.remove(instance);
-                Err(exhausted(message))
+                Err(error)
             }
         }
     }

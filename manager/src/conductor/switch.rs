@@ -302,6 +302,8 @@ impl Conductor {
         self.note_outcomes(&outcomes);
         self.model = prepared.model;
         self.model_changed = true;
+        let model = &self.model;
+        self.states.retain(|service| model.service(service).is_some());
         self.drain_differently_isolated();
         for instance in prepared.next.joining {
             if let Some(record) = self.registry.get_mut(instance)

@@ -148,7 +148,7 @@ impl Server {
                 self.connections.name(id, instance);
                 self.supervisor.attached(peer.pid, instance);
                 let reply = Reply::Attached(welcome.attached);
-                self.connections.send_with(id, &reply, welcome.fds.into());
+                self.connections.send_with(id, &reply, welcome.fds);
             }
             Err(error) => {
                 let (service, name) = (&request.service, &request.name);

@@ -3,7 +3,8 @@
 //! A message is a frame: its length in bytes (u32, little endian), then that many bytes of JSON.
 //! File descriptors travel with the frame's first byte (SCM_RIGHTS). One socket serves commands
 //! (`millrace status`) and NFs: an NF sends [`Request::Attach`], gets [`Reply::Attached`] with four
-//! descriptors (packet region, channel, route table, doorbells), and keeps the connection open; its
+//! descriptors (packet region, channel, route table, doorbells; a fifth is the state region, for NFs
+//! that ask for one), and keeps the connection open; its
 //! end is the end of the attachment.
 #![forbid(unsafe_code)]
 
@@ -30,7 +31,7 @@ use crate::shm::channel::ChannelGeometry;
 use crate::shm::{LAYOUT_VERSION, RegionGeometry, recv_with_fds, send_with_fds};
 
 /// Version of these messages. A peer of another version is refused with [`ErrorCode::Version`].
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 /// Where the manager listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/millrace/manager.sock";
 /// Longest frame a manager accepts from a peer, bytes: room for a configuration file of some 20,000
@@ -146,6 +147,27 @@ pub struct AttachRequest {
     /// The core it runs on by its own choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub core: Option<u32>,
+    /// The state it wants to keep for its successor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<StateSpec>,
+}
+
+/// A state region as an NF asks for it. It inherits only what was asked for alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateSpec {
+    /// Words of 8 bytes, at most [`MAX_STATE_WORDS`](crate::shm::MAX_STATE_WORDS).
+    pub words: u32,
+    /// What they mean: another number for another meaning.
+    pub version: u32,
+}
+
+/// A state region as an NF gets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateTerms {
+    /// As asked for.
+    pub words: u32,
+    /// Which NF this is that has it: 1 for the first, which finds zeros.
+    pub generation: u64,
 }
 
 impl AttachRequest {
@@ -160,6 +182,7 @@ impl AttachRequest {
             loan_pkts: 0,
             jumps_to: Vec::new(),
             core: None,
+            state: None,
         }
     }
 }
@@ -370,6 +393,9 @@ pub struct Attached {
     /// Packets to take before a shared core is offered to others.
     #[serde(default = "default_quantum_pkts")]
     pub quantum_pkts: u32,
+    /// The state region, when one was asked for: a fifth descriptor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<StateTerms>,
 }
 
 fn default_quantum_pkts() -> u32 {

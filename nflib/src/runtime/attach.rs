@@ -13,7 +13,9 @@ use super::RunError;
 use super::limits::Limits;
 use crate::args::NfArgs;
 use crate::control::{self, AttachRequest, Attached, ErrorCode, MAX_REPLY_BYTES, Reply, Request};
-use crate::shm::{Channel, Doorbell, Doorbells, Region, RouteTable, register_for_global_barrier};
+use crate::shm::{
+    Channel, Doorbell, Doorbells, Region, RouteTable, State, register_for_global_barrier,
+};
 
 /// How often a manager that is not there is looked for.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
@@ -32,6 +34,7 @@ pub(super) struct Attachment {
     pub(super) routes: RouteTable,
     pub(super) bells: Arc<Doorbells>,
     pub(super) own_bell: Doorbell,
+    pub(super) state: Option<State>,
     pub(super) terms: Attached,
 }
 
@@ -96,7 +99,18 @@ fn try_attach(request: &AttachRequest, args: &NfArgs) -> Result<Attachment, RunE
 }
 
 /// Maps what came along with the terms.
-fn map_all(socket: UnixStream, fds: Vec<OwnedFd>, terms: Attached) -> Result<Attachment, RunError> {
+fn map_all(
+    socket: UnixStream,
+    mut fds: Vec<OwnedFd>,
+    terms: Attached,
+) -> Result<Attachment, RunError> {
+    let state = match terms.state {
+        None => None,
+        Some(of) => {
+            let fd = fds.pop().ok_or(RunError::Descriptors { found: 0 })?;
+            Some(State::from_fd(&fd, of.words, of.generation).map_err(RunError::State)?)
+        }
+    };
     let [region, channel, routes, bells] =
         <[OwnedFd; 4]>::try_from(fds).map_err(|fds| RunError::Descriptors { found: fds.len() })?;
     if terms.channel.buffers != terms.region.buffers {
@@ -117,7 +131,7 @@ fn map_all(socket: UnixStream, fds: Vec<OwnedFd>, terms: Attached) -> Result<Att
         tracing::debug!("no membarrier(2); sleeps are bounded by 1 ms instead");
     }
     socket.set_nonblocking(true).map_err(RunError::Socket)?;
-    Ok(Attachment { socket, region, channel, routes, bells, own_bell, terms })
+    Ok(Attachment { socket, region, channel, routes, bells, own_bell, state, terms })
 }
 
 fn connect(path: &Path) -> Result<UnixStream, RunError> {

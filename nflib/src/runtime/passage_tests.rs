@@ -373,7 +373,14 @@ fn passage<'n>(nf: &'n mut Fickle, case: &Case, world: &Rc<RefCell<World>>) -> W
     let region = Arc::new(Region::create(REGION, HugePages::Off).unwrap());
     let hold_limit_pkts = case.hold_limit_pkts;
     let jump_services = vec![];
-    let setup = Setup { service: 1, instance: 1, region: REGION, hold_limit_pkts, jump_services };
+    let setup = Setup {
+        service: 1,
+        instance: 1,
+        region: REGION,
+        hold_limit_pkts,
+        jump_services,
+        state: None,
+    };
     let engine = Engine::new(nf, region, setup, 1, 0).unwrap();
     let mut all = Inputs::new(inputs[..2].iter().cloned().map(Consumer::new));
     all.open_edge(40, Consumer::new(inputs[2].clone()), None);

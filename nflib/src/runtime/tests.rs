@@ -99,6 +99,7 @@ fn terms(nf: u16) -> Attached {
         core: None,
         jump_services: Vec::new(),
         quantum_pkts: 4096,
+        state: None,
     }
 }
 

@@ -100,7 +100,8 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
         first_arrival: u64,
         limits: &Limits,
     ) -> Result<Self, RunError> {
-        let Attachment { socket, region, channel, routes, bells, own_bell, terms } = attachment;
+        let Attachment { socket, region, channel, routes, bells, own_bell, state, terms } =
+            attachment;
         let hold_cap_pkts = (terms.region.buffers / 4).max(1) as usize;
         let setup = Setup {
             service: terms.service,
@@ -108,6 +109,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             region: terms.region,
             hold_limit_pkts: nf.hold_limit_pkts().min(hold_cap_pkts),
             jump_services: terms.jump_services,
+            state,
         };
         let (deliveries, returns): (Vec<_>, Vec<_>) =
             (0..channel.geometry().workers).filter_map(|worker| channel.nf_ends(worker)).unzip();

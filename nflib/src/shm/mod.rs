@@ -19,6 +19,7 @@ mod remains;
 mod ring;
 mod routes;
 mod signals;
+mod state;
 mod survey;
 pub(crate) mod sync;
 
@@ -39,6 +40,7 @@ pub use routes::{
     HopEntry, MAX_HOPS, MAX_ROUTES, MAX_SET_ENTRIES, NO_NF, RouteTable, RouteTableWriter, bucket_of,
 };
 pub use signals::catch_stop_signals;
+pub use state::{Inherited, MAX_STATE_WORDS, State, StateChange, StateFile};
 pub(crate) use survey::{Survey, survey};
 
 /// A buffer's number in the packet region, `0..buffers`. Buffers are named by number, never by
