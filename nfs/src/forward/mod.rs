@@ -63,11 +63,14 @@ impl Hang {
     }
 
     fn hang(self) {
-        while self != Self::Not {
-            match self {
-                Self::Sleep => std::thread::sleep(Duration::from_secs(3600)),
-                _ => std::hint::spin_loop(),
-            }
+        match self {
+            Self::Not => {}
+            Self::Run => loop {
+                std::hint::spin_loop();
+            },
+            Self::Sleep => loop {
+                std::thread::sleep(Duration::from_secs(3600));
+            },
         }
     }
 }
