@@ -62,7 +62,7 @@ pub fn run(options: Options, signals: &Signals) -> Result<(bool, String), Troubl
     chaos.settle(&mut manager, signals)?;
     // With the same NFs, and without an edge between them, as at the end.
     chaos.empty(&world, &mut manager, signals)?;
-    chaos.tally.open_files.0 = manager.open_files();
+    chaos.tally.open_files.0 = fewest_open_files(&manager, 0);
     apply(manager.control(), &world, false)?;
     chaos.settle(&mut manager, signals)?;
     let stop = AtomicBool::new(false);
@@ -83,7 +83,7 @@ pub fn run(options: Options, signals: &Signals) -> Result<(bool, String), Troubl
     chaos.settle(&mut manager, signals)?;
     chaos.empty(&world, &mut manager, signals)?;
     chaos.tally.memory_kib.1 = manager.private_kib();
-    chaos.tally.open_files.1 = manager.open_files();
+    chaos.tally.open_files.1 = fewest_open_files(&manager, chaos.tally.open_files.0);
     let last = manager.finish()?;
     if !last.accounting.balanced {
         chaos
@@ -94,6 +94,18 @@ pub fn run(options: Options, signals: &Signals) -> Result<(bool, String), Troubl
     let mut packets = Packets::of(&last);
     packets.bystander_lost += u64::from(options.spoil);
     Ok(chaos.tally.line(&packets, chaos.began.elapsed().as_secs_f64(), options.seed))
+}
+
+/// Open files when what is about to be closed has been: edges are forgotten when both ends have said
+/// that they have done with them. Ends early at so many.
+fn fewest_open_files(manager: &Manager, enough: u64) -> u64 {
+    let end = Instant::now() + Duration::from_secs(2);
+    let mut fewest = manager.open_files();
+    while fewest > enough && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
+        fewest = fewest.min(manager.open_files());
+    }
+    fewest
 }
 
 fn apply(control: &Control, world: &World, empty: bool) -> Result<(), Trouble> {
