@@ -220,10 +220,11 @@ impl Edges {
         self.edges.keys().copied().filter(|&(from, to)| from == nf || to == nf).collect()
     }
 
-    /// Whether packets stand in an edge to an NF that it has not read, or not passed on.
+    /// The NFs in whose edges packets stand that they have not read, or not passed on.
     #[must_use]
-    pub fn have_packets_for(&self, nf: NfNumber) -> bool {
-        self.edges.iter().any(|(&(_, to), edge)| to == nf && !edge.ring.remains().is_empty())
+    pub fn nfs_with_packets(&self) -> BTreeSet<NfNumber> {
+        let edges = self.edges.iter().filter(|(_, edge)| !edge.ring.remains().is_empty());
+        edges.map(|(&(_, to), _)| to).collect()
     }
 
     /// The NFs that an NF hands packets to directly.

@@ -153,6 +153,7 @@ impl NfRecord {
             held_pkts: rx_pkts.saturating_sub(tx_pkts),
             violations: self.sum(|c| &c.violations),
             progress: self.channel.nf_counter(NfCounter::Progress),
+            state_generation: 0,
             stuck: None,
             uptime_s: self.since.elapsed().as_secs_f64(),
         }

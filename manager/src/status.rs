@@ -152,6 +152,7 @@ fn nfs(books: &Snapshot, conductor: &Conductor) -> Vec<NfStatus> {
             direct_to: neighbours.filter_map(|nf| Some(registry.by_number(nf)?.instance)).collect(),
             flow_share: conductor.flow_share(record),
             credit_pkts: record.isolated.then_some(books.credits.0),
+            state_generation: conductor.states().of(record.instance).map_or(0, |s| s.generation),
             ..record.status(service.map_or("", |service| service.name()))
         }
     };

@@ -318,6 +318,7 @@ mod tests {
             hold_limit_pkts: 8,
             jump_services: vec![],
             read_only: false,
+            state: None,
         };
         let region = Arc::new(Region::create(region, HugePages::Off).unwrap());
         Engine::new(HoldAll, region, setup, 1, 0).unwrap()
@@ -494,7 +495,7 @@ mod tests {
         ) {
             let region = RegionGeometry { buffers: 64, stride_bytes: 128, headroom_bytes: 0 };
             let setup =
-                Setup { service: 1, instance: 1, region, hold_limit_pkts: room, jump_services: vec![], read_only: false };
+                Setup { service: 1, instance: 1, region, hold_limit_pkts: room, jump_services: vec![], read_only: false, state: None };
             let region = Arc::new(Region::create(region, HugePages::Off).unwrap());
             let nf = Scripted { room, ..Scripted::default() };
             let mut engine = Engine::new(nf, region, setup, 1, 0).unwrap();

@@ -207,7 +207,7 @@ impl NetworkFunction for Fused {
             let jump_services = jumps.by_ref().take(count).copied().collect();
             stage.tick_due_ns = None;
             stage.sent.clear();
-            stage.nf.setup(&Setup { jump_services, ..setup.clone() })?;
+            stage.nf.setup(&Setup { jump_services, state: None, ..setup.clone() })?;
         }
         Ok(())
     }

@@ -66,3 +66,4 @@ pub use message::{MessageToken, SendError};
 pub use nf::{Action, NetworkFunction, NfError, PortId, ServiceId, Setup};
 pub use packet::{Packet, PacketError, PacketId};
 pub use runtime::{run, run_as};
+pub use shm::{Inherited, State, StateChange};

@@ -8,11 +8,11 @@ use thiserror::Error;
 use crate::branch::BranchId;
 use crate::burst::Burst;
 use crate::context::Context;
-use crate::control::{SendRefusal, ServiceRef};
+use crate::control::{SendRefusal, ServiceRef, StateSpec};
 pub use crate::descriptor::{PortId, ServiceId};
 use crate::message::MessageToken;
 use crate::packet::Packet;
-use crate::shm::RegionGeometry;
+use crate::shm::{RegionGeometry, State};
 
 /// Packets an NF may hold when it does not say otherwise.
 pub const DEFAULT_HOLD_LIMIT_PKTS: usize = 1024;
@@ -54,6 +54,8 @@ pub struct Setup {
     /// Packets can be read and not changed: the service's `access` is `read-only`. An NF that has to
     /// change them refuses, by [`Setup::must_change_packets`].
     pub read_only: bool,
+    /// The state region that [`NetworkFunction::state`] asked for; `None` in a fused chain.
+    pub state: Option<State>,
 }
 
 impl Setup {
@@ -145,6 +147,13 @@ pub trait NetworkFunction: Send {
         Vec::new()
     }
 
+    /// A few words that outlive this NF: when it dies, the next NF of its service in its place finds them
+    /// in [`Setup::state`]; asked once per attachment. After a manager's end they are 0 again. What a
+    /// process may do with them, and how it tells whether they belong together, says [`State`].
+    fn state(&self) -> Option<StateSpec> {
+        None
+    }
+
     /// How often [`tick`](Self::tick) is wanted; `None` for never. Asked again after each tick.
     fn tick_interval(&self) -> Option<Duration> {
         None
@@ -224,6 +233,10 @@ macro_rules! delegate {
 
             fn jumps_to(&self) -> Vec<ServiceRef> {
                 (**self).jumps_to()
+            }
+
+            fn state(&self) -> Option<StateSpec> {
+                (**self).state()
             }
 
             fn tick_interval(&self) -> Option<Duration> {

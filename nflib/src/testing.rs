@@ -14,13 +14,13 @@ use std::time::Duration;
 
 use crate::burst::MAX_BURST_PKTS;
 use crate::context::Departure;
-use crate::control::{SendRefusal, ServiceRef, Target};
+use crate::control::{SendRefusal, ServiceRef, StateSpec, Target};
 use crate::descriptor::{Delivery, NO_PORT};
 use crate::engine::Engine;
 use crate::message::MessageToken;
 use crate::nf::{Action, NetworkFunction, NfError, PortId, ServiceId, Setup};
 use crate::packet::PacketId;
-use crate::shm::{BufferIndex, HugePages, Region, RegionGeometry};
+use crate::shm::{BufferIndex, HugePages, Region, RegionGeometry, State};
 
 pub use frames::FrameBuilder;
 pub use hop::{Hop, HopOptions};
@@ -98,6 +98,7 @@ impl<N: NetworkFunction> TestBench<N> {
             hold_limit_pkts: options.hold_limit_pkts.unwrap_or_else(|| nf.hold_limit_pkts()),
             jump_services: nf.jumps_to().iter().map(id_of).collect(),
             read_only: false,
+            state: state_for(&nf)?,
         };
         let now_ns = 1_000_000_000;
         let engine = Engine::new(nf, region.clone(), setup, 1, now_ns)?;
@@ -271,6 +272,12 @@ impl<N: NetworkFunction> TestBench<N> {
 }
 
 /// The id that the bench takes a service to have: one of a name has the name's length.
+/// A state as the manager would give it, with nothing in it.
+fn state_for(nf: &impl NetworkFunction) -> Result<Option<State>, NfError> {
+    let private = |of: StateSpec| State::private(of.words);
+    nf.state().map(private).transpose().map_err(|error| NfError::new(error.to_string()))
+}
+
 fn id_of(service: &ServiceRef) -> ServiceId {
     match service {
         ServiceRef::Id(id) => *id,

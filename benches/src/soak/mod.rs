@@ -60,7 +60,11 @@ pub fn run(options: Options, signals: &Signals) -> Result<(bool, String), Troubl
     let mut manager = Manager::start(&world)?;
     let mut chaos = Chaos::new(options, manager.control().clone(), world.victims());
     chaos.settle(&mut manager, signals)?;
-    chaos.tally.open_files.0 = manager.open_files();
+    // With the same NFs, and without an edge between them, as at the end.
+    chaos.empty(&world, &mut manager, signals)?;
+    chaos.tally.open_files.0 = fewest_open_files(&manager, 0);
+    apply(manager.control(), &world, false)?;
+    chaos.settle(&mut manager, signals)?;
     let stop = AtomicBool::new(false);
     let counts = [AtomicU64::new(0), AtomicU64::new(0)];
     let control = manager.control().clone();
@@ -75,10 +79,11 @@ pub fn run(options: Options, signals: &Signals) -> Result<(bool, String), Troubl
     chaos.tally.scales = counts[1].load(Ordering::Relaxed);
     changed
         .map_err(|_| Trouble::Failed("the thread that changes things panicked".to_owned()))??;
+    world.scaled = World::new(options.rate_pps).scaled;
     chaos.settle(&mut manager, signals)?;
     chaos.empty(&world, &mut manager, signals)?;
     chaos.tally.memory_kib.1 = manager.private_kib();
-    chaos.tally.open_files.1 = manager.open_files();
+    chaos.tally.open_files.1 = fewest_open_files(&manager, chaos.tally.open_files.0);
     let last = manager.finish()?;
     if !last.accounting.balanced {
         chaos
@@ -89,6 +94,23 @@ pub fn run(options: Options, signals: &Signals) -> Result<(bool, String), Troubl
     let mut packets = Packets::of(&last);
     packets.bystander_lost += u64::from(options.spoil);
     Ok(chaos.tally.line(&packets, chaos.began.elapsed().as_secs_f64(), options.seed))
+}
+
+/// Open files when what is about to be closed has been: edges are forgotten when both ends have said
+/// that they have done with them. Ends early at so many.
+fn fewest_open_files(manager: &Manager, enough: u64) -> u64 {
+    let end = Instant::now() + Duration::from_secs(2);
+    let mut fewest = manager.open_files();
+    while fewest > enough && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
+        fewest = fewest.min(manager.open_files());
+    }
+    fewest
+}
+
+fn apply(control: &Control, world: &World, empty: bool) -> Result<(), Trouble> {
+    let refused = |error| Trouble::Failed(format!("a configuration is refused: {error}"));
+    control.apply(world, empty)?.map(|_| ()).map_err(refused)
 }
 
 /// Applies configurations and scales, until told to stop.
@@ -352,9 +374,8 @@ impl Chaos {
         manager: &mut Manager,
         signals: &Signals,
     ) -> Result<(), Trouble> {
-        if let Err(error) = self.control.apply(world, true)? {
-            return Err(Trouble::Failed(format!("the chains cannot be emptied: {error}")));
-        }
+        apply(&self.control, world, true)?;
+        self.settle(manager, signals)?;
         let began = Instant::now();
         loop {
             let status = self.look(manager)?;

@@ -21,7 +21,8 @@ const MAX_JUMPS: usize = 256;
 pub struct Welcome {
     /// The terms.
     pub attached: Attached,
-    /// Packet region, channel, route table, doorbells; then the workers' alarms, if any.
+    /// Packet region, channel, route table, doorbells; then the workers' alarms, if any; then the state
+    /// region, if one was asked for.
     pub fds: Vec<OwnedFd>,
 }
 
@@ -62,7 +63,7 @@ impl Conductor {
         };
         let record = self.registry.insert(nf, newcomer).map_err(|e| exhausted(e.to_string()))?;
         let instance = record.instance;
-        let attached = Attached {
+        let mut attached = Attached {
             instance,
             nf,
             service: service.id,
@@ -74,6 +75,7 @@ impl Conductor {
             jump_services: jumps,
             quantum_pkts: fabric.quantum_pkts(),
             read_only: record.read_only,
+            state: None,
         };
         let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
         // One that is isolated could keep the others from ringing.
@@ -89,7 +91,13 @@ impl Conductor {
             files.into_iter().map(Ok).chain(bells.map(own)).collect()
         };
         let wakes_workers = !alarms.is_empty();
-        let result = fds().map_err(|e| e.to_string()).and_then(|fds| {
+        let states = &mut self.states;
+        let result = fds().map_err(|e| exhausted(e.to_string())).and_then(|mut fds| {
+            if let Some(spec) = request.state {
+                let (terms, fd) = states.claim(service.id, spec, instance)?;
+                attached.state = Some(terms);
+                fds.push(fd);
+            }
             let (bell, counters) = (record.bell.clone(), record.counters.clone());
             let (service, isolated) = (service.id, record.isolated);
             fabric
@@ -103,7 +111,7 @@ impl Conductor {
                     counters: Arc::clone(&counters[worker]),
                     drops,
                 })
-                .map_err(|e| e.to_string())?;
+                .map_err(|e| exhausted(e.to_string()))?;
             Ok(fds)
         });
         match result {
@@ -111,9 +119,10 @@ impl Conductor {
                 self.replan = true;
                 Ok(Welcome { attached, fds })
             }
-            Err(message) => {
+            Err(error) => {
+                self.states.leave(instance, None);
                 self.registry.remove(instance);
-                Err(exhausted(message))
+                Err(error)
             }
         }
     }

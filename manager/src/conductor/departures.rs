@@ -84,7 +84,8 @@ impl Conductor {
         // The workers first: they push to it no more, and pass on what it had returned.
         let Some(nf) = self.registry.get(instance).map(|record| record.nf) else { return Ok(None) };
         fabric.remove_nf(nf)?;
-        let Some(record) = self.registry.remove(instance) else { return Ok(None) };
+        let Some(mut record) = self.registry.remove(instance) else { return Ok(None) };
+        self.states.leave(instance, record.pidfd.take());
         if !record.isolated {
             let buffers = self.edges.remains_of(nf, &record.channel);
             fabric.reclaim(record.slot, &buffers)?;

@@ -19,6 +19,7 @@ mod departures;
 mod loans;
 mod requests;
 mod rules;
+mod states;
 mod switch;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,7 @@ use crate::registry::{NfRecord, NfState, Registry};
 
 pub use requests::{Answer, RequestId};
 use requests::{Pending, Scaling};
+use states::States;
 use switch::State;
 
 /// How long NFs may take to say that they have their new edges.
@@ -66,6 +68,7 @@ pub struct Conductor {
     planner: Planner,
     registry: Registry,
     edges: Edges,
+    states: States,
     state: State,
     /// Instances came, went or are to go: the plan must follow.
     replan: bool,
@@ -104,6 +107,7 @@ impl Conductor {
             planner: Planner::new()?,
             registry: Registry::new()?,
             edges: Edges::default(),
+            states: States::default(),
             state: State::Idle,
             replan: true,
             pending: VecDeque::from([Pending::first(model)]),
@@ -136,6 +140,12 @@ impl Conductor {
     #[must_use]
     pub fn edges(&self) -> &Edges {
         &self.edges
+    }
+
+    /// The NFs' state regions.
+    #[must_use]
+    pub fn states(&self) -> &States {
+        &self.states
     }
 
     /// The plan maker.

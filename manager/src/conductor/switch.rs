@@ -319,6 +319,8 @@ impl Conductor {
         self.model = prepared.model;
         self.model_changed = true;
         self.made.extend(prepared.steps);
+        let model = &self.model;
+        self.states.retain(|service| model.service(service).is_some());
         self.drain_differently_isolated();
         for instance in prepared.next.joining {
             if let Some(record) = self.registry.get_mut(instance)

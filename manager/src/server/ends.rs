@@ -72,7 +72,10 @@ impl Server {
         }
         self.stuck.next = Some(now + LOOK_EVERY);
         let registry = self.conductor.registry();
-        let readings: Vec<_> = registry.nfs().map(|nf| self.reading(nf)).collect();
+        // Once for all: there may be thousands of edges.
+        let by_edges = self.conductor.edges().nfs_with_packets();
+        let reading = |nf: &NfRecord| self.reading(nf, by_edges.contains(&nf.nf));
+        let readings: Vec<_> = registry.nfs().map(reading).collect();
         let process = |instance| Process::read(registry.get(instance)?.pid);
         let (stuck, going) = self.stuck.watch.look(now, &readings, process);
         for instance in going {
@@ -92,12 +95,10 @@ impl Server {
         service.map_or_else(|| nf.service.to_string(), |service| service.name().to_owned())
     }
 
-    fn reading(&self, nf: &NfRecord) -> Reading {
+    fn reading(&self, nf: &NfRecord, has_by_edge: bool) -> Reading {
         let channel = &nf.channel;
-        let lanes = 0..channel.geometry().workers;
-        let has_packets =
-            lanes.filter_map(|lane| channel.remains(lane)).any(|(r, _)| !r.is_empty())
-                || self.conductor.edges().have_packets_for(nf.nf);
+        let mut lanes = (0..channel.geometry().workers).filter_map(|lane| channel.remains(lane));
+        let has_packets = has_by_edge || lanes.any(|(to_nf, _)| !to_nf.is_empty());
         let spec = self.conductor.model().service(nf.service).map(|service| &service.spec);
         let limit = spec.and_then(|spec| spec.stuck_after_ms).map(Duration::from_millis);
         Reading {

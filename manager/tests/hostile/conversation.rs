@@ -176,7 +176,7 @@ fn it_attaches_once_more_on_the_same_connection() {
 fn it_asks_for_what_only_commands_may_ask_for() {
     let Some((stage, mut intruder)) = set(Place::Trusted) else { return };
     for request in [
-        Request::Shutdown,
+        Request::Shutdown { keep_nfs: false },
         Request::Edit { edits: vec![Edit::RemoveChain { name: "bystander".into() }] },
         Request::StopNf { instance: 1 },
     ] {

@@ -185,7 +185,7 @@ fn talk(random: &mut Rng, intruder: &Intruder) {
         0 => Request::Status,
         1 => Request::Synced { token },
         2 => Request::Answer { token, result: Err("\u{1b}[2J\n".into()) },
-        3 => Request::Shutdown,
+        3 => Request::Shutdown { keep_nfs: false },
         _ => Request::Send { target, payload, token },
     });
 }

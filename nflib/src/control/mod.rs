@@ -3,7 +3,8 @@
 //! A message is a frame: its length in bytes (u32, little endian), then that many bytes of JSON.
 //! File descriptors travel with the frame's first byte (SCM_RIGHTS). One socket serves commands
 //! (`millrace status`) and NFs: an NF sends [`Request::Attach`], gets [`Reply::Attached`] with its
-//! descriptors (packet region, channel, route table, doorbells, alarms), and keeps the connection open; its
+//! descriptors (packet region, channel, route table, doorbells; the alarms of the workers, of all or of
+//! none; the state region, for NFs that ask for one), and keeps the connection open; its
 //! end is the end of the attachment.
 #![forbid(unsafe_code)]
 
@@ -167,6 +168,27 @@ pub struct AttachRequest {
     /// The core it runs on by its own choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub core: Option<u32>,
+    /// The state it wants to keep for its successor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<StateSpec>,
+}
+
+/// A state region as an NF asks for it. It inherits only what was asked for alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateSpec {
+    /// Words of 8 bytes, at most [`MAX_STATE_WORDS`](crate::shm::MAX_STATE_WORDS).
+    pub words: u32,
+    /// What they mean: another number for another meaning.
+    pub version: u32,
+}
+
+/// A state region as an NF gets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateTerms {
+    /// As asked for.
+    pub words: u32,
+    /// Which NF this is that has it: 1 for the first, which finds zeros.
+    pub generation: u64,
 }
 
 impl AttachRequest {
@@ -181,6 +203,7 @@ impl AttachRequest {
             loan_pkts: 0,
             jumps_to: Vec::new(),
             core: None,
+            state: None,
         }
     }
 }
@@ -397,6 +420,9 @@ pub struct Attached {
     /// The packet region can be read only.
     #[serde(default)]
     pub read_only: bool,
+    /// The state region, when one was asked for: a fifth descriptor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<StateTerms>,
 }
 
 fn default_quantum_pkts() -> u32 {

@@ -262,6 +262,9 @@ pub struct NfStatus {
     pub violations: u64,
     /// Turns of its loop, as it says itself.
     pub progress: u64,
+    /// The NF of its place that it is: 1 for the first that has its state; 0: it asked for none.
+    #[serde(default)]
+    pub state_generation: u64,
     /// How it stands still though packets wait for it, if it does.
     #[serde(default)]
     pub stuck: Option<String>,

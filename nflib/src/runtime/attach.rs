@@ -13,7 +13,9 @@ use super::RunError;
 use super::limits::Limits;
 use crate::args::NfArgs;
 use crate::control::{self, AttachRequest, Attached, ErrorCode, MAX_REPLY_BYTES, Reply, Request};
-use crate::shm::{Channel, Doorbell, Doorbells, Region, RouteTable, register_for_global_barrier};
+use crate::shm::{
+    Channel, Doorbell, Doorbells, Region, RouteTable, State, register_for_global_barrier,
+};
 
 /// How long after a first look in vain a manager is looked for again; the pause doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -36,6 +38,7 @@ pub(super) struct Attachment {
     pub(super) own_bell: Doorbell,
     /// Of each worker, or none.
     pub(super) alarms: Vec<OwnedFd>,
+    pub(super) state: Option<State>,
     pub(super) terms: Attached,
 }
 
@@ -110,6 +113,13 @@ fn map_all(
     mut fds: Vec<OwnedFd>,
     terms: Attached,
 ) -> Result<Attachment, RunError> {
+    let state = match terms.state {
+        None => None,
+        Some(of) => {
+            let fd = fds.pop().ok_or(RunError::Descriptors { found: 0 })?;
+            Some(State::from_fd(&fd, of.words, of.generation).map_err(RunError::State)?)
+        }
+    };
     let alarms = fds.split_off(fds.len().min(4));
     let [region, channel, routes, bells] =
         <[OwnedFd; 4]>::try_from(fds).map_err(|fds| RunError::Descriptors { found: fds.len() })?;
@@ -142,7 +152,7 @@ fn map_all(
         tracing::debug!("no membarrier(2); sleeps are bounded by 1 ms instead");
     }
     socket.set_nonblocking(true).map_err(RunError::Socket)?;
-    Ok(Attachment { socket, region, channel, routes, bells, own_bell, alarms, terms })
+    Ok(Attachment { socket, region, channel, routes, bells, own_bell, alarms, state, terms })
 }
 
 fn connect(path: &Path) -> Result<UnixStream, RunError> {

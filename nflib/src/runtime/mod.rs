@@ -32,7 +32,7 @@ use crate::args::{self, NfArgs, PlainArgs};
 use crate::control::{AttachRequest, ControlError, ErrorReply};
 use crate::log::LogError;
 use crate::nf::{NetworkFunction, NfError};
-use crate::shm::{ChannelError, RegionError, RingError, catch_stop_signals};
+use crate::shm::{ChannelError, Inherited, RegionError, RingError, catch_stop_signals};
 use attach::attach;
 use limits::Limits;
 use turns::{Ending, Turns};
@@ -87,6 +87,9 @@ pub enum RunError {
     /// The doorbells cannot be mapped.
     #[error("doorbells: {0}")]
     Doorbells(io::Error),
+    /// The state region cannot be mapped.
+    #[error("state region: {0}; use one release")]
+    State(io::Error),
     /// The manager announced a ring to or from another NF that is none.
     #[error("edge between this NF and NF {nf}: {why}")]
     Edge {
@@ -220,6 +223,7 @@ fn run_attached(
             loan_pkts: nf.loan_pkts(),
             jumps_to: nf.jumps_to(),
             core: args.core,
+            state: nf.state(),
             ..AttachRequest::new(name, args.service.clone())
         };
         let Some(attachment) = attach(&request, args, stop, &limits)? else { return Ok(()) };
@@ -229,6 +233,15 @@ fn run_attached(
             attachment.terms.service,
             attachment.terms.manager_version,
         );
+        match attachment.state.as_ref().map(|state| (state.inherited(), state.generation())) {
+            None | Some((Inherited::Nothing, _)) => {}
+            Some((Inherited::Clean, generation)) => {
+                tracing::info!("state inherited, generation {generation}");
+            }
+            Some((Inherited::Torn, generation)) => tracing::warn!(
+                "state inherited, generation {generation}: the NF before died while it changed it"
+            ),
+        }
         limits.begin();
         if let Some(core) = attachment.terms.core.filter(|_| args.core.is_none()) {
             affinity::run_on(core)?;

@@ -380,6 +380,7 @@ fn passage<'n>(nf: &'n mut Fickle, case: &Case, world: &Rc<RefCell<World>>) -> W
         hold_limit_pkts,
         jump_services,
         read_only: false,
+        state: None,
     };
     let engine = Engine::new(nf, region, setup, 1, 0).unwrap();
     let mut all = Inputs::new(inputs[..2].iter().cloned().map(Consumer::new));

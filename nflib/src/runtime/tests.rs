@@ -102,6 +102,7 @@ fn terms(nf: u16) -> Attached {
         jump_services: Vec::new(),
         quantum_pkts: 4096,
         read_only: false,
+        state: None,
     }
 }
 

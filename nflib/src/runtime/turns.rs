@@ -102,7 +102,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
         first_arrival: u64,
         limits: &Limits,
     ) -> Result<Self, RunError> {
-        let Attachment { socket, region, channel, routes, bells, own_bell, alarms, terms } =
+        let Attachment { socket, region, channel, routes, bells, own_bell, alarms, state, terms } =
             attachment;
         let hold_cap_pkts = (terms.region.buffers / 4).max(1) as usize;
         let setup = Setup {
@@ -112,6 +112,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             hold_limit_pkts: nf.hold_limit_pkts().min(hold_cap_pkts),
             jump_services: terms.jump_services,
             read_only: terms.read_only,
+            state,
         };
         let (deliveries, returns): (Vec<_>, Vec<_>) =
             (0..channel.geometry().workers).filter_map(|worker| channel.nf_ends(worker)).unzip();

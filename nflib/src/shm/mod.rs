@@ -22,6 +22,7 @@ mod ring;
 mod routes;
 mod scribble;
 mod signals;
+mod state;
 mod survey;
 pub(crate) mod sync;
 
@@ -48,6 +49,7 @@ pub use routes::{
 };
 pub use scribble::Scribble;
 pub use signals::catch_stop_signals;
+pub use state::{Inherited, MAX_STATE_WORDS, State, StateChange, StateFile};
 pub(crate) use survey::{Survey, survey};
 
 /// A buffer's number in the packet region, `0..buffers`. Buffers are named by number, never by

@@ -171,31 +171,76 @@ mod loom_models {
             });
         }
     }
-    /// Two NFs in a row, each dead after each number of steps of a round, in every order with each
-    /// other: each of two packets is with exactly one of the dead, or has come out behind them.
-    #[test]
-    fn wherever_two_neighbours_die_each_packet_is_in_one_account() {
-        for (first_steps, second_steps) in (0..=4).flat_map(|a| (0..=4).map(move |b| (a, b))) {
-            loom::model(move || {
-                let rings = [2, 2, 2].map(|capacity| HeapRing::new(capacity, 0));
-                let [input, edge, output] = rings;
-                let packets = [1, 2].map(|buffer| Delivery { buffer, ..Delivery::default() });
-                let mut before = Producer::<Delivery, _>::new(input.clone());
-                assert_eq!(before.push_burst(&packets), Ok(2));
-                let first = {
-                    let (input, edge) = (input.clone(), edge.clone());
-                    thread::spawn(move || pass_on(input, edge, first_steps))
-                };
-                pass_on(edge.clone(), output.clone(), second_steps);
-                first.join().unwrap();
-                let [input, edge, output] = [input, edge, output].map(Remains::of);
-                let mut all = remaining_buffers(&[&input], &[&edge], &[], &[]).unwrap();
-                all.extend(remaining_buffers(&[&edge], &[&output], &[], &[]).unwrap());
-                let (_, out) = output.unreleased::<Delivery>().unwrap();
-                all.extend(buffers(&out));
-                all.sort_unstable();
-                assert_eq!(all, [1, 2], "dead after steps {first_steps} and {second_steps}");
-            });
+
+    /// What a dead NF leaves between an input and an output, and who stands in for it at its input.
+    fn reclaim(input: &HeapRing, output: &HeapRing, stands_in: bool) -> Vec<BufferIndex> {
+        let remains = Remains::of(input.clone());
+        let (read, waiting) = if stands_in {
+            remains.drain::<Delivery>().unwrap()
+        } else {
+            remains.unreleased::<Delivery>().unwrap()
+        };
+        let passed_on = Remains::of(output.clone()).unsettled::<Delivery>().unwrap();
+        let passed_on = passed_on.iter().map(|packet| packet.buffer).collect();
+        still_there(buffers(&waiting), buffers(&read), &passed_on)
+    }
+
+    fn waiting_in(ring: &HeapRing) -> Vec<BufferIndex> {
+        let (read, waiting) = Remains::of(ring.clone()).unreleased::<Delivery>().unwrap();
+        // Nobody reads here: the manager's end, after both are dead.
+        assert!(read.is_empty());
+        buffers(&waiting)
+    }
+
+    /// Two NFs with an edge between them and two packets; each dies after each number of its steps, and
+    /// the manager takes back what the first to be noticed had while the other one goes on.
+    fn two_deaths(first_noticed: bool) {
+        for steps_a in 0..=4 {
+            for steps_b in 0..=8 {
+                loom::model(move || {
+                    let ring = || HeapRing::new(2, 0);
+                    let (input, edge, back) = (ring(), ring(), ring());
+                    let mut manager = Producer::<Delivery, _>::new(input.clone());
+                    let packets = [1, 2].map(|buffer| Delivery { buffer, ..Delivery::default() });
+                    assert_eq!(manager.push_burst(&packets), Ok(2));
+                    let run = |input: &HeapRing, output: &HeapRing, steps| {
+                        let (input, output) = (input.clone(), output.clone());
+                        thread::spawn(move || pass_on(input, output, steps))
+                    };
+                    let nf_b = run(&edge, &back, steps_b);
+                    let nf_a = run(&input, &edge, steps_a);
+                    let mut all = Vec::new();
+                    if first_noticed {
+                        nf_a.join().unwrap();
+                        all.extend(reclaim(&input, &edge, false));
+                        nf_b.join().unwrap();
+                        all.extend(reclaim(&edge, &back, true));
+                    } else {
+                        nf_b.join().unwrap();
+                        all.extend(reclaim(&edge, &back, true));
+                        nf_a.join().unwrap();
+                        // What it pushed to the dead one since; what it has itself.
+                        let (read, waiting) =
+                            Remains::of(edge.clone()).drain::<Delivery>().unwrap();
+                        all.extend(buffers(&read));
+                        all.extend(buffers(&waiting));
+                        all.extend(reclaim(&input, &edge, false));
+                    }
+                    all.extend(waiting_in(&back));
+                    all.sort_unstable();
+                    assert_eq!(all, [1, 2], "dead after steps {steps_a} and {steps_b}");
+                });
+            }
         }
+    }
+
+    #[test]
+    fn two_nfs_die_at_any_step_the_one_before_noticed_first_and_each_packet_is_found_once() {
+        two_deaths(true);
+    }
+
+    #[test]
+    fn two_nfs_die_at_any_step_the_one_behind_noticed_first_and_each_packet_is_found_once() {
+        two_deaths(false);
     }
 }

@@ -120,6 +120,7 @@ impl<N: NetworkFunction> Hop<N> {
             hold_limit_pkts: nf.hold_limit_pkts(),
             jump_services: nf.jumps_to().iter().map(id_of).collect(),
             read_only: false,
+            state: super::state_for(&nf)?,
         };
         let geometry = ChannelGeometry { workers: 1, ring_capacity, buffers: region.buffers };
         let channel = Channel::create(geometry).map_err(|error| fault(error.to_string()))?;

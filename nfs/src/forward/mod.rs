@@ -7,11 +7,11 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use clap::Args;
-use nflib::control::ServiceRef;
+use nflib::control::{ServiceRef, StateSpec};
 use nflib::descriptor::PortId;
 use nflib::headers::ETHERNET_BYTES;
 use nflib::settings::{self, Setting, Settings};
-use nflib::{Action, Burst, Context, NetworkFunction, NfError, Packet, Setup};
+use nflib::{Action, Burst, Context, Inherited, NetworkFunction, NfError, Packet, Setup, State};
 
 /// Options of `forward`.
 #[derive(Args, Clone, Debug)]
@@ -32,7 +32,13 @@ pub struct Options {
     #[arg(long, value_name = "NS", default_value_t = 0)]
     #[arg(value_parser = clap::value_parser!(u32).range(..=MAX_BUSY_NS))]
     pub busy_ns: u32,
+    /// Keep the counts of packets and bytes for the NF that comes when this one dies
+    #[arg(long)]
+    pub keep_counts: bool,
 }
+
+/// What a kept state means.
+const STATE: StateSpec = StateSpec { words: 2, version: 1 };
 
 /// Most work on a packet: a millisecond.
 const MAX_BUSY_NS: i64 = 1_000_000;
@@ -57,11 +63,14 @@ impl Hang {
     }
 
     fn hang(self) {
-        while self != Self::Not {
-            match self {
-                Self::Sleep => std::thread::sleep(Duration::from_secs(3600)),
-                _ => std::hint::spin_loop(),
-            }
+        match self {
+            Self::Not => {}
+            Self::Run => loop {
+                std::hint::spin_loop();
+            },
+            Self::Sleep => loop {
+                std::thread::sleep(Duration::from_secs(3600));
+            },
         }
     }
 }
@@ -92,6 +101,9 @@ pub struct Forward {
     busy_steps: u64,
     hang: Hang,
     seen: Seen,
+    keep_counts: bool,
+    /// Where packets and bytes are kept.
+    kept: Option<State>,
     /// As of the last line printed.
     printed: Option<Seen>,
 }
@@ -110,6 +122,8 @@ impl Forward {
             busy_steps: 0,
             hang: Hang::Not,
             seen: Seen::default(),
+            keep_counts: options.keep_counts,
+            kept: None,
             printed: None,
         };
         nf.work_on_each(options.busy_ns);
@@ -122,6 +136,25 @@ impl Forward {
             0 => 0,
             _ => self.pace.get_or_insert_with(work::Pace::measure).steps(busy_ns),
         };
+    }
+
+    /// Goes on from the counts of the NF before, or with its own when there was none.
+    fn inherit(&mut self, kept: &State) {
+        match kept.inherited() {
+            // After another manager's end: the counts are this NF's own.
+            Inherited::Nothing => self.keep(kept),
+            Inherited::Clean | Inherited::Torn => {
+                self.seen.pkts = kept.get(0);
+                self.seen.bytes = kept.get(1);
+            }
+        }
+    }
+
+    fn keep(&self, kept: &State) {
+        kept.change(|words| {
+            words.set(0, self.seen.pkts);
+            words.set(1, self.seen.bytes);
+        });
     }
 
     /// The rates since the last line, as a line.
@@ -148,6 +181,7 @@ impl Settings for Forward {
         },
         Setting { key: "swap-macs", help: "exchange Ethernet addresses: on or off" },
         Setting { key: "busy-ns", help: "nanoseconds of work on each packet, 0 to 1000000" },
+        Setting { key: "seen-pkts", help: "packets seen, not to be set" },
         Setting { key: "hang", help: "hang for ever at the next packet: off, run or sleep" },
     ];
 
@@ -157,6 +191,7 @@ impl Settings for Forward {
             ("to-port", _) => "chain".to_owned(),
             ("busy-ns", _) => self.busy_ns.to_string(),
             ("hang", _) => self.hang.name().to_owned(),
+            ("seen-pkts", _) => self.seen.pkts.to_string(),
             _ => settings::switch_text(self.swap_macs),
         }
     }
@@ -172,6 +207,7 @@ impl Settings for Forward {
                 let ns = ns.parse().ok().filter(|&ns| i64::from(ns) <= MAX_BUSY_NS);
                 self.work_on_each(ns.ok_or("expected 0 to 1000000")?);
             }
+            ("seen-pkts", _) => return Err("it only counts".to_owned()),
             ("hang", how) => {
                 let known = [Hang::Not, Hang::Run, Hang::Sleep].into_iter();
                 let how = known.into_iter().find(|hang| hang.name() == how);
@@ -199,6 +235,10 @@ impl NetworkFunction for Forward {
         }
         self.read_only = setup.read_only;
         self.printed = None;
+        if let Some(kept) = &setup.state {
+            self.inherit(kept);
+        }
+        self.kept = setup.state.clone();
         let service = setup.jump_services.first();
         let chain_action = service.map_or(Action::Next, |&id| Action::ToService(id));
         if self.action == self.chain_action {
@@ -206,6 +246,10 @@ impl NetworkFunction for Forward {
         }
         self.chain_action = chain_action;
         Ok(())
+    }
+
+    fn state(&self) -> Option<StateSpec> {
+        self.keep_counts.then_some(STATE)
     }
 
     fn jumps_to(&self) -> Vec<ServiceRef> {
@@ -230,6 +274,9 @@ impl NetworkFunction for Forward {
             self.seen.bytes += packet.len() as u64;
             self.process(packet, ctx)
         });
+        if let Some(kept) = &self.kept {
+            self.keep(kept);
+        }
     }
 
     fn message(
@@ -267,6 +314,7 @@ mod tests {
             swap_macs: false,
             print_every: Some(2),
             busy_ns: 0,
+            keep_counts: false,
         }
     }
 
@@ -314,7 +362,8 @@ mod tests {
         let frame = FrameBuilder::new().macs([1; 6], [2; 6]).payload(b"x").build();
         assert_eq!(
             bench.message(None, b"get"),
-            Ok(b"to-port = chain\nswap-macs = off\nbusy-ns = 0".to_vec())
+            Ok(b"to-port = chain\nswap-macs = off\nbusy-ns = 0\nseen-pkts = 0\nhang = off"
+                .to_vec())
         );
         assert_eq!(bench.message(None, b"set to-port 7"), Ok(b"7".to_vec()));
         assert_eq!(bench.message(None, b"set swap-macs on"), Ok(b"on".to_vec()));
