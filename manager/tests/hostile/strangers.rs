@@ -10,18 +10,21 @@ use nflib::control::{self, AttachRequest, Edit, MAX_REQUEST_BYTES, Reply, Reques
 use nflib::shm::send_with_fds;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::conversation::ROOM_BYTES;
 use super::skip::skip;
-use super::stage::{Place, Stage, resident_bytes, set};
+use super::stage::{Place, Stage, peak_bytes, set};
+
+/// Memory that a manager may need more under attack than before, bytes: what may be unfinished
+/// together, and the buffers that it grew in.
+const ROOM_BYTES: u64 = 160 << 20;
 
 /// Runs `attack`, and looks meanwhile and afterwards that commands are answered, that the manager
 /// does not grow, and that nobody else is harmed.
 fn attacked(attack: impl FnOnce(&Stage)) {
     let Some((mut stage, mut intruder)) = set(Place::Trusted) else { return };
     let pid = stage.manager.process().pid();
-    let (memory, files) = (resident_bytes(pid), stage.manager.open_files());
+    let (memory, files) = (peak_bytes(pid), stage.manager.open_files());
     attack(&stage);
-    let grown = resident_bytes(pid).saturating_sub(memory);
+    let grown = peak_bytes(pid).saturating_sub(memory);
     assert!(grown < ROOM_BYTES, "{grown} bytes more");
     assert_answers(&stage);
     super::running::until("connections are closed", || {
