@@ -12,7 +12,7 @@ use nflib::shm::send_with_fds;
 
 use super::intruder::{Intruder, NAME, SERVICE};
 use super::running::until;
-use super::stage::{Place, Stage, peak_bytes, set};
+use super::stage::{Place, Stage, peak_bytes, set, set_with};
 
 /// Memory that a manager may need more under the attack of an NF than before, bytes.
 const ROOM_BYTES: u64 = 16 << 20;
@@ -230,6 +230,27 @@ fn it_never_says_that_it_is_done() {
         let mut honest = Intruder::attach(&stage.manager);
         stage.wait_until_all_run(&mut honest);
         stage.end_with_domain(honest);
+    }
+}
+
+#[test]
+fn it_is_silent_for_longer_than_it_may_be() {
+    for place in [Place::Before, Place::Behind] {
+        let Some((stage, mut intruder)) = set_with(place, "answer_limit_ms = 1500", "") else {
+            return;
+        };
+        intruder.answers = false;
+        // Its neighbour goes, and the edge between them is to be closed.
+        let victim = ServiceRef::Name("victim".into());
+        let edit = vec![Edit::Scale { service: victim, instances: 0 }];
+        std::thread::scope(|scope| {
+            let change = scope.spawn(|| stage.manager.edit(edit));
+            while !change.is_finished() {
+                intruder.behave();
+            }
+        });
+        stage.assert_removed(&intruder);
+        stage.end_with_domain(intruder);
     }
 }
 
