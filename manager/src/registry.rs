@@ -102,6 +102,8 @@ pub struct NfRecord {
     pub sync_sent: u64,
     /// See `sync_sent`.
     pub sync_answered: u64,
+    /// Since when it owes an answer.
+    pub asked_since: Option<Instant>,
     /// By worker.
     pub counters: Vec<Arc<NfCounters>>,
     since: Instant,
@@ -307,6 +309,7 @@ impl Registry {
             state: NfState::Joining,
             sync_sent: 0,
             sync_answered: 0,
+            asked_since: None,
             counters: (0..workers).map(|_| Arc::default()).collect(),
             since: Instant::now(),
             told_violations: 0,

@@ -35,3 +35,13 @@ mod rings;
 mod stage;
 #[path = "hostile/strangers.rs"]
 mod strangers;
+
+#[test]
+fn the_manager_under_attack_has_debug_assertions_and_overflow_checks() {
+    let overflows = std::panic::catch_unwind(|| std::hint::black_box(u8::MAX) + 1).is_err();
+    if !cfg!(debug_assertions) || !overflows {
+        skip::skip(
+            "this profile has no debug assertions or no overflow checks; use the dev profile",
+        );
+    }
+}

@@ -209,6 +209,16 @@ impl Conductor {
         !matches!(self.state, State::Idle) || self.replan || !self.pending.is_empty()
     }
 
+    /// NFs that owe an answer for longer than `limit`. Edges to them cannot be closed, and their
+    /// neighbours' numbers not be used again: one that is silent for ever would use up all.
+    #[must_use]
+    pub fn silent_for(&self, limit: Duration, now: Instant) -> Vec<u32> {
+        let is_silent = |nf: &&NfRecord| {
+            nf.asked_since.is_some_and(|since| now.saturating_duration_since(since) > limit)
+        };
+        self.registry.nfs().filter(is_silent).map(|nf| nf.instance).collect()
+    }
+
     /// Says which NFs returned what they should not since the last call.
     pub fn report_violations(&mut self) {
         let model = &self.model;
@@ -238,6 +248,7 @@ impl Conductor {
         let token = self.last_sync;
         let record = self.registry.by_number_mut(nf)?;
         record.sync_sent = token;
+        record.asked_since.get_or_insert_with(Instant::now);
         let letter = Letter { instance: record.instance, reply: Reply::Sync { token }, fd: None };
         record.bell.ring();
         self.letters.push(letter);
@@ -259,6 +270,7 @@ impl Conductor {
             return;
         }
         record.sync_answered = record.sync_answered.max(token);
+        record.asked_since = (record.sync_answered < record.sync_sent).then(Instant::now);
         if record.sync_answered == record.sync_sent {
             let nf = record.nf;
             let silent_now = self.edges.synced(nf);

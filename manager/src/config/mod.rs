@@ -69,6 +69,8 @@ pub struct ManagerConfig {
     pub ring_capacity: u32,
     /// How long packets inside may take to come out when the manager stops, ms.
     pub drain_ms: u64,
+    /// How long an NF may leave a question of the manager unanswered before it is removed, ms.
+    pub answer_limit_ms: u64,
     /// Receive nothing until every service that some chain names has had an NF once. For sources
     /// that cannot repeat what is lost, such as a generator that counts; afterwards an NF that goes
     /// is not waited for.
@@ -93,6 +95,7 @@ impl Default for ManagerConfig {
             quantum_pkts: DEFAULT_QUANTUM_PKTS,
             ring_capacity: 4096,
             drain_ms: 1000,
+            answer_limit_ms: 30_000,
             wait_for_nfs: false,
             flow_cache: crate::classify::DEFAULT_FLOW_CACHE,
             track_flows: false,

@@ -42,6 +42,7 @@ fn manager_keys(old: &ManagerConfig, new: &ManagerConfig, keys: &mut Vec<String>
             quantum_pkts,
             ring_capacity,
             drain_ms,
+            answer_limit_ms,
             wait_for_nfs,
             flow_cache,
             track_flows,

@@ -9,6 +9,7 @@ mod buffers;
 mod connection;
 mod ends;
 mod flows;
+mod judging;
 mod messages;
 mod requests;
 mod socket;
@@ -47,8 +48,6 @@ use upgrade::Upgrade;
 const BUSY_LOOK_MS: u8 = 1;
 /// How long the first plan may take before clients are heard all the same.
 const BEGIN_LIMIT: Duration = Duration::from_secs(2);
-/// How often NFs that break rules are reported: they may do so millions of times a second.
-const VIOLATIONS_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest time between looks at what has no descriptor to wait for.
 const HOUSEKEEPING_MS: u8 = 100;
 
@@ -117,8 +116,8 @@ pub struct Server {
     stuck: StuckWatch,
     /// When the last poll came back, nanoseconds of CLOCK_MONOTONIC.
     woke_ns: u64,
-    /// When NFs that break rules are reported next.
-    next_violations: Option<Instant>,
+    /// When NFs are judged next.
+    next_judgement: Option<Instant>,
     /// Somebody asked for the end.
     stopping: bool,
     /// The NFs stay, for the next manager.
@@ -181,7 +180,7 @@ impl Server {
             deaths: Deaths::default(),
             stuck: StuckWatch::default(),
             woke_ns: 0,
-            next_violations: None,
+            next_judgement: None,
             stopping: false,
             keep_nfs: false,
             wait_for_end: Vec::new(),
@@ -326,10 +325,7 @@ impl Server {
         self.supervise(Instant::now())?;
         self.share_cores(Instant::now())?;
         self.look_for_stuck(Instant::now())?;
-        if self.next_violations.is_none_or(|next| Instant::now() >= next) {
-            self.next_violations = Some(Instant::now() + VIOLATIONS_INTERVAL);
-            self.conductor.report_violations();
-        }
+        self.judge(Instant::now())?;
         self.deliver();
         self.sweep()?;
         match self.fabric.lost_worker() {
@@ -418,27 +414,6 @@ impl Server {
             connections: ready.map(|((id, ..), fd)| (*id, hung_up(fd))).chain(with_more).collect(),
             dead: dead.map(|(nf, _)| nf.0).collect(),
         })
-    }
-
-    /// Removes NFs that wrote impossible indices into their rings.
-    fn end_broken(&mut self) -> Result<(), ServerError> {
-        for nf in self.fabric.take_broken() {
-            let instance = self.conductor.registry().by_number(nf).map(|record| record.instance);
-            if let Some(instance) = instance {
-                self.end_liar(instance, "it broke its ring")?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Ends an NF that did what no NF does that keeps the rules.
-    fn end_liar(&mut self, instance: u32, why: &str) -> Result<(), ServerError> {
-        if let Some(nf) = self.conductor.registry().get(instance) {
-            let service = self.conductor.model().service(nf.service);
-            let (service, name) = (service.map_or("", |service| service.name()), &nf.name);
-            tracing::warn!(instance, service, name, why, "an NF broke the rules and is removed");
-        }
-        self.end_nf(instance, why)
     }
 
     fn end_nf(&mut self, instance: u32, why: &str) -> Result<(), ServerError> {

@@ -181,8 +181,8 @@ impl Server {
                 self.connections.send_with(id, &reply, welcome.fds);
             }
             Err(error) => {
-                let (service, name) = (&request.service, &request.name);
-                tracing::warn!(%service, name, %error, "NF refused");
+                let (service, name) = (brief(&request.service.to_string()), brief(&request.name));
+                tracing::warn!(service, name, %error, "NF refused");
                 if self.supervisor.owner(peer.pid).is_none() {
                     self.supervisor.cores().release(peer.pid);
                 }
@@ -229,6 +229,11 @@ impl Server {
             refusal(ErrorCode::Exhausted, message)
         })
     }
+}
+
+/// The beginning of what somebody calls himself, for the log.
+fn brief(name: &str) -> String {
+    name.chars().take(64).collect()
 }
 
 /// The name of a request, as it is written.

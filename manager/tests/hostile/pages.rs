@@ -1,6 +1,7 @@
 //! What an NF says of itself in memory: counters, hold map, doorbells, the channel's head; and files
 //! that it may not change.
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
@@ -87,20 +88,21 @@ fn it_says_at_its_death_that_it_holds_every_packet_there_is() {
 
 #[test]
 fn it_says_at_its_death_that_every_packet_waits_unread_in_its_ring() {
-    use super::intruder::{SLOTS, TAIL};
+    use super::intruder::{HEAD, SLOTS, TAIL};
     for place in BOTH {
         let Some((stage, intruder)) = set(place) else { return };
+        let word = |word| intruder.words.load(intruder.word_at(true, word));
         let capacity = intruder.terms.channel.ring_capacity;
-        // The bystander's buffers are among the last that were used.
-        let first = intruder.terms.region.buffers.saturating_sub(capacity);
-        for half in [0, first] {
-            for slot in 0..capacity {
-                let at = SLOTS + 16 * slot as usize;
-                intruder.words.store(intruder.word_at(true, at), half + slot);
-            }
+        until("its ring is full", || {
+            (word(TAIL).wrapping_sub(word(HEAD)) == capacity).then_some(())
+        });
+        // Not those that do, but the ones that are used next.
+        let slots: Vec<_> = (0..capacity as usize).map(|slot| SLOTS + 16 * slot).collect();
+        let own: HashSet<_> = slots.iter().map(|&slot| word(slot)).collect();
+        let others = (0..intruder.terms.region.buffers).filter(|buffer| !own.contains(buffer));
+        for (&slot, buffer) in slots.iter().zip(others) {
+            intruder.words.store(intruder.word_at(true, slot), buffer);
         }
-        let head = intruder.words.load(intruder.word_at(true, super::intruder::HEAD));
-        intruder.words.store(intruder.word_at(true, TAIL), head.wrapping_add(capacity));
         dies_while_the_bystander_has_packets(&stage, intruder);
         // It wrote over what waited in its ring.
         stage.end_domain();

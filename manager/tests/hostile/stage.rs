@@ -235,9 +235,10 @@ impl Stage {
     }
 }
 
-/// Memory that a process has in RAM, bytes (proc_pid_statm(5)).
-pub fn resident_bytes(pid: i32) -> u64 {
-    let statm = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("statm"));
-    let pages = statm.unwrap().split(' ').nth(1).unwrap().parse::<u64>().unwrap();
-    pages * 4096
+/// The most memory that a process has had in RAM so far, bytes (proc_pid_status(5)).
+pub fn peak_bytes(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status"));
+    let status = status.unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }

@@ -43,6 +43,8 @@ const FULL_RING_PAUSE: Duration = Duration::from_micros(100);
 /// Longest sleep while a ring to another NF is full: how late a message of the manager may be noticed
 /// then, or that the other NF has died.
 const MAX_ROOM_SLEEP: Duration = Duration::from_millis(2);
+/// How long messages are listened to before it is the packets' turn.
+const LISTEN_LIMIT_NS: u64 = 2_000_000;
 /// How often the control socket is looked at while there is work.
 const CONTROL_INTERVAL_NS: u64 = 10_000_000;
 /// How long the manager may take to stop delivering, and to take the last packets.
@@ -92,6 +94,8 @@ pub(super) struct Turns<'n, N> {
     resting: Resting,
     /// Others may have had the core since the last turn.
     comes_back: bool,
+    /// There may be messages that were not heard for want of time.
+    has_more_to_hear: bool,
     effort: Effort,
 }
 
@@ -142,6 +146,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             quantum_pkts: terms.quantum_pkts.clamp(MIN_QUANTUM_PKTS, MAX_QUANTUM_PKTS) as usize,
             resting: Resting::default(),
             comes_back: true,
+            has_more_to_hear: false,
             effort: Effort::new(0),
         })
     }
@@ -283,6 +288,9 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
 
     /// What to do with a turn that found nothing.
     fn rest(&mut self, now_ns: u64) {
+        if self.has_more_to_hear {
+            return;
+        }
         let blocked = self.passage.outputs.have_leftovers();
         match self.resting.next(now_ns, self.effort.core_is_shared(), blocked) {
             Rest::Spin => return std::hint::spin_loop(),
@@ -326,11 +334,20 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
         self.next_control_ns = 0;
     }
 
-    /// Hears what the manager says: all of it, before any more packets.
+    /// Hears what the manager says, all of it before any more packets; but not for so long that
+    /// whoever sends messages without end keeps the packets waiting.
     fn listen(&mut self, now_ns: u64) -> Result<Ending, RunError> {
+        self.has_more_to_hear = false;
         loop {
             match self.mailbox.next() {
-                Ok(Some(message)) => self.act_on(message, now_ns)?,
+                Ok(Some(message)) => {
+                    self.act_on(message, now_ns)?;
+                    if self.now_ns().saturating_sub(now_ns) > LISTEN_LIMIT_NS {
+                        self.has_more_to_hear = true;
+                        self.next_control_ns = 0;
+                        break;
+                    }
+                }
                 Ok(None) => break,
                 Err(error) => return Ok(Self::connection_lost(&error)),
             }
