@@ -13,6 +13,7 @@
 //! The payload is never copied: what moves is a 16-byte descriptor.
 #![forbid(unsafe_code)]
 
+mod boundary;
 mod census;
 mod changes;
 mod lending;
@@ -25,7 +26,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nflib::descriptor::{ActionCode, ChainId, Delivery, NO_PORT, PortId, Returned, ServiceId};
-use nflib::shm::{BufferIndex, Channel, Consumer, Doorbell, Producer, RegionGeometry};
+use nflib::shm::{BufferIndex, Channel, Consumer, Doorbell, Producer, Region, RegionGeometry};
 
 use crate::change::{Change, Outcome};
 use crate::classify::{Classifier, Verdict};
@@ -77,6 +78,8 @@ pub struct NewNf {
     pub bell: Doorbell,
     /// Whether each hand-over to and from it goes through the manager and is checked.
     pub isolated: bool,
+    /// Where an isolated one sees its packets, if they are copied.
+    pub own_region: Option<Arc<Region>>,
     /// What to count it under.
     pub counters: Arc<NfCounters>,
     /// What to count its service's drops under.
@@ -89,6 +92,8 @@ struct NfEdge {
     bell: Doorbell,
     /// Under which name its buffers are written down.
     holder: Holder,
+    /// See `boundary.rs`.
+    own_region: Option<Arc<Region>>,
     to_nf: Producer<Delivery>,
     from_nf: Consumer<Returned>,
     counters: Arc<NfCounters>,
@@ -372,6 +377,7 @@ impl Worker {
         if edge.staged.is_empty() {
             self.dirty_nfs.push(nf);
         }
+        edge.copy_out(&self.pool, &packet);
         edge.staged.push(delivery(packet, passage));
     }
 
@@ -461,6 +467,9 @@ impl Worker {
         passage.hop = returned.hop;
         let action = ActionCode::from_code(returned.action).filter(|_| in_buffer && at_hop);
         let packet = PortPacket::from(returned);
+        if action.is_some_and(|action| action != ActionCode::Drop) {
+            edge.copy_in(&self.pool, &packet);
+        }
         match action {
             Some(_) if passage.ingress == NO_PORT && packet.len_bytes == 0 => {
                 self.counters.drop_at(&edge.drops, DropReason::LoanReturned, 1);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use nflib::control::{AttachRequest, Attached, ErrorCode, ErrorReply, ServiceRef};
 use nflib::descriptor::ServiceId;
-use nflib::shm::Channel;
+use nflib::shm::{Channel, Region};
 
 use super::Conductor;
 use crate::fabric::Fabric;
@@ -48,11 +48,18 @@ impl Conductor {
         let geometry = fabric.channel_geometry();
         let channel = Arc::new(Channel::create(geometry).map_err(|e| exhausted(e.to_string()))?);
         let slot = self.planner.slot_of(service.id);
+        let own_region = match service.spec.isolated && !service.spec.shared_region {
+            true => Some(Region::create_sparse(*fabric.region().geometry())),
+            false => None,
+        };
+        let own_region =
+            own_region.transpose().map_err(|e| exhausted(e.to_string()))?.map(Arc::new);
         let newcomer = Newcomer {
             name: request.name.clone(),
             service: service.id,
             slot,
             isolated: service.spec.isolated,
+            own_region: own_region.clone(),
             read_only: service.spec.access.is_read_only(),
             peer,
             channel: Arc::clone(&channel),
@@ -74,13 +81,15 @@ impl Conductor {
             jump_services: jumps,
             quantum_pkts: fabric.quantum_pkts(),
             read_only: record.read_only,
+            own_region: own_region.is_some(),
         };
         let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
         let fds = || -> std::io::Result<[OwnedFd; 4]> {
             let table = self.planner.table_fd()?;
+            let region = own_region.as_ref().unwrap_or_else(|| fabric.region());
             let region = match record.read_only {
-                true => fabric.region().read_only_fd()?,
-                false => own(fabric.region().fd())?,
+                true => region.read_only_fd()?,
+                false => own(region.fd())?,
             };
             Ok([region, own(channel.fd())?, table, own(record.bells.fd())?])
         };
@@ -94,6 +103,7 @@ impl Conductor {
                     channel: Arc::clone(&channel),
                     bell: bell.clone(),
                     isolated,
+                    own_region: own_region.clone(),
                     counters: Arc::clone(&counters[worker]),
                     drops,
                 })

@@ -94,6 +94,7 @@ fn service_line(service: &Service) -> String {
     }
     parts.extend(spec.access.is_read_only().then(|| "read-only".to_owned()));
     parts.extend(spec.isolated.then(|| "isolated".to_owned()));
+    parts.extend(spec.shared_region.then(|| "shared region".to_owned()));
     parts.extend(spec.packet_limit.map(|limit| format!("packet_limit {limit}")));
     parts.extend(spec.weight.map(|weight| format!("weight {weight}")));
     parts.extend(spec.time_limit_s.map(|limit| format!("time_limit_s {limit}")));

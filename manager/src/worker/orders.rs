@@ -15,6 +15,7 @@ impl Worker {
         self.nfs[at] = Some(NfEdge {
             service: new.service,
             bell: new.bell,
+            own_region: new.own_region,
             holder: if new.isolated { new.nf } else { TRUSTED },
             to_nf,
             from_nf,

@@ -380,6 +380,9 @@ pub struct Attached {
     /// The packet region can be read only.
     #[serde(default)]
     pub read_only: bool,
+    /// The packet region is the NF's own: its pages come when they are first touched.
+    #[serde(default)]
+    pub own_region: bool,
 }
 
 fn default_quantum_pkts() -> u32 {

@@ -100,6 +100,7 @@ fn terms(nf: u16) -> Attached {
         jump_services: Vec::new(),
         quantum_pkts: 4096,
         read_only: false,
+        own_region: false,
     }
 }
 
