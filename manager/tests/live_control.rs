@@ -21,6 +21,8 @@ mod buffers;
 mod crowd;
 #[path = "live_control/deaths.rs"]
 mod deaths;
+#[path = "live_control/holes.rs"]
+mod holes;
 #[path = "live_control/limits.rs"]
 mod limits;
 #[path = "live_control/messages.rs"]

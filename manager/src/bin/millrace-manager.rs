@@ -72,6 +72,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     // The socket first: a second manager must not touch the first one's ports.
     let socket = ControlSocket::bind(&config.manager)?;
     let fabric = Fabric::start(&config, args.force)?;
+    nflib::shm::replace_lost_pages(fabric.region()).context("SIGBUS")?;
     report::started(&config, &fabric);
     let last = Server::new(socket, config, fabric, signals, cores)?.run()?;
     report::final_summary(&last);

@@ -107,6 +107,8 @@ pub struct Server {
     wait_for_end: Vec<u64>,
     /// The workers were told to drain.
     draining: bool,
+    /// Pages of the region that were found to be gone, as last reported.
+    lost_pages: u64,
 }
 
 /// Blocks SIGINT and SIGTERM in this thread and all it starts later, so that they arrive at
@@ -158,6 +160,7 @@ impl Server {
             stopping: false,
             wait_for_end: Vec::new(),
             draining: false,
+            lost_pages: 0,
         })
     }
 
@@ -257,6 +260,7 @@ impl Server {
         self.supervise(Instant::now())?;
         self.share_cores(Instant::now())?;
         self.deliver();
+        self.report_lost_pages();
         self.sweep()?;
         match self.fabric.lost_worker() {
             Some(worker) => Err(FabricError::WorkerLost { worker }.into()),
@@ -318,6 +322,19 @@ impl Server {
             connections: ready.map(|((id, _, _), _)| *id).collect(),
             dead: dead.map(|(nf, _)| nf.0).collect(),
         })
+    }
+
+    /// Says that somebody has taken pages out of the packet region.
+    fn report_lost_pages(&mut self) {
+        let lost = nflib::shm::lost_pages();
+        if lost > std::mem::replace(&mut self.lost_pages, lost) {
+            tracing::error!(
+                pages = lost,
+                "an NF has punched holes into the packet region: packets there are lost, and what \
+                 comes to lie there is not seen by NFs that share it; let the manager start such NFs \
+                 (they are confined), or make their service isolated, and restart the manager"
+            );
+        }
     }
 
     /// Removes NFs that wrote impossible indices into their rings.
