@@ -118,7 +118,7 @@ mod tests {
     fn a_hole_in_a_hugepage_for_which_none_is_free_does_not_end_the_process() {
         let geometry = RegionGeometry { buffers: 1024, stride_bytes: 2048, headroom_bytes: 256 };
         let Ok(region) = Region::create(geometry, HugePages::Require) else {
-            println!("skipped: no hugepage is free: sysctl vm.nr_hugepages=2");
+            eprintln!("skipped: no hugepage is free: sysctl vm.nr_hugepages=2");
             return;
         };
         let region = Arc::new(region);
