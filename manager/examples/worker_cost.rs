@@ -2,7 +2,7 @@
 //! (or none, or isolated ones) that gives each descriptor back at once, in the same thread.
 //!
 //! ```text
-//! worker_cost [--ports memory|null] [--nfs N] [--isolated] [--packets N] [--rounds N]
+//! worker_cost [--ports memory|null] [--nfs N] [--isolated|--copies] [--packets N] [--rounds N]
 //! ```
 //! Prints nanoseconds a packet: the least and the median of some rounds, all in and worker alone.
 //! For instructions, run it under callgrind and let it count inside the worker only:
@@ -49,6 +49,9 @@ struct Args {
     /// The NFs are isolated.
     #[arg(long)]
     isolated: bool,
+    /// The NFs are isolated and packets are copied to and from regions of their own.
+    #[arg(long)]
+    copies: bool,
     /// Packets in a round.
     #[arg(long, default_value_t = 2_000_000)]
     packets: u64,
@@ -200,6 +203,7 @@ fn set_up(args: &Args) -> anyhow::Result<Setting> {
     for (nf, &service) in (0..).zip(&services) {
         let channel = Arc::new(Channel::create(channel_geometry)?);
         let theirs = Channel::from_fd(channel.fd().try_clone_to_owned()?, channel_geometry)?;
+        let own_region = args.copies.then(|| Region::create_sparse(geometry));
         worker.add_nf(
             0,
             NewNf {
@@ -207,7 +211,8 @@ fn set_up(args: &Args) -> anyhow::Result<Setting> {
                 service,
                 channel,
                 bell: bells.bell(nf).context("no doorbell")?,
-                isolated: args.isolated,
+                isolated: args.isolated || args.copies,
+                own_region: own_region.transpose()?.map(Arc::new),
                 wakes_workers: false,
                 counters: Arc::new(NfCounters::default()),
                 drops: Arc::clone(&drops),

@@ -14,7 +14,7 @@ use std::time::Instant;
 use nflib::control::{AttachRequest, ErrorCode, ErrorReply, NfStatus, PROTOCOL_VERSION};
 use nflib::descriptor::ServiceId;
 use nflib::shm::channel::NfCounter;
-use nflib::shm::{Channel, Doorbell, Doorbells, LAYOUT_VERSION};
+use nflib::shm::{Channel, Doorbell, Doorbells, LAYOUT_VERSION, Region};
 
 use crate::plan::NfNumber;
 use crate::stats::{Counter, NfCounters};
@@ -86,6 +86,8 @@ pub struct NfRecord {
     pub bells: Arc<Doorbells>,
     /// Each hand-over to and from it goes through the manager.
     pub isolated: bool,
+    /// The packet region of its own, when packets are copied to and from it.
+    pub own_region: Option<Arc<Region>>,
     /// It can read packets and not change them.
     pub read_only: bool,
     /// The core it was told to run on.
@@ -181,6 +183,8 @@ pub struct Newcomer {
     pub slot: u16,
     /// See [`NfRecord::isolated`].
     pub isolated: bool,
+    /// See [`NfRecord::own_region`].
+    pub own_region: Option<Arc<Region>>,
     /// See [`NfRecord::read_only`].
     pub read_only: bool,
     /// Who it is.
@@ -301,6 +305,7 @@ impl Registry {
             bell,
             bells,
             isolated: new.isolated,
+            own_region: new.own_region,
             read_only: new.read_only,
             core: new.core,
             jumps: new.jumps,

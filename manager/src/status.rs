@@ -210,6 +210,7 @@ fn services(fabric: &Fabric, conductor: &Conductor) -> Vec<ServiceStatus> {
         restarts: 0,
         waiting: None,
         isolated: service.spec.isolated,
+        shared_region: service.spec.shared_region,
         read_only: service.spec.access.is_read_only(),
         confine: service.wanted_instances().map(|_| supervisor::confinement(service.spec.confine)),
         upgrade: None,

@@ -13,6 +13,7 @@
 //! The payload is never copied: what moves is a 16-byte descriptor.
 #![forbid(unsafe_code)]
 
+mod boundary;
 mod census;
 mod changes;
 mod credit;
@@ -27,7 +28,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nflib::descriptor::{ActionCode, ChainId, Delivery, NO_PORT, PortId, Returned, ServiceId};
-use nflib::shm::{BufferIndex, Channel, Consumer, Doorbell, Producer, RegionGeometry};
+use nflib::shm::{BufferIndex, Channel, Consumer, Doorbell, Producer, Region, RegionGeometry};
 
 use crate::change::{Change, Outcome};
 use crate::classify::{Classifier, Verdict};
@@ -82,6 +83,8 @@ pub struct NewNf {
     pub isolated: bool,
     /// Whether it can wake a worker that sleeps.
     pub wakes_workers: bool,
+    /// Where an isolated one sees its packets, if they are copied.
+    pub own_region: Option<Arc<Region>>,
     /// What to count it under.
     pub counters: Arc<NfCounters>,
     /// What to count its service's drops under.
@@ -96,6 +99,8 @@ struct NfEdge {
     holder: Holder,
     /// Where it is told whether the worker sleeps, if it can wake it.
     waker: Option<Arc<Channel>>,
+    /// See `boundary.rs`.
+    own_region: Option<Arc<Region>>,
     to_nf: Producer<Delivery>,
     from_nf: Consumer<Returned>,
     counters: Arc<NfCounters>,
@@ -403,6 +408,7 @@ impl Worker {
         if edge.staged.is_empty() {
             self.dirty_nfs.push(nf);
         }
+        edge.copy_out(&self.pool, &packet);
         edge.staged.push(delivery(packet, passage));
     }
 
@@ -499,6 +505,9 @@ impl Worker {
         passage.hop = returned.hop;
         let action = ActionCode::from_code(returned.action).filter(|_| in_buffer && at_hop);
         let packet = PortPacket::from(returned);
+        if action.is_some_and(|action| action != ActionCode::Drop) {
+            edge.copy_in(&self.pool, &packet);
+        }
         match action {
             Some(_) if passage.ingress == NO_PORT && packet.len_bytes == 0 => {
                 self.counters.drop_at(&edge.drops, DropReason::LoanReturned, 1);

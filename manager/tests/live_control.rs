@@ -23,6 +23,8 @@ mod crowd;
 mod deaths;
 #[path = "live_control/inherited.rs"]
 mod inherited;
+#[path = "live_control/holes.rs"]
+mod holes;
 #[path = "live_control/limits.rs"]
 mod limits;
 #[path = "live_control/messages.rs"]

@@ -4,6 +4,8 @@
 
 #[path = "worker/bench.rs"]
 mod bench;
+#[path = "worker/boundary.rs"]
+mod boundary;
 #[path = "worker/census.rs"]
 mod census;
 #[path = "worker/changes.rs"]

@@ -75,6 +75,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let file = config.manager.journal.file(&config.manager.socket);
     let found = file.map(|(path, lasting)| Found::read(&path, lasting, &config)).transpose()?;
     let fabric = Fabric::start(&config, args.force)?;
+    nflib::shm::replace_lost_pages(fabric.region()).context("SIGBUS")?;
     report::started(&config, &fabric);
     let mut server = Server::new(socket, config, fabric, signals, cores)?;
     if let Some(found) = found {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use nflib::control::{AttachRequest, Attached, ErrorCode, ErrorReply, ServiceRef};
 use nflib::descriptor::ServiceId;
-use nflib::shm::Channel;
+use nflib::shm::{Channel, Region};
 
 use super::Conductor;
 use crate::fabric::Fabric;
@@ -49,11 +49,18 @@ impl Conductor {
         let geometry = fabric.channel_geometry();
         let channel = Arc::new(Channel::create(geometry).map_err(|e| exhausted(e.to_string()))?);
         let slot = self.planner.slot_of(service.id);
+        let own_region = match service.spec.isolated && !service.spec.shared_region {
+            true => Some(Region::create_sparse(*fabric.region().geometry())),
+            false => None,
+        };
+        let own_region =
+            own_region.transpose().map_err(|e| exhausted(e.to_string()))?.map(Arc::new);
         let newcomer = Newcomer {
             name: request.name.clone(),
             service: service.id,
             slot,
             isolated: service.spec.isolated,
+            own_region: own_region.clone(),
             read_only: service.spec.access.is_read_only(),
             peer,
             channel: Arc::clone(&channel),
@@ -76,15 +83,17 @@ impl Conductor {
             quantum_pkts: fabric.quantum_pkts(),
             read_only: record.read_only,
             state: None,
+            own_region: own_region.is_some(),
         };
         let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
         // One that is isolated could keep the others from ringing.
         let alarms = if record.isolated { Vec::new() } else { fabric.alarms() };
         let fds = || -> std::io::Result<Vec<OwnedFd>> {
             let table = self.planner.table_fd()?;
+            let region = own_region.as_ref().unwrap_or_else(|| fabric.region());
             let region = match record.read_only {
-                true => fabric.region().read_only_fd()?,
-                false => own(fabric.region().fd())?,
+                true => region.read_only_fd()?,
+                false => own(region.fd())?,
             };
             let files = [region, own(channel.fd())?, table];
             let bells = [record.bells.fd()].into_iter().chain(alarms.iter().copied());
@@ -108,6 +117,7 @@ impl Conductor {
                     bell: bell.clone(),
                     isolated,
                     wakes_workers,
+                    own_region: own_region.clone(),
                     counters: Arc::clone(&counters[worker]),
                     drops,
                 })

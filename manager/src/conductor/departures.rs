@@ -55,10 +55,15 @@ impl Conductor {
                 continue;
             }
             let read_only = service.spec.access.is_read_only();
-            if service.spec.isolated != record.isolated || read_only != record.read_only {
+            let copies = service.spec.isolated && !service.spec.shared_region;
+            if service.spec.isolated != record.isolated
+                || copies != record.own_region.is_some()
+                || read_only != record.read_only
+            {
                 let now = match (service.spec.isolated, record.isolated, read_only) {
                     (true, false, _) => "isolated now",
                     (false, true, _) => "not isolated any more",
+                    _ if copies != record.own_region.is_some() => "isolated in another way now",
                     (_, _, true) => "read-only now",
                     (_, _, false) => "not read-only any more",
                 };

@@ -98,6 +98,7 @@ fn service_line(service: &Service) -> String {
         (spec.on_stuck != OnStuck::default()).then(|| format!("on_stuck {}", spec.on_stuck.name())),
     );
     parts.extend(spec.stuck_after_ms.map(|ms| format!("stuck_after_ms {ms}")));
+    parts.extend(spec.shared_region.then(|| "shared region".to_owned()));
     parts.extend(spec.packet_limit.map(|limit| format!("packet_limit {limit}")));
     parts.extend(spec.weight.map(|weight| format!("weight {weight}")));
     parts.extend(spec.time_limit_s.map(|limit| format!("time_limit_s {limit}")));

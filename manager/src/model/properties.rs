@@ -110,6 +110,7 @@ fn service_spec() -> impl Strategy<Value = ServiceSpec> {
             confine: if own_core { Confine::Strict } else { Confine::Default },
             writable: if isolated { vec!["/tmp".to_owned()] } else { Vec::new() },
             isolated,
+            shared_region: isolated && own_core,
             access: if instances > 3 { Access::ReadOnly } else { Access::ReadWrite },
             on_stuck: if packet_limit.is_some() { OnStuck::Kill } else { OnStuck::Report },
             stuck_after_ms: time_limit_s.map(|_| 500),

@@ -354,6 +354,9 @@ impl Machine {
                 "confine is off, so all is writable: leave out writable, or confine".into(),
             );
         }
+        if spec.shared_region && !spec.isolated {
+            return fail("shared_region is for isolated = true: others share it anyway".into());
+        }
         let by_hand = spec.command.is_none();
         if spec.access.is_read_only()
             && spec.confine == Confine::Off

@@ -126,6 +126,8 @@ pub struct Server {
     wait_for_end: Vec<u64>,
     /// The workers were told to drain.
     draining: bool,
+    /// Pages of the region that were found to be gone, as last reported.
+    lost_pages: u64,
 }
 
 /// Blocks SIGINT and SIGTERM in this thread and all it starts later, so that they arrive at
@@ -185,6 +187,7 @@ impl Server {
             keep_nfs: false,
             wait_for_end: Vec::new(),
             draining: false,
+            lost_pages: 0,
         })
     }
 
@@ -327,6 +330,7 @@ impl Server {
         self.look_for_stuck(Instant::now())?;
         self.judge(Instant::now())?;
         self.deliver();
+        self.report_lost_pages();
         self.sweep()?;
         match self.fabric.lost_worker() {
             Some(worker) => Err(FabricError::WorkerLost { worker }.into()),
@@ -414,6 +418,19 @@ impl Server {
             connections: ready.map(|((id, ..), fd)| (*id, hung_up(fd))).chain(with_more).collect(),
             dead: dead.map(|(nf, _)| nf.0).collect(),
         })
+    }
+
+    /// Says that somebody has taken pages out of the packet region.
+    fn report_lost_pages(&mut self) {
+        let lost = nflib::shm::lost_pages();
+        if lost > std::mem::replace(&mut self.lost_pages, lost) {
+            tracing::error!(
+                pages = lost,
+                "an NF has punched holes into the packet region: packets there are lost, and what \
+                 comes to lie there is not seen by NFs that share it; let the manager start such NFs \
+                 (they are confined), or make their service isolated, and restart the manager"
+            );
+        }
     }
 
     fn end_nf(&mut self, instance: u32, why: &str) -> Result<(), ServerError> {

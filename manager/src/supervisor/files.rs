@@ -38,7 +38,6 @@ impl Files {
     /// A path that is to be writable and does not exist; otherwise as the kernel says. Not for want of
     /// Landlock.
     pub fn enforce(&self, program: &Path) -> anyhow::Result<()> {
-        // Not the device's own controls either: those of the few devices are harmless.
         let read = AccessFs::from_read(KNOWN);
         let all = AccessFs::from_all(KNOWN);
         let mut rules = Ruleset::default()

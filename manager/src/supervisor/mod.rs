@@ -99,6 +99,9 @@ pub struct Wanted {
     /// attaches, so another one has to.
     #[serde(default)]
     pub isolated: bool,
+    /// See [`ServiceSpec::shared_region`].
+    #[serde(default)]
+    pub shared_region: bool,
     /// Packets can be read only, which depends on how each is confined.
     #[serde(default)]
     pub read_only: bool,
@@ -121,6 +124,7 @@ impl Wanted {
             confine: spec.confine,
             writable: spec.writable.clone(),
             isolated: spec.isolated,
+            shared_region: spec.shared_region,
             read_only: spec.access.is_read_only(),
         })
     }

@@ -17,6 +17,7 @@ impl Worker {
         self.nfs[at] = Some(NfEdge {
             service: new.service,
             bell: new.bell,
+            own_region: new.own_region,
             holder: if new.isolated { new.nf } else { TRUSTED },
             waker: new.wakes_workers.then_some(new.channel),
             to_nf,

@@ -105,7 +105,11 @@ impl Worker {
         if pkts > 0 {
             edge.counters.tx_pkts.add(pkts as u64);
             self.fresh_pkts -= if passage.epoch == self.epoch { pkts } else { 0 };
-            self.stage_run(way, layout::packets_of(&returned[..pkts]));
+            let packets = layout::packets_of(&returned[..pkts]);
+            if edge.own_region.is_some() {
+                packets.iter().for_each(|packet| edge.copy_in(&self.pool, packet));
+            }
+            self.stage_run(way, packets);
         }
         pkts
     }
@@ -134,6 +138,9 @@ impl Worker {
                 let buffers = packets.iter().map(|packet| packet.buffer);
                 self.owners.give_run(buffers, edge.holder, passage);
                 self.fresh_pkts += if passage.epoch == self.epoch { packets.len() } else { 0 };
+                if edge.own_region.is_some() {
+                    packets.iter().for_each(|packet| edge.copy_out(&self.pool, packet));
+                }
                 if edge.staged.is_empty() {
                     self.dirty_nfs.push(nf);
                 }

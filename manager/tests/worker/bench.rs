@@ -291,6 +291,8 @@ impl Bench {
         let geometry = ChannelGeometry { workers: 1, ring_capacity: self.ring_capacity, buffers };
         let channel = Arc::new(Channel::create(geometry).unwrap());
         let counters = Arc::new(NfCounters::default());
+        let own_region =
+            isolated.then(|| Arc::new(Region::create_sparse(*self.region.geometry()).unwrap()));
         let new = NewNf {
             nf,
             service,
@@ -298,6 +300,7 @@ impl Bench {
             bell: self.bells.bell(nf).unwrap(),
             isolated,
             wakes_workers: !isolated,
+            own_region: own_region.clone(),
             counters: Arc::clone(&counters),
             drops: self.service_drops(service),
         };
@@ -305,8 +308,8 @@ impl Bench {
         // The NF's own mappings, from the descriptors, as in another process.
         let theirs =
             Channel::from_fd(channel.fd().try_clone_to_owned().unwrap(), geometry).unwrap();
-        let region = self.region.fd().try_clone_to_owned().unwrap();
-        let region = Region::from_fd(region, *self.region.geometry()).unwrap();
+        let region = own_region.as_ref().unwrap_or(&self.region).fd().try_clone_to_owned().unwrap();
+        let region = Region::from_fd_sparse(region, *self.region.geometry()).unwrap();
         let (rx, tx) = theirs.nf_ends(0).unwrap();
         self.channels.insert(nf, (service, channel));
         TestNf { nf, region, rx, tx, channel: theirs, counters }

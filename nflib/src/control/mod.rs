@@ -420,9 +420,12 @@ pub struct Attached {
     /// The packet region can be read only.
     #[serde(default)]
     pub read_only: bool,
-    /// The state region, when one was asked for: a fifth descriptor.
+    /// The state region, when one was asked for: the last descriptor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<StateTerms>,
+    /// The packet region is the NF's own: its pages come when they are first touched.
+    #[serde(default)]
+    pub own_region: bool,
 }
 
 fn default_quantum_pkts() -> u32 {

@@ -327,9 +327,13 @@ pub struct ServiceSpec {
     /// unless `confine` is off.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub writable: Vec<String>,
-    /// Hand packets over only through the manager, which checks each descriptor.
+    /// Hand packets over only through the manager, which checks each descriptor and copies the packet
+    /// to and from a region of the instance's own: of all others it sees nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub isolated: bool,
+    /// With `isolated`: check, and do not copy. The instances then map the region of all packets.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shared_region: bool,
     /// What the instances may do with packets' bytes.
     #[serde(default, skip_serializing_if = "Access::is_default")]
     pub access: Access,

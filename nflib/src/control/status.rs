@@ -118,6 +118,9 @@ pub struct ServiceStatus {
     pub waiting: Option<String>,
     /// Handed over only through the manager, which checks each descriptor.
     pub isolated: bool,
+    /// And not copied, although isolated.
+    #[serde(default)]
+    pub shared_region: bool,
     /// Its NFs can read packets and not change them.
     #[serde(default)]
     pub read_only: bool,

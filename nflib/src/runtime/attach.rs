@@ -136,9 +136,10 @@ fn map_all(
             terms.channel.buffers, terms.region.buffers
         )));
     }
-    let region = match terms.read_only {
-        true => Region::from_fd_read_only(region, terms.region)?,
-        false => Region::from_fd(region, terms.region)?,
+    let region = match (terms.read_only, terms.own_region) {
+        (true, _) => Region::from_fd_read_only(region, terms.region)?,
+        (_, true) => Region::from_fd_sparse(region, terms.region)?,
+        _ => Region::from_fd(region, terms.region)?,
     };
     let region = Arc::new(region);
     let channel = Channel::from_fd(channel, terms.channel)?;

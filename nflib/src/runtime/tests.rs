@@ -103,6 +103,7 @@ fn terms(nf: u16) -> Attached {
         quantum_pkts: 4096,
         read_only: false,
         state: None,
+        own_region: false,
     }
 }
 

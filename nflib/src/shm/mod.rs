@@ -13,6 +13,7 @@ mod doorbells;
 mod edge_ring;
 mod fds;
 mod hints;
+mod lost_pages;
 mod mapping;
 mod privileges;
 mod process;
@@ -33,6 +34,7 @@ pub use doorbells::{Doorbell, Doorbells, global_barrier, register_for_global_bar
 pub use edge_ring::EdgeRing;
 pub use fds::{MAX_FDS, recv_with_fds, send_with_fds};
 pub use hints::{advise_huge_pages, prefetch};
+pub use lost_pages::{lost_pages, replace_lost_pages};
 pub use mapping::{Mapping, PageKind};
 pub use privileges::{
     FilterStep, clear_ambient_capabilities, clear_bounding_capabilities, clear_capabilities,

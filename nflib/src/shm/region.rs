@@ -190,7 +190,25 @@ impl Region {
         }
     }
 
+    /// Makes a region on ordinary pages that come when they are first touched, for packets that are
+    /// copied there.
+    ///
+    /// # Errors
+    /// See [`RegionError`].
+    pub fn create_sparse(geometry: RegionGeometry) -> Result<Self, RegionError> {
+        geometry.validate()?;
+        Self::create_with(geometry, PageKind::Ordinary, false)
+    }
+
     fn create_on(geometry: RegionGeometry, pages: PageKind) -> Result<Self, RegionError> {
+        Self::create_with(geometry, pages, true)
+    }
+
+    fn create_with(
+        geometry: RegionGeometry,
+        pages: PageKind,
+        populate: bool,
+    ) -> Result<Self, RegionError> {
         let file_bytes = file_bytes(&geometry, pages);
         let mut flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         if pages == PageKind::Huge2M {
@@ -206,7 +224,7 @@ impl Region {
         let len = libc::off_t::try_from(file_bytes)
             .map_err(|_| RegionError::Geometry("larger than a file can be".into()))?;
         nix::unistd::ftruncate(&fd, len).map_err(RegionError::os("ftruncate"))?;
-        let mapping = Mapping::new(&fd, file_bytes, true).map_err(|source| {
+        let mapping = Mapping::new(&fd, file_bytes, populate).map_err(|source| {
             match (pages, source.raw_os_error()) {
                 (PageKind::Huge2M, Some(libc::ENOMEM)) => no_huge_pages(file_bytes),
                 _ => RegionError::Os { what: "mmap", source },
@@ -234,7 +252,16 @@ impl Region {
     /// # Errors
     /// [`RegionError::WrongSize`] when the file does not hold that many buffers.
     pub fn from_fd(fd: OwnedFd, geometry: RegionGeometry) -> Result<Self, RegionError> {
-        Self::map(fd, geometry, true)
+        // The pages are there already; entering them now keeps page faults off the packet path.
+        Self::map(fd, geometry, |fd, len_bytes| Ok((Mapping::new(fd, len_bytes, true)?, true)))
+    }
+
+    /// As [`from_fd`](Self::from_fd), for a region made by [`create_sparse`](Self::create_sparse).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn from_fd_sparse(fd: OwnedFd, geometry: RegionGeometry) -> Result<Self, RegionError> {
+        Self::map(fd, geometry, |fd, len_bytes| Ok((Mapping::new(fd, len_bytes, false)?, true)))
     }
 
     /// As [`from_fd`](Self::from_fd), to read only.
@@ -242,10 +269,15 @@ impl Region {
     /// # Errors
     /// As there.
     pub fn from_fd_read_only(fd: OwnedFd, geometry: RegionGeometry) -> Result<Self, RegionError> {
-        Self::map(fd, geometry, false)
+        Self::map(fd, geometry, |fd, len_bytes| Ok((Mapping::read_only(fd, len_bytes)?, false)))
     }
 
-    fn map(fd: OwnedFd, geometry: RegionGeometry, writable: bool) -> Result<Self, RegionError> {
+    /// Checks the file's size and maps it; `map` says also whether it is writable.
+    fn map(
+        fd: OwnedFd,
+        geometry: RegionGeometry,
+        map: impl Fn(&OwnedFd, usize) -> io::Result<(Mapping, bool)>,
+    ) -> Result<Self, RegionError> {
         geometry.validate()?;
         let stat = nix::sys::stat::fstat(&fd).map_err(RegionError::os("fstat"))?;
         let block = usize::try_from(stat.st_blksize).unwrap_or(ORDINARY_PAGE_BYTES);
@@ -255,12 +287,8 @@ impl Region {
         if found_bytes != expected as u64 {
             return Err(RegionError::WrongSize { found_bytes, expected_bytes: expected as u64 });
         }
-        // The pages are there already; entering them now keeps page faults off the packet path.
-        let mapping = match writable {
-            true => Mapping::new(&fd, expected, true),
-            false => Mapping::read_only(&fd, expected),
-        };
-        let mapping = mapping.map_err(|source| RegionError::Os { what: "mmap", source })?;
+        let (mapping, writable) =
+            map(&fd, expected).map_err(|source| RegionError::Os { what: "mmap", source })?;
         Ok(Self { fd, mapping, geometry, pages, writable })
     }
 
@@ -328,6 +356,33 @@ impl Region {
         // SAFETY: `contains` says the source range is inside the buffer; `out` is private memory,
         // so the two cannot overlap. A peer writing meanwhile can only change the values copied.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), out.as_mut_ptr(), out.len()) };
+        true
+    }
+
+    /// Copies bytes of a buffer to the same place of the same buffer of another region. Returns false,
+    /// and copies nothing, when the range is not inside both, or the other can be read only.
+    #[inline]
+    #[must_use]
+    pub fn copy_to(
+        &self,
+        to: &Self,
+        index: BufferIndex,
+        offset_bytes: u16,
+        len_bytes: u16,
+    ) -> bool {
+        let fits = self.geometry.contains(index, offset_bytes, len_bytes)
+            && to.geometry.contains(index, offset_bytes, len_bytes);
+        let (Some(from), Some(into)) = (self.ptr(index, offset_bytes), to.ptr(index, offset_bytes))
+        else {
+            return false;
+        };
+        if !fits || !to.writable {
+            return false;
+        }
+        // SAFETY: both ranges lie inside a buffer by `contains`, of two mappings that differ, as `self`
+        // and `to` are two regions or the copy is of a range onto itself, which `copy` allows. A peer
+        // writing meanwhile can only change the values copied.
+        unsafe { std::ptr::copy(from.as_ptr(), into.as_ptr(), usize::from(len_bytes)) };
         true
     }
 
@@ -441,6 +496,22 @@ mod tests {
                 if source.raw_os_error() == Some(libc::EACCES)),
             "{error}"
         );
+    }
+
+    #[test]
+    fn bytes_are_copied_to_the_same_place_of_another_region_and_only_inside_a_buffer() {
+        let (ours, theirs) = (
+            Region::create(small(), HugePages::Off).unwrap(),
+            Region::create_sparse(small()).unwrap(),
+        );
+        assert!(ours.write(3, 256, b"millrace"));
+        assert!(ours.copy_to(&theirs, 3, 258, 4));
+        let mut seen = [9; 8];
+        assert!(theirs.read(3, 256, &mut seen));
+        assert_eq!(&seen, b"\0\0llra\0\0");
+        assert!(!ours.copy_to(&theirs, 8, 0, 1) && !ours.copy_to(&theirs, 0, 2047, 2));
+        let reader = Region::from_fd_read_only(theirs.read_only_fd().unwrap(), small()).unwrap();
+        assert!(!ours.copy_to(&reader, 3, 256, 8));
     }
 
     #[test]

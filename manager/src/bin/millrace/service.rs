@@ -131,7 +131,11 @@ pub fn table(services: &[ServiceStatus]) -> String {
 }
 
 fn note(service: &ServiceStatus) -> Option<String> {
-    let isolated = service.isolated.then(|| "isolated".to_owned());
+    let isolated = match (service.isolated, service.shared_region) {
+        (true, true) => Some("isolated, in the shared region".to_owned()),
+        (true, false) => Some("isolated".to_owned()),
+        (false, _) => None,
+    };
     let read_only = service.read_only.then(|| "read-only".to_owned());
     let upgrade = service.upgrade.as_ref().map(|upgrade| {
         let UpgradeStatus { phase, command, since_s, .. } = upgrade;
@@ -177,6 +181,7 @@ mod tests {
                 restarts: 4,
                 waiting: Some("no free core".into()),
                 isolated: true,
+                shared_region: false,
                 read_only: false,
                 confine: Some("strict".into()),
                 upgrade: None,
