@@ -21,10 +21,10 @@ mod buffers;
 mod crowd;
 #[path = "live_control/deaths.rs"]
 mod deaths;
-#[path = "live_control/inherited.rs"]
-mod inherited;
 #[path = "live_control/holes.rs"]
 mod holes;
+#[path = "live_control/inherited.rs"]
+mod inherited;
 #[path = "live_control/limits.rs"]
 mod limits;
 #[path = "live_control/messages.rs"]

@@ -23,7 +23,7 @@ fn config(text: &str) -> Config {
 
 fn rule(tp_dst: u64, hard_timeout_s: Option<f64>) -> Edit {
     let matches = MatchSpec {
-        ip_proto: Some("tcp".to_owned()).map(nflib::control::spec::Value::Text),
+        ip_proto: Some(nflib::control::spec::Value::Text("tcp".to_owned())),
         tp_dst: Some(nflib::control::spec::Value::Int(tp_dst)),
         ..MatchSpec::default()
     };
