@@ -209,7 +209,7 @@ fn a_manager_killed_again_and_again_under_load_is_followed_by_one_that_carries_o
     assert!(!nfs.into_iter().any(is_alive));
     back.sort_unstable();
     let [p50, p99] = [50, 99].map(|percent| percentile(&back, percent));
-    println!(
+    eprintln!(
         "{} kills; from the start of the next manager to its first packet out: p50 {:.0} ms, \
          p99 {:.0} ms",
         back.len(),
