@@ -223,9 +223,9 @@ impl Server {
             // What does not come out by itself is kept by an NF: it gives it up when told to stop.
             if !told && asked.elapsed() > self.drain_limit / 2 {
                 if self.keep_nfs {
-                    self.hang_up()?
+                    self.hang_up()?;
                 } else {
-                    self.tell_nfs_to_stop()
+                    self.tell_nfs_to_stop();
                 }
                 told = true;
             }
