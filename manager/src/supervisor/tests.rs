@@ -311,6 +311,7 @@ fn one_on_trial_is_not_started_again_and_stands_in_for_its_entry_when_that_is_wa
     assert_eq!(b.supervisor.try_out(&next), Err("not today".into()));
     b.supervisor.processes.refuse = None;
     let pid = b.supervisor.try_out(&next).unwrap();
+    assert_eq!(started(&b.turn()), 1);
     let events = b.end(pid, CRASH);
     let said = events.iter().find_map(|what| match what {
         What::Exited { pid: of, will_restart_in: None, said, .. } if *of == pid => said.as_deref(),
@@ -324,6 +325,7 @@ fn one_on_trial_is_not_started_again_and_stands_in_for_its_entry_when_that_is_wa
     b.end(failing, How::Code(0));
 
     let pid = b.supervisor.try_out(&next).unwrap();
+    b.turn();
     b.attach_all();
     let state = b.supervisor.state(1).unwrap();
     assert_eq!((state.running, state.leaving), (1, 0));
