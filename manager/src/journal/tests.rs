@@ -1,6 +1,10 @@
+//! Journals in a folder of their own, and journals cut and damaged in memory.
+#![forbid(unsafe_code)]
+
 use std::fs;
 use std::path::Path;
 
+use nflib::control::spec::Value;
 use nflib::control::{ChainSpec, Edit, MatchSpec, RuleSpec, ThenSpec};
 use proptest::prelude::*;
 
@@ -23,8 +27,8 @@ fn config(text: &str) -> Config {
 
 fn rule(tp_dst: u64, hard_timeout_s: Option<f64>) -> Edit {
     let matches = MatchSpec {
-        ip_proto: Some(nflib::control::spec::Value::Text("tcp".to_owned())),
-        tp_dst: Some(nflib::control::spec::Value::Int(tp_dst)),
+        ip_proto: Some(Value::Text("tcp".to_owned())),
+        tp_dst: Some(Value::Int(tp_dst)),
         ..MatchSpec::default()
     };
     let then = ThenSpec { drop: true, ..ThenSpec::default() };

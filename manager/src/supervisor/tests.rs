@@ -302,6 +302,42 @@ fn a_changed_command_that_fails_leaves_the_old_nfs_serving_and_can_be_taken_back
 }
 
 #[test]
+fn one_on_trial_is_not_started_again_and_stands_in_for_its_entry_when_that_is_wanted() {
+    let mut b = bench(&[]);
+    b.want(&[wanted(1, 1)]);
+    b.attach_all();
+    let next = Wanted { command: vec!["next".into()], ..wanted(1, 1) };
+    b.supervisor.processes.refuse = Some("not today".into());
+    assert_eq!(b.supervisor.try_out(&next), Err("not today".into()));
+    b.supervisor.processes.refuse = None;
+    let pid = b.supervisor.try_out(&next).unwrap();
+    assert_eq!(started(&b.turn()), 1);
+    let events = b.end(pid, CRASH);
+    let said = events.iter().find_map(|what| match what {
+        What::Exited { pid: of, will_restart_in: None, said, .. } if *of == pid => said.as_deref(),
+        _ => None,
+    });
+    assert_eq!((said, started(&events)), (Some("the last line"), 0));
+    let failing = b.supervisor.try_out(&next).unwrap();
+    b.attach_all();
+    b.supervisor.end_trial(failing);
+    assert_eq!(b.supervisor.surplus(), [failing]);
+    b.end(failing, How::Code(0));
+
+    let pid = b.supervisor.try_out(&next).unwrap();
+    b.turn();
+    b.attach_all();
+    let state = b.supervisor.state(1).unwrap();
+    assert_eq!((state.running, state.leaving), (1, 0));
+    assert_eq!(started(&b.want(&[next])), 0, "it is there already");
+    b.turn();
+    assert_eq!(b.supervisor.surplus(), [1], "the old one goes");
+    b.supervisor.end_trial(pid);
+    assert_eq!(b.supervisor.surplus(), [1], "it is on trial no more");
+    assert_eq!(restart_in(&b.end(pid, CRASH)), Some(Duration::ZERO));
+}
+
+#[test]
 fn where_cores_are_short_a_changed_command_is_rolled_out_one_by_one() {
     let mut b = bench(&[0, 1]);
     let old = Wanted { own_core: true, ..wanted(1, 2) };

@@ -172,6 +172,7 @@ fn percentile(sorted: &[Duration], percent: usize) -> Duration {
 }
 
 #[test]
+#[allow(clippy::print_stdout)] // the figure is what the test harness shows
 fn a_manager_killed_again_and_again_under_load_is_followed_by_one_that_carries_on() {
     if nf_program().is_none() {
         return;
