@@ -15,7 +15,7 @@ fn show(status: &Status) -> String {
     let services =
         if status.services.is_empty() { String::new() } else { service::table(&status.services) };
     let parts = [
-        head(status),
+        head(status) + &deaths(status),
         port::table(status),
         chain::table(&status.chains),
         services,
@@ -55,10 +55,23 @@ fn head(status: &Status) -> String {
     )
 }
 
+/// A line on NFs that ended unasked, if any did.
+fn deaths(status: &Status) -> String {
+    let Some(last) = status.deaths.last.last() else { return String::new() };
+    format!(
+        "deaths: {}, each one's last buffer back within {:.1} ms; the last: instance {} ({}), {}\n",
+        status.deaths.count,
+        status.deaths.longest_reclaim_us as f64 / 1e3,
+        last.instance,
+        clean(&last.service),
+        clean(&last.why),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nflib::control::{Accounting, PlanStatus, PoolStatus};
+    use nflib::control::{Accounting, DeathStatus, DeathsStatus, PlanStatus, PoolStatus};
 
     #[test]
     fn the_head_says_who_for_how_long_and_what_changed() {
@@ -93,5 +106,22 @@ mod tests {
              waiting for a change\n"
         );
         assert!(show(&status).ends_with("held 0: balanced\n"));
+        assert_eq!(deaths(&status), "");
+    }
+
+    #[test]
+    fn deaths_are_told_with_how_long_their_buffers_took() {
+        let last = DeathStatus {
+            instance: 9,
+            service: "fw".into(),
+            why: "its process ended".into(),
+            ..Default::default()
+        };
+        let deaths = DeathsStatus { count: 3, longest_reclaim_us: 1500, last: vec![last] };
+        assert_eq!(
+            super::deaths(&Status { deaths, ..Default::default() }),
+            "deaths: 3, each one's last buffer back within 1.5 ms; the last: instance 9 (fw), its \
+             process ended\n"
+        );
     }
 }
