@@ -503,7 +503,10 @@ impl Worker {
             self.geometry.contains(returned.buffer, returned.offset_bytes, returned.len_bytes);
         let at_hop = edge.may_be_at(plan, &passage, returned.hop);
         passage.hop = returned.hop;
-        let action = ActionCode::from_code(returned.action).filter(|_| in_buffer && at_hop);
+        // An isolated NF has no neighbours whose rings could be full.
+        let may = |action: &ActionCode| *action != ActionCode::Refused || edge.holder == TRUSTED;
+        let action =
+            ActionCode::from_code(returned.action).filter(|act| in_buffer && at_hop && may(act));
         let packet = PortPacket::from(returned);
         if action.is_some_and(|action| action != ActionCode::Drop) {
             edge.copy_in(&self.pool, &packet);
@@ -530,7 +533,9 @@ impl Worker {
             },
             Some(ActionCode::ToService) => self.jump(plan, packet, passage, returned.target),
             Some(ActionCode::Branch) => self.branch(plan, packet, passage, returned.target),
-            Some(ActionCode::Refused) => self.refused(packet.buffer, returned.target),
+            Some(ActionCode::Refused) => {
+                self.refused(plan, packet.buffer, passage, returned.target);
+            }
             None => {
                 edge.counters.violations.add(1);
                 self.counters.drop_at(&edge.drops, DropReason::NfMalformed, 1);
@@ -574,10 +579,15 @@ impl Worker {
         }
     }
 
-    /// An NF could not push to a neighbour whose ring stayed full.
-    fn refused(&mut self, buffer: BufferIndex, neighbour: NfNumber) {
+    /// An NF could not push to a neighbour whose ring stayed full. One that is not on the packet's
+    /// route is nobody's neighbour, and not blamed.
+    fn refused(&mut self, plan: &Plan, buffer: BufferIndex, passage: Passage, neighbour: NfNumber) {
         self.dropped.push(buffer);
-        match self.nfs.get(usize::from(neighbour)).and_then(Option::as_ref) {
+        let route = plan.route(passage.route);
+        let is_on_it = |edge: &&NfEdge| {
+            route.is_some_and(|route| route.hops.iter().any(|hop| hop.id == edge.service))
+        };
+        match self.nfs.get(usize::from(neighbour)).and_then(Option::as_ref).filter(is_on_it) {
             Some(edge) => {
                 edge.counters.ring_full_pkts.add(1);
                 self.counters.drop_at(&edge.drops, DropReason::NfRingFull, 1);

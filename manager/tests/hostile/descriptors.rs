@@ -118,9 +118,22 @@ attacks! {
     a_branch_that_does_not_exist: is_dropped("unknown_branch", |_, packet| {
         vec![Returned { action: ActionCode::Branch as u8, target: 7, ..next(packet) }]
     });
-    a_full_neighbour_that_does_not_exist: is_dropped("nf_ring_full", |_, packet| {
-        vec![Returned { action: ActionCode::Refused as u8, target: u16::MAX, ..next(packet) }]
-    });
+}
+
+/// Says of every NF there is that its ring is full. Nobody is blamed who has nothing to do with it.
+fn blame_everybody(_: &Intruder, packet: &Delivery) -> Vec<Returned> {
+    let target = (packet.flow_hash % 8) as u16;
+    vec![Returned { action: ActionCode::Refused as u8, target, ..next(packet) }]
+}
+
+#[test]
+fn the_bystander_is_blamed_for_a_full_ring_by_one_that_has_no_neighbours() {
+    is_counted(Place::Isolated, blame_everybody);
+}
+
+#[test]
+fn the_bystander_is_blamed_for_a_full_ring_by_one_that_is_not_its_neighbour() {
+    is_dropped(Place::Trusted, "nf_ring_full", blame_everybody);
 }
 
 #[test]
