@@ -4,8 +4,9 @@
 //! Idle policy ([`PollMode::Adaptive`]): as an NF's, see [`nflib::resting`]; then sleep, in `poll(2)` on
 //! the ports where they can wake us, and on two alarms: one comes with an order, the other with packets
 //! that NFs give back. Where a port can only be looked at, or isolated NFs have packets, which come back
-//! unannounced, the sleep is a nap that doubles while nothing comes. Never may more threads spin than there are cores: spinning NFs and a spinning worker on
-//! one core pass packets at the speed of the scheduler's clock.
+//! unannounced, the sleep is a nap that doubles while nothing comes. Never may more threads spin than there
+//! are cores: spinning NFs and a spinning worker on one core pass packets at the speed of the scheduler's
+//! clock.
 //!
 //! On a shared core the worker also gives way after a quantum of packets, and at once when it had to drop
 //! packets at a full NF: what it received next would be dropped, too, until that NF has run.
@@ -485,12 +486,19 @@ impl Loop<'_> {
         }
     }
 
+    /// Whether every packet inside is with an NF that wakes this worker when it gives it back. What is
+    /// parked waits for room in a ring, which nobody tells of.
+    fn is_woken_by_all(&self) -> bool {
+        let with_nfs = self.worker.held_by_nfs() as u64;
+        with_nfs == self.worker.held_pkts() && self.worker.is_woken_by_nfs()
+    }
+
     fn longest_sleep(&mut self) -> Duration {
         let mut queues = self.worker.ports().iter().flat_map(|port| &port.queues);
         let wakes = |queue: &dyn PortQueue| queue.poll_fd().is_some() || !queue.may_receive();
         let most = if !queues.all(|queue| wakes(queue.as_ref())) {
             POLLED_NAP_MAX
-        } else if self.worker.held_pkts() > 0 && !self.worker.is_woken_by_nfs() {
+        } else if self.worker.held_pkts() > 0 && !self.is_woken_by_all() {
             NAP_MAX
         } else {
             return SLEEP_MAX;

@@ -1,7 +1,7 @@
 //! Where every buffer of a worker's share is, between two turns.
 //!
 //! Everybody who has buffers says which: the free list, the ownership table, the queues, and what waits
-//! for a change of plan. Whom nobody names is lost, and whom two name is a defect; both are what the
+//! for a change of plan or for an NF. Whom nobody names is lost, and whom two name is a defect; both are what the
 //! books could not tell from numbers alone.
 #![forbid(unsafe_code)]
 
@@ -19,7 +19,7 @@ pub enum Whereabouts {
     Free,
     /// An NF has it, or some NF of the trusted domain.
     Nf(Holder, Passage),
-    /// It waits for a change of plan.
+    /// It waits for a change of plan, or for an NF.
     Parked,
     /// A port has it.
     Port(PortId, BufferUse),
@@ -62,7 +62,8 @@ impl Worker {
         for (buffer, holder, passage) in self.owners.held() {
             census.note(buffer, Whereabouts::Nf(holder, passage));
         }
-        for buffer in self.transition.iter().flat_map(Transition::parked_buffers) {
+        let parked = self.transition.iter().flat_map(Transition::parked_buffers);
+        for buffer in parked.chain(self.waiting.buffers()) {
             census.note(buffer, Whereabouts::Parked);
         }
         for (port, number) in self.ports.iter().zip(0..) {

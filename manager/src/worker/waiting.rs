@@ -56,6 +56,11 @@ impl Waiting {
         self.pkts
     }
 
+    /// Their buffers.
+    pub(super) fn buffers(&self) -> impl Iterator<Item = BufferIndex> + '_ {
+        self.queues.values().flat_map(|queue| &queue.held).map(|held| held.packet.buffer)
+    }
+
     /// Packets of an older plan than the present one.
     pub(super) fn old_pkts(&self, epoch: u8) -> usize {
         let held = self.queues.values().flat_map(|queue| &queue.held);

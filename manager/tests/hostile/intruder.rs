@@ -49,6 +49,8 @@ pub struct Intruder {
     /// Everything of the doorbells.
     pub bells: Arc<Scribble>,
     pub route_fd: OwnedFd,
+    /// The workers' alarms, in the trusted domain.
+    pub alarms: Vec<OwnedFd>,
     pub takes: Consumer<Delivery>,
     pub gives: Producer<Returned>,
     pub edges: Vec<Edge>,
@@ -83,12 +85,15 @@ impl Intruder {
         control::send(&socket, &Request::Attach(request), &[]).unwrap();
         let (reply, fds) = control::recv::<Reply>(&socket, MAX_REPLY_BYTES).unwrap();
         let Reply::Attached(terms) = reply else { panic!("{reply:?}") };
+        let mut fds = fds;
+        let alarms = fds.split_off(4);
         let [region, channel, route_fd, bells] = <[OwnedFd; 4]>::try_from(fds).unwrap();
         let words = Arc::new(Scribble::over(&channel).unwrap());
         let channel = Channel::from_fd(channel, terms.channel).unwrap();
         let (takes, gives) = channel.nf_ends(0).unwrap();
         // An honest library would take it, too.
-        assert!(Region::from_fd(region.try_clone().unwrap(), terms.region).is_ok());
+        let map = if terms.own_region { Region::from_fd_sparse } else { Region::from_fd };
+        assert!(map(region.try_clone().unwrap(), terms.region).is_ok());
         assert!(RouteTable::from_fd(&route_fd).is_ok());
         Self {
             socket,
@@ -97,6 +102,7 @@ impl Intruder {
             region: Arc::new(Scribble::over(&region).unwrap()),
             bells: Arc::new(Scribble::over(&bells).unwrap()),
             route_fd,
+            alarms,
             takes,
             gives,
             edges: Vec::new(),

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::time::Duration;
 
 use nflib::shm::Scribble;
@@ -239,4 +240,49 @@ fn holes_are_punched_into_its_channel() {
         });
         stage.end_with_domain(intruder);
     }
+}
+
+/// Where the words stand that say whether workers sleep.
+const WORKERS: std::ops::Range<usize> = 1024..2048;
+
+#[test]
+fn it_rings_the_worker_without_end_and_says_that_it_sleeps() {
+    let Some((stage, mut intruder)) = set(Place::Trusted) else { return };
+    assert_eq!(intruder.alarms.len(), 1, "one for each worker");
+    let _flipper = Flipper::new(&intruder.words, |words| {
+        WORKERS.step_by(4).for_each(|at| words.store(at, u32::MAX));
+    });
+    stage.keep_on(Duration::from_millis(1000), || {
+        // Until the pipe is full, and on.
+        for _ in 0..100 {
+            let _ = nix::unistd::write(&intruder.alarms[0], &[1; 4096]);
+        }
+        intruder.behave();
+    });
+    stage.assert_unharmed(&intruder);
+    stage.end(intruder);
+}
+
+#[test]
+fn it_hears_the_alarms_of_others_away_and_says_that_the_worker_is_awake() {
+    let Some((stage, mut intruder)) = set(Place::Trusted) else { return };
+    let _flipper = Flipper::new(&intruder.words, |words| {
+        WORKERS.step_by(4).for_each(|at| words.store(at, 0));
+    });
+    let path = format!("/proc/self/fd/{}", intruder.alarms[0].as_raw_fd());
+    let mut ear = std::fs::OpenOptions::new();
+    let ear = ear.read(true).custom_flags(nix::libc::O_NONBLOCK).open(path).unwrap();
+    stage.keep_on(Duration::from_millis(1000), || {
+        let _ = nix::unistd::read(&ear, &mut [0; 4096]);
+        intruder.behave();
+    });
+    stage.assert_unharmed(&intruder);
+    stage.end(intruder);
+}
+
+#[test]
+fn an_isolated_nf_has_no_alarm_to_spoil() {
+    let Some((stage, intruder)) = set(Place::Isolated) else { return };
+    assert!(intruder.alarms.is_empty());
+    stage.end(intruder);
 }
