@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use fastrand::Rng;
 use nflib::control::{Request, ServiceRef, Target};
-use nflib::descriptor::{Delivery, Returned};
+use nflib::descriptor::{ActionCode, Delivery, Returned};
 
 use super::intruder::{HEAD, Intruder, SETTLED, SLOTS, TAIL, TAKEN, next};
 use super::stage::{Place, set};
@@ -96,7 +96,7 @@ fn mutate(random: &mut Rng, intruder: &mut Intruder) {
             intruder.words.store(intruder.word_at(random.bool(), word), value);
         }
         40..45 => {
-            let forged = Returned {
+            let mut forged = Returned {
                 buffer: plausible(random, intruder),
                 offset_bytes: random.u16(..),
                 len_bytes: random.u16(..2000),
@@ -105,6 +105,11 @@ fn mutate(random: &mut Rng, intruder: &mut Intruder) {
                 hop: random.u8(..3),
                 action: random.u8(..8),
             };
+            if forged.action == ActionCode::ToService as u8 {
+                // It may send the bystander its own packets, and has them dropped there if they are
+                // not what that one expects. That is no harm to the bystander's, but would look so.
+                forged.target = u16::MAX;
+            }
             intruder.give_once(&[forged]);
         }
         45..60 => mutate_edge(random, intruder),
