@@ -27,7 +27,7 @@ pub struct Passage {
     /// Position in the route of the NF that the worker gave it to; [`OFF_ROUTE`] for none. Inside
     /// the trusted domain the packet may be elsewhere by now.
     pub hop: u8,
-    /// The port it came in by; [`NO_PORT`](nflib::descriptor::NO_PORT) if an NF made it.
+    /// The port it came in by; [`NO_PORT`] if an NF made it.
     pub ingress: PortId,
     /// Times the worker gave it to an NF or moved it to another chain; bounds loops that NFs make.
     pub visits: u8,
