@@ -232,9 +232,18 @@ fn holes_are_punched_into_its_channel() {
         let channel = intruder.channel.fd().try_clone_to_owned().unwrap();
         let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let len_bytes = i64::try_from(intruder.words.len_bytes()).unwrap();
+        // Before any has come back, indices of 0 are possible, and it would only hoard what it has.
+        let mut passed_pkts = 0;
+        until("packets have gone by", || {
+            passed_pkts += intruder.behave();
+            (passed_pkts > 0).then_some(())
+        });
+        stage.keep_on(Duration::from_millis(100), || {
+            intruder.behave();
+        });
         until("it is removed", || {
             intruder.behave();
-            // Every index is 0 again, where packets have gone by.
+            // Every index is 0 again.
             let _ = fallocate(channel.as_fd(), punch, 0, len_bytes);
             stage.record(&intruder).is_none().then_some(())
         });

@@ -45,6 +45,9 @@ const FULL_RING_PAUSE: Duration = Duration::from_micros(100);
 const MAX_ROOM_SLEEP: Duration = Duration::from_millis(2);
 /// How long messages are listened to before it is the packets' turn.
 const LISTEN_LIMIT_NS: u64 = 2_000_000;
+/// Messages that are heard in one go however long it takes: a thread that was preempted in the middle
+/// has not been flooded.
+const LISTEN_LIMIT_MESSAGES: u32 = 64;
 /// How often the control socket is looked at while there is work.
 const CONTROL_INTERVAL_NS: u64 = 10_000_000;
 /// How long the manager may take to stop delivering, and to take the last packets.
@@ -338,11 +341,12 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
     /// whoever sends messages without end keeps the packets waiting.
     fn listen(&mut self, now_ns: u64) -> Result<Ending, RunError> {
         self.has_more_to_hear = false;
-        loop {
+        for heard in 1.. {
             match self.mailbox.next() {
                 Ok(Some(message)) => {
                     self.act_on(message, now_ns)?;
-                    if self.now_ns().saturating_sub(now_ns) > LISTEN_LIMIT_NS {
+                    let long = self.now_ns().saturating_sub(now_ns) > LISTEN_LIMIT_NS;
+                    if heard >= LISTEN_LIMIT_MESSAGES && long {
                         self.has_more_to_hear = true;
                         self.next_control_ns = 0;
                         break;
