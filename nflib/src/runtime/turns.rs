@@ -47,7 +47,7 @@ const MAX_ROOM_SLEEP: Duration = Duration::from_millis(2);
 const LISTEN_LIMIT_NS: u64 = 2_000_000;
 /// Messages that are heard in one go however long it takes: a thread that was preempted in the middle
 /// has not been flooded.
-const LISTEN_LIMIT_MESSAGES: u32 = 64;
+const LISTEN_LIMIT_MESSAGES: u32 = 4;
 /// How often the control socket is looked at while there is work.
 const CONTROL_INTERVAL_NS: u64 = 10_000_000;
 /// How long the manager may take to stop delivering, and to take the last packets.
