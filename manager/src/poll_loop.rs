@@ -232,7 +232,8 @@ pub fn run(
     alarm: &AlarmReceiver,
     reports: &Sender<Report>,
 ) {
-    if !register_for_global_barrier() {
+    let has_barrier = register_for_global_barrier();
+    if !has_barrier {
         tracing::debug!("no membarrier(2): NFs sleep for at most 1 ms");
     }
     // Naps are of tens of microseconds, and the kernel would add as many.
@@ -248,6 +249,7 @@ pub fn run(
         reports,
         orders,
         alarm,
+        has_barrier,
         began: Instant::now(),
         core: CoreWatch::new(0),
         next_core_look_ns: 0,
@@ -300,6 +302,8 @@ struct Loop<'a> {
     orders: &'a OrderReceiver<Order>,
     /// NFs that have been told that this worker sleeps turn it on.
     alarm: &'a AlarmReceiver,
+    /// NFs can be made to notice that this worker sleeps; without, it takes naps.
+    has_barrier: bool,
     began: Instant,
     core: CoreWatch,
     next_core_look_ns: u64,
@@ -490,7 +494,7 @@ impl Loop<'_> {
     /// parked waits for room in a ring, which nobody tells of.
     fn is_woken_by_all(&self) -> bool {
         let with_nfs = self.worker.held_by_nfs() as u64;
-        with_nfs == self.worker.held_pkts() && self.worker.is_woken_by_nfs()
+        self.has_barrier && with_nfs == self.worker.held_pkts() && self.worker.is_woken_by_nfs()
     }
 
     fn longest_sleep(&mut self) -> Duration {
