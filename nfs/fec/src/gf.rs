@@ -1,0 +1,97 @@
+//! Arithmetic in GF(2⁸) modulo x⁸ + x⁴ + x³ + x² + 1 (0x11D).
+#![forbid(unsafe_code)]
+
+/// The field's polynomial.
+pub const POLYNOMIAL: u16 = 0x11D;
+
+/// Powers of the generator 2 (twice over, so that sums of two logarithms need no reduction), and
+/// logarithms to it.
+const TABLES: ([u8; 512], [u8; 256]) = {
+    let (mut exp, mut log) = ([0; 512], [0; 256]);
+    let mut power: u16 = 1;
+    let mut at = 0;
+    while at < 255 {
+        exp[at] = power as u8;
+        exp[at + 255] = power as u8;
+        log[power as usize] = at as u8;
+        power <<= 1;
+        if power & 0x100 != 0 {
+            power ^= POLYNOMIAL;
+        }
+        at += 1;
+    }
+    (exp, log)
+};
+
+/// The product.
+#[must_use]
+pub const fn mul(a: u8, b: u8) -> u8 {
+    if a == 0 || b == 0 {
+        return 0;
+    }
+    TABLES.0[TABLES.1[a as usize] as usize + TABLES.1[b as usize] as usize]
+}
+
+/// The inverse; 0 for 0, which has none.
+#[must_use]
+pub const fn inv(a: u8) -> u8 {
+    if a == 0 { 0 } else { TABLES.0[255 - TABLES.1[a as usize] as usize] }
+}
+
+/// `base` to the power of `exponent`; 0⁰ is 1.
+#[must_use]
+pub const fn pow(base: u8, exponent: usize) -> u8 {
+    if exponent == 0 {
+        return 1;
+    }
+    if base == 0 {
+        return 0;
+    }
+    TABLES.0[TABLES.1[base as usize] as usize * exponent % 255]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_element_times_its_inverse_is_one() {
+        for a in 1..=255 {
+            assert_eq!(mul(a, inv(a)), 1, "{a}");
+        }
+    }
+
+    #[test]
+    fn products_are_those_of_polynomials() {
+        let slow = |a: u8, b: u8| {
+            let mut product = 0u16;
+            for bit in 0..8 {
+                if b >> bit & 1 == 1 {
+                    product ^= u16::from(a) << bit;
+                }
+            }
+            for bit in (8..16).rev() {
+                if product >> bit & 1 == 1 {
+                    product ^= POLYNOMIAL << (bit - 8);
+                }
+            }
+            product as u8
+        };
+        for a in 0..=255 {
+            for b in 0..=255 {
+                assert_eq!(mul(a, b), slow(a, b), "{a} times {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn powers_are_repeated_products() {
+        for base in 0..=255 {
+            let mut product = 1;
+            for exponent in 0..300 {
+                assert_eq!(pow(base, exponent), product, "{base} to the {exponent}");
+                product = mul(product, base);
+            }
+        }
+    }
+}
