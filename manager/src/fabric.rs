@@ -12,7 +12,9 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use nflib::descriptor::{ChainId, PortId};
 use nflib::shm::channel::ChannelGeometry;
-use nflib::shm::{AlarmSender, BufferIndex, Channel, PageKind, Region, RegionError, worker_alarm};
+use nflib::shm::{
+    AlarmSender, BufferIndex, Channel, PageKind, Region, RegionError, nudge, worker_alarm,
+};
 use thiserror::Error;
 
 use crate::alarm::{OrderSender, order_channel};
@@ -32,6 +34,10 @@ use crate::worker::{Census, NewNf, Worker, WorkerPort};
 
 /// How long a worker may take to obey; an order wakes it.
 const ORDER_LIMIT: Duration = Duration::from_secs(5);
+/// How long the answer to an order may take before the scheduler is made to think of the worker.
+const NUDGE_AFTER: Duration = Duration::from_micros(100);
+/// How often it is made to, for one order: over more time than its longest slice.
+const NUDGES: u32 = 50;
 
 /// Why the data path could not be started.
 #[derive(Debug, Error)]
@@ -96,6 +102,8 @@ pub struct FabricPort {
 struct WorkerHandle {
     number: u16,
     core: Option<u32>,
+    /// Its thread's id; `None` when it did not even start.
+    tid: Option<i32>,
     orders: OrderSender<Order>,
     alarm: AlarmSender,
     reports: Receiver<Report>,
@@ -222,7 +230,7 @@ impl Fabric {
         let thread = std::thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(move || {
-                let result = core.map_or(Ok(()), pin_to);
+                let result = core.map_or(Ok(()), pin_to).map(|()| nix::unistd::gettid().as_raw());
                 let failed = result.is_err();
                 let _ = pinned.send(result);
                 if !failed {
@@ -230,12 +238,14 @@ impl Fabric {
                 }
             })
             .map_err(fail("cannot start a thread"))?;
-        if let Ok(result) = pin_result.recv() {
-            result.map_err(fail("cannot run on its core"))?;
-        }
+        let tid = match pin_result.recv() {
+            Ok(result) => Some(result.map_err(fail("cannot run on its core"))?),
+            Err(_) => None,
+        };
         self.workers.push(WorkerHandle {
             number,
             core,
+            tid,
             orders,
             alarm,
             reports,
@@ -602,14 +612,22 @@ impl WorkerHandle {
         if self.last_books.is_some() || self.orders.send(order).is_err() {
             return Ok(None);
         }
+        let mut nudges = self.tid.map_or(0, |_| NUDGES);
         loop {
-            match self.reports.recv_timeout(ORDER_LIMIT) {
+            let limit = if nudges > 0 { NUDGE_AFTER } else { ORDER_LIMIT };
+            match self.reports.recv_timeout(limit) {
                 Ok(answer) if answer.is_answer() => return Ok(Some(answer)),
                 Ok(stopped @ Report::Stopped(_)) => {
                     self.note(stopped, inbox);
                     return Ok(None);
                 }
                 Ok(other) => self.note(other, inbox),
+                Err(RecvTimeoutError::Timeout) if nudges > 0 => {
+                    // It may wait for a core that a program has for a whole tick, one that starts say.
+                    // Without the privilege it goes on waiting.
+                    nudges =
+                        if self.tid.is_some_and(|tid| nudge(tid).is_ok()) { nudges - 1 } else { 0 };
+                }
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                     return Err(FabricError::WorkerLost { worker: self.number });
                 }

@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 use nflib::descriptor::{ChainId, PortId};
 use nflib::resting::{CoreWatch, Rest, Resting};
-use nflib::shm::{AlarmReceiver, BufferIndex, register_for_global_barrier};
+use nflib::shm::{
+    AlarmReceiver, BufferIndex, SHORT_SLICE_NS, ask_for_short_slices, register_for_global_barrier,
+};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::time::TimeSpec;
 
@@ -239,6 +241,11 @@ pub fn run(
     // Naps are of tens of microseconds, and the kernel would add as many.
     if let Err(error) = nix::sys::prctl::set_timerslack(TIMER_SLACK_NS) {
         tracing::debug!(%error, "naps are longer than they should be");
+    }
+    // What it gives up by yielding is a slice. With the usual one of milliseconds a program that starts
+    // on this core, or a compiler, would run for long before orders and packets are seen again.
+    if let Err(error) = ask_for_short_slices(SHORT_SLICE_NS) {
+        tracing::debug!(%error, "the worker gives up more of the core than it need");
     }
     // Until the first plan is there nobody knows where packets go.
     let waiting = true;

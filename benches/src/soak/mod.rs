@@ -13,11 +13,15 @@ mod tally;
 mod world;
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use millrace::status::now_ns;
 use nflib::control::{Edit, NfStatus, ServiceRef, Status};
+use nflib::shm::{SHORT_SLICE_NS, ask_for_short_slices, pidfd_open};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -154,6 +158,8 @@ struct Kill {
     service: String,
     pid: i32,
     at_ns: u64,
+    /// When its process had ended, as a thread that waited for nothing else saw it; 0 until then.
+    died_ns: Arc<AtomicU64>,
     reclaimed_ns: Option<u64>,
     respawned: bool,
 }
@@ -274,14 +280,21 @@ impl Chaos {
     fn kill_one(&mut self, status: &Status, name: &str) {
         let nfs: Vec<_> = running(status, name).map(|nf| nf.pid).collect();
         let Some(pid) = choose(&mut self.random, &nfs) else { return };
+        let died_ns = watch_for_end(pid);
         let at_ns = now_ns();
         if kill(Pid::from_raw(pid), Signal::SIGKILL).is_err() {
             return;
         }
         self.tally.kills += 1;
         self.killed.insert(name.to_owned(), Instant::now());
-        let kill =
-            Kill { service: name.to_owned(), pid, at_ns, reclaimed_ns: None, respawned: false };
+        let kill = Kill {
+            service: name.to_owned(),
+            pid,
+            at_ns,
+            died_ns,
+            reclaimed_ns: None,
+            respawned: false,
+        };
         self.kills.push(kill);
     }
 
@@ -338,7 +351,12 @@ impl Chaos {
         };
         if let Some(death) = status.deaths.last.iter().find(of_it) {
             kill.reclaimed_ns = Some(death.reclaimed_ns);
-            self.tally.reclaim_us.push((death.reclaimed_ns - death.noticed_ns) / 1000);
+            // The manager may have been at something else when it ended, and we, too.
+            let died_ns = match kill.died_ns.load(Ordering::Relaxed) {
+                0 => death.noticed_ns,
+                seen_ns => seen_ns.min(death.noticed_ns.max(kill.at_ns)),
+            };
+            self.tally.reclaim_us.push(death.reclaimed_ns.saturating_sub(died_ns) / 1000);
             self.tally.kill_to_reclaim_us.push((death.reclaimed_ns - kill.at_ns) / 1000);
         }
     }
@@ -407,6 +425,22 @@ fn rest(signals: &Signals, time: Duration) -> Result<(), Trouble> {
         Some(_) => Err(Trouble::Stopped),
         None => Ok(()),
     }
+}
+
+/// A thread that waits for the end of a process, and the time when it saw it.
+fn watch_for_end(pid: i32) -> Arc<AtomicU64> {
+    let died_ns = Arc::new(AtomicU64::new(0));
+    let seen = Arc::clone(&died_ns);
+    let Ok(pidfd) = pidfd_open(pid) else { return died_ns };
+    std::thread::spawn(move || {
+        // Without, it would be later, and the manager's word counts where that is earlier.
+        let _ = ask_for_short_slices(SHORT_SLICE_NS);
+        let limit = PollTimeout::try_from(RECOVERY_LIMIT).unwrap_or(PollTimeout::MAX);
+        if poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], limit).is_ok_and(|n| n > 0) {
+            seen.store(now_ns(), Ordering::Relaxed);
+        }
+    });
+    died_ns
 }
 
 fn choose<T: Clone>(random: &mut fastrand::Rng, from: &[T]) -> Option<T> {

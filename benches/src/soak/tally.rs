@@ -25,7 +25,7 @@ pub struct Tally {
     pub scales: u64,
     /// From the kill to the first packet through the NF in its place, microseconds.
     pub recovery_us: Vec<u64>,
-    /// From when the kernel told the manager until every buffer was back, microseconds.
+    /// From the end of the process until every buffer was back, microseconds: detection and reclaim.
     pub reclaim_us: Vec<u64>,
     /// From the kill until every buffer was back, microseconds.
     pub kill_to_reclaim_us: Vec<u64>,

@@ -61,9 +61,6 @@ fn raise_file_limit() {
     }
 }
 
-/// The shortest that the scheduler grants.
-const CONTROL_SLICE_NS: u64 = 100_000;
-
 fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::load(&args.config).context("configuration")?;
     if args.check {
@@ -85,7 +82,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         server = server.with_journal(found.begin()?)?;
     }
     // Dead NFs' buffers wait for this thread, on a machine whose NFs may want every core.
-    if let Err(error) = nflib::shm::ask_for_short_slices(CONTROL_SLICE_NS) {
+    if let Err(error) = nflib::shm::ask_for_short_slices(nflib::shm::SHORT_SLICE_NS) {
         tracing::debug!(%error, "the control thread waits for a core like any other");
     }
     let last = server.run()?;

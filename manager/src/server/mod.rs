@@ -315,6 +315,9 @@ impl Server {
         for (id, hung_up) in ready.connections {
             self.read_from(id, hung_up)?;
         }
+        // A process that dies hangs up first. What it has comes back before a successor is started,
+        // which may take a worker's core for the length of a slice.
+        self.sweep()?;
         self.connections.bound_unfinished();
         if ready.accept {
             self.connections.accept(&self.socket.listener);
@@ -395,8 +398,10 @@ impl Server {
         fds.extend(pidfds.iter().map(|&(_, fd)| watch(fd)));
         fds.extend(self.supervisor.fds().map(watch));
         let now = Instant::now();
-        let until_supervisor =
-            self.supervisor.next_deadline().map(|at| at.saturating_duration_since(now).as_millis());
+        let until_supervisor = self
+            .supervisor
+            .next_deadline()
+            .map(|at| at.saturating_duration_since(now).as_micros().div_ceil(1000));
         let timeout_ms = until_supervisor
             .map_or(timeout_ms, |ms| timeout_ms.min(u8::try_from(ms).unwrap_or(u8::MAX)));
         let with_more: Vec<_> = self.connections.with_more().map(|id| (id, false)).collect();

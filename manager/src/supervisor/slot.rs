@@ -3,19 +3,22 @@
 
 use std::time::{Duration, Instant};
 
-/// First pause after the immediate restart.
+/// Pause before the restart after a first failure. Others may die of the same cause: what they have is
+/// taken back first, and to start a program takes the control thread, and a core, for milliseconds.
+pub const SETTLING: Duration = Duration::from_millis(3);
+/// First pause after that restart.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// An instance that ran so long was well: its end starts the count of failures anew.
 pub const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 
-/// Time to wait before the next start, after so many failures in a row before this one: none at
-/// first, then 100 ms, doubling up to 10 s.
+/// Time to wait before the next start, after so many failures in a row before this one: 3 ms at first,
+/// then 100 ms, doubling up to 10 s.
 #[must_use]
 pub fn pause(failures: u32) -> Duration {
     match failures.checked_sub(1) {
-        None => Duration::ZERO,
+        None => SETTLING,
         Some(doublings) => (FIRST_PAUSE * (1 << doublings.min(16))).min(LONGEST_PAUSE),
     }
 }
@@ -109,7 +112,7 @@ impl Slot {
 }
 
 fn after(pause: Duration) -> String {
-    if pause.is_zero() { "at once".into() } else { format!("after {pause:?}") }
+    if pause <= SETTLING { "at once".into() } else { format!("after {pause:?}") }
 }
 
 #[cfg(test)]
@@ -117,9 +120,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_from_nothing_to_ten_seconds() {
+    fn pauses_double_from_next_to_nothing_to_ten_seconds() {
         let ms: Vec<u128> = (0..10).map(|failures| pause(failures).as_millis()).collect();
-        assert_eq!(ms, [0, 100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+        assert_eq!(ms, [3, 100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
         assert_eq!(pause(u32::MAX), LONGEST_PAUSE);
     }
 
@@ -127,11 +130,11 @@ mod tests {
     fn ten_seconds_of_health_are_forgiveness() {
         let now = Instant::now();
         let mut slot = Slot::due();
-        for expected in [0, 100, 200, 400] {
+        for expected in [3, 100, 200, 400] {
             let pause = slot.failed(now, HEALTHY_AFTER - Duration::from_nanos(1), "crash");
             assert_eq!(pause.as_millis(), expected);
         }
-        assert_eq!(slot.failed(now, HEALTHY_AFTER, "crash"), Duration::ZERO);
+        assert_eq!(slot.failed(now, HEALTHY_AFTER, "crash"), SETTLING);
         assert_eq!(slot.failed(now, Duration::ZERO, "crash"), FIRST_PAUSE);
     }
 

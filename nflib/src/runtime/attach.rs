@@ -14,7 +14,8 @@ use super::limits::Limits;
 use crate::args::NfArgs;
 use crate::control::{self, AttachRequest, Attached, ErrorCode, MAX_REPLY_BYTES, Reply, Request};
 use crate::shm::{
-    Channel, Doorbell, Doorbells, Region, RouteTable, State, register_for_global_barrier,
+    Channel, Doorbell, Doorbells, Region, RouteTable, SHORT_SLICE_NS, State, ask_for_short_slices,
+    register_for_global_barrier,
 };
 
 /// How long after a first look in vain a manager is looked for again; the pause doubles each time.
@@ -151,6 +152,10 @@ fn map_all(
     // Before the first edge comes, and with it somebody to wake.
     if !register_for_global_barrier() {
         tracing::debug!("no membarrier(2); sleeps are bounded by 1 ms instead");
+    }
+    // As the workers do, with whom it may share a core in turns.
+    if let Err(error) = ask_for_short_slices(SHORT_SLICE_NS) {
+        tracing::debug!(%error, "the scheduler is not asked for short slices");
     }
     socket.set_nonblocking(true).map_err(RunError::Socket)?;
     Ok(Attachment { socket, region, channel, routes, bells, own_bell, alarms, state, terms })

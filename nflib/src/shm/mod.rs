@@ -40,7 +40,7 @@ pub use privileges::{
     FilterStep, clear_ambient_capabilities, clear_bounding_capabilities, clear_capabilities,
     install_syscall_filter, landlock_version,
 };
-pub use process::{ask_for_short_slices, pidfd_kill, pidfd_open, set_nice};
+pub use process::{SHORT_SLICE_NS, ask_for_short_slices, nudge, pidfd_kill, pidfd_open, set_nice};
 pub use region::{HugePages, Region, RegionError, RegionGeometry};
 pub use remains::{remaining_buffers, still_there};
 pub use ring::{

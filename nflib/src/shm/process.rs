@@ -43,6 +43,25 @@ pub fn set_nice(pid: i32, nice: i32) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Makes the scheduler decide anew whether a thread that waits for a core gets it at once. It does so when
+/// a priority changes, and otherwise, without a clock of its own for slices, at its next tick, which may
+/// be 4 ms away. The nice level goes down by one and back (setpriority(2), of a thread).
+///
+/// # Errors
+/// ESRCH when there is no such thread; EACCES without the privilege.
+pub fn nudge(tid: i32) -> io::Result<()> {
+    let Ok(who) = libc::id_t::try_from(tid) else {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    };
+    // SAFETY: takes integers only. Of a thread that is gone it says -1, and the next call finds out.
+    let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, who) };
+    set_nice(tid, nice - 1)?;
+    set_nice(tid, nice)
+}
+
+/// The shortest slice that the scheduler grants.
+pub const SHORT_SLICE_NS: u64 = 100_000;
+
 /// Asks the scheduler to give the calling thread the core soon when it wakes up, for short slices of at
 /// most `slice_ns` in return (sched_setattr(2); Linux 6.12 and later, others ignore it). No privilege is
 /// needed, and no thread or process that is started afterwards inherits it.
@@ -87,6 +106,23 @@ mod tests {
     #[test]
     fn anybody_may_ask_for_short_slices() {
         std::thread::spawn(|| ask_for_short_slices(100_000)).join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_nudge_leaves_the_nice_level_as_it_was() {
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        set_nice(pid, 7).unwrap();
+        let nudged = nudge(pid);
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let nice = stat.rsplit(')').next().unwrap().split_whitespace().nth(16);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(nice, Some("7"));
+        // Others than root may not go down.
+        assert_eq!(nudged.is_ok(), nix::unistd::geteuid().is_root());
+        assert_eq!(nudge(-1).unwrap_err().raw_os_error(), Some(libc::ESRCH));
     }
 
     #[test]
