@@ -214,6 +214,7 @@ fn set_up(args: &Args) -> anyhow::Result<Setting> {
                 isolated: args.isolated || args.copies,
                 own_region: own_region.transpose()?.map(Arc::new),
                 wakes_workers: false,
+                keeps_stock: false,
                 counters: Arc::new(NfCounters::default()),
                 drops: Arc::clone(&drops),
             },

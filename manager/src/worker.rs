@@ -83,6 +83,8 @@ pub struct NewNf {
     pub isolated: bool,
     /// Whether it can wake a worker that sleeps.
     pub wakes_workers: bool,
+    /// Whether another buffer is lent to it for each that it uses.
+    pub keeps_stock: bool,
     /// Where an isolated one sees its packets, if they are copied.
     pub own_region: Option<Arc<Region>>,
     /// What to count it under.
@@ -99,6 +101,8 @@ struct NfEdge {
     holder: Holder,
     /// Where it is told whether the worker sleeps, if it can wake it.
     waker: Option<Arc<Channel>>,
+    /// Its stock of empty buffers, if it keeps one.
+    stock: Option<lending::Stock>,
     /// See `boundary.rs`.
     own_region: Option<Arc<Region>>,
     to_nf: Producer<Delivery>,
@@ -153,6 +157,7 @@ pub struct Worker {
     // Scratch space of one turn, kept so that nothing is allocated on the path.
     received: Vec<PortPacket>,
     returned: Vec<Returned>,
+    lent: Vec<BufferIndex>,
     dropped: Vec<BufferIndex>,
 }
 
@@ -191,6 +196,7 @@ impl Worker {
             chain_counts: Vec::new(),
             received: Vec::with_capacity(MAX_BURST_PKTS),
             returned: vec![Returned::default(); COLLECT_BURST_PKTS],
+            lent: Vec::new(),
             dropped: Vec::with_capacity(4 * MAX_BURST_PKTS),
         }
     }

@@ -25,8 +25,19 @@ pub(crate) struct Departure {
     pub(crate) action: Action,
 }
 
+/// Empty buffers that were lent to be used at any time, as part of those held.
+#[derive(Debug, Default)]
+struct Stock {
+    /// The last to come is the first to be used: it is the likeliest to be in a cache.
+    ids: Vec<PacketId>,
+    limit_pkts: usize,
+    /// Buffers that are not in stock any more, whose like is to be asked for.
+    used: Vec<BufferIndex>,
+    /// Times that nothing was there.
+    empty: u64,
+}
+
 /// The packets an NF holds: a bounded table, found by buffer number.
-///
 #[derive(Debug)]
 pub(crate) struct HoldTable {
     /// For each buffer of the region: position in `held` plus 1, or 0. Private pages of zeroes cost
@@ -34,17 +45,22 @@ pub(crate) struct HoldTable {
     position: Vec<u32>,
     held: Vec<Slot>,
     limit_pkts: usize,
+    stock: Stock,
     /// Buffers of packets held since this was last emptied; some may be released again.
     newly_held: Vec<BufferIndex>,
 }
 
 impl HoldTable {
-    pub(crate) fn new(buffers: u32, limit_pkts: usize) -> Self {
+    /// Of so many buffers, `limit_pkts` may be held, and `stock_pkts` be in stock besides.
+    pub(crate) fn new(buffers: u32, limit_pkts: usize, stock_pkts: usize) -> Self {
         let limit_pkts = limit_pkts.min(buffers as usize);
+        let stock_pkts = stock_pkts.min(buffers as usize - limit_pkts);
+        let stock = Stock { limit_pkts: stock_pkts, ..Stock::default() };
         Self {
             position: vec![0; buffers as usize],
-            held: Vec::with_capacity(limit_pkts),
+            held: Vec::with_capacity(limit_pkts + stock_pkts),
             limit_pkts,
+            stock,
             newly_held: Vec::new(),
         }
     }
@@ -66,8 +82,63 @@ impl HoldTable {
         !self.held.is_empty() && self.position.get(buffer as usize).is_some_and(|&p| p != 0)
     }
 
+    /// How many of the held are in stock.
+    #[inline]
+    pub(crate) fn stock_pkts(&self) -> usize {
+        self.stock.ids.len()
+    }
+
+    /// Whether there is a stock, with or without anything in it.
+    #[inline]
+    pub(crate) fn has_stock(&self) -> bool {
+        self.stock.limit_pkts > 0
+    }
+
     fn room(&self) -> usize {
-        self.limit_pkts - self.held.len()
+        self.limit_pkts.saturating_sub(self.held.len() - self.stock.ids.len())
+    }
+
+    /// Takes a loan into stock, or gives it back when there is no room.
+    pub(crate) fn put_in_stock(&mut self, slot: Slot) -> Result<(), Slot> {
+        if self.stock.ids.len() == self.stock.limit_pkts {
+            return Err(slot);
+        }
+        self.stock.ids.push(slot.id());
+        self.put(slot);
+        Ok(())
+    }
+
+    /// A buffer out of stock: from now on it is held like any packet.
+    fn take_from_stock(&mut self) -> Option<PacketId> {
+        let id = self.stock.ids.pop();
+        match id {
+            Some(id) => self.stock.used.push(id.buffer),
+            None => self.stock.empty += 1,
+        }
+        id
+    }
+
+    /// Takes out all that is in stock; as much is to be asked for again.
+    pub(crate) fn empty_stock(&mut self) -> Vec<Slot> {
+        let ids = std::mem::take(&mut self.stock.ids);
+        self.stock.used.extend(ids.iter().map(|id| id.buffer));
+        ids.into_iter().filter_map(|id| self.remove(id).ok()).collect()
+    }
+
+    /// Nothing comes into stock any more.
+    pub(crate) fn close_stock(&mut self) {
+        self.stock.limit_pkts = 0;
+    }
+
+    /// Notes that a buffer that was lent for the stock is not in it.
+    pub(crate) fn note_used(&mut self, buffer: BufferIndex) {
+        self.stock.used.push(buffer);
+    }
+
+    /// Buffers whose like is to be asked for, since the last call.
+    #[inline]
+    pub(crate) fn used_stock(&mut self) -> &mut Vec<BufferIndex> {
+        &mut self.stock.used
     }
 
     fn find(&self, id: PacketId) -> Result<usize, HoldError> {
@@ -83,12 +154,16 @@ impl HoldTable {
         if self.room() == 0 {
             return Err(slot);
         }
+        self.put(slot);
+        Ok(())
+    }
+
+    fn put(&mut self, slot: Slot) {
         let buffer = slot.lease.buffer();
         self.held.push(slot);
         // `held.len() ≤ buffers ≤ u32::MAX`.
         self.position[buffer as usize] = self.held.len() as u32;
         self.newly_held.push(buffer);
-        Ok(())
     }
 
     pub(crate) fn remove(&mut self, id: PacketId) -> Result<Slot, HoldError> {
@@ -111,6 +186,7 @@ impl HoldTable {
     /// Takes every held packet out, in the order of arrival.
     pub(crate) fn drain(&mut self) -> Vec<Slot> {
         let mut all = std::mem::take(&mut self.held);
+        self.stock.ids.clear();
         for slot in &all {
             self.position[slot.lease.buffer() as usize] = 0;
         }
@@ -176,10 +252,33 @@ impl Context<'_> {
         Ok(self.hold.held[self.hold.find(id)?].bytes(self.memory))
     }
 
-    /// How many packets are held.
+    /// An empty packet out of stock ([`stock_pkts`](crate::NetworkFunction::stock_pkts)), to be made into
+    /// one of the NF's own: held, behind the headroom, without any byte, at this NF on the first chain
+    /// that has its service. [`held`](Self::held) gives it to be written, [`release`](Self::release)
+    /// sends it. `None` when the stock is empty; that is counted
+    /// ([`stock_was_empty`](Self::stock_was_empty)).
+    ///
+    /// When chains change, what is in stock is exchanged for what fits the new ones; a packet that was
+    /// taken and not released makes that change wait for it, like any held packet.
+    pub fn new_packet(&mut self) -> Option<PacketId> {
+        let id = self.hold.take_from_stock()?;
+        let at = self.hold.find(id).ok()?;
+        // What it was lent by said when, and its packets shall not all go the same way.
+        let spread = id.buffer.wrapping_mul(0x9e37_79b1);
+        self.hold.held[at].lease.set_flow_hash(spread);
+        Some(id)
+    }
+
+    /// Packets that could not be made since the NF was attached, for want of an empty buffer.
+    #[must_use]
+    pub fn stock_was_empty(&self) -> u64 {
+        self.hold.stock.empty
+    }
+
+    /// How many packets are held, without the stock.
     #[must_use]
     pub fn held_pkts(&self) -> usize {
-        self.hold.len()
+        self.hold.len() - self.hold.stock_pkts()
     }
 
     /// How many more packets may be held. At 0, [`Action::Hold`] drops the packet.

@@ -19,6 +19,8 @@ pub(crate) struct Engine<N> {
     memory: PacketMemory,
     setup: Setup,
     hold: HoldTable,
+    /// How often each worker has recalled what it lent for the stock.
+    recalls: Vec<u32>,
     /// The burst: descriptors as they came, until they are leases.
     burst: Box<[Delivery; MAX_BURST_PKTS]>,
     decisions: Decisions,
@@ -51,12 +53,14 @@ impl<N: NetworkFunction> Engine<N> {
         now_ns: u64,
     ) -> Result<Self, NfError> {
         nf.setup(&setup)?;
-        let hold = HoldTable::new(region.geometry().buffers, setup.hold_limit_pkts);
+        let (hold_pkts, stock_pkts) = (setup.hold_limit_pkts, nf.stock_pkts() as usize);
+        let hold = HoldTable::new(region.geometry().buffers, hold_pkts, stock_pkts);
         let mut engine = Self {
             nf,
             memory: PacketMemory::new(region),
             setup,
             hold,
+            recalls: Vec::new(),
             burst: Box::new([Delivery::default(); MAX_BURST_PKTS]),
             decisions: Decisions::new(),
             one_hop: false,
@@ -226,12 +230,64 @@ impl<N: NetworkFunction> Engine<N> {
         kept
     }
 
-    /// Gives a loan to the NF.
+    /// Gives a loan to the NF, or puts it in stock.
     fn fill(&mut self, lease: Lease, now_ns: u64) {
         let mut slot = self.arrived(lease);
+        if self.hold.has_stock() {
+            return self.put_in_stock(slot);
+        }
         let (nf, mut ctx) = self.nf_in_context(now_ns);
         let action = nf.fill(&mut slot.view(ctx.memory), &mut ctx);
         ctx.depart(slot, action);
+    }
+
+    /// A loan for the stock says by its flow hash how often its worker had recalled its loans before.
+    fn put_in_stock(&mut self, slot: Slot) {
+        let lent_after = slot.lease.descriptor().flow_hash;
+        let is_stale = |recalls: &u32| lent_after.wrapping_sub(*recalls).cast_signed() < 0;
+        let refused = match self.recalls.iter().any(is_stale) {
+            true => {
+                self.hold.note_used(slot.lease.buffer());
+                Err(slot)
+            }
+            false => self.hold.put_in_stock(slot),
+        };
+        if let Err(slot) = refused {
+            self.out.push(Departure { slot, action: Action::Drop });
+        }
+    }
+
+    /// True when there is a stock, with or without anything in it.
+    #[inline]
+    pub(crate) fn has_stock(&self) -> bool {
+        self.hold.has_stock()
+    }
+
+    /// Whether each worker has recalled its loans as often as it is known to.
+    #[inline]
+    pub(crate) fn knows_recalls(&self, recalls: impl Iterator<Item = u32>) -> bool {
+        self.recalls.iter().copied().eq(recalls)
+    }
+
+    /// Notes how often each worker has recalled its loans, and lets what is in stock go, in `out`; returns
+    /// whether there is anything.
+    pub(crate) fn note_recalls(&mut self, recalls: impl Iterator<Item = u32>) -> bool {
+        self.recalls.clear();
+        self.recalls.extend(recalls);
+        self.give_stock_back()
+    }
+
+    fn give_stock_back(&mut self) -> bool {
+        let stock = self.hold.empty_stock();
+        let is_any = !stock.is_empty();
+        self.out.extend(stock.into_iter().map(|slot| Departure { slot, action: Action::Drop }));
+        is_any
+    }
+
+    /// Buffers that have left the stock since this was last emptied: their like is to be asked for.
+    #[inline]
+    pub(crate) fn used_stock(&mut self) -> &mut Vec<BufferIndex> {
+        self.hold.used_stock()
     }
 
     fn arrived(&mut self, lease: Lease) -> Slot {
@@ -243,6 +299,8 @@ impl<N: NetworkFunction> Engine<N> {
     pub(crate) fn leaving(&mut self, now_ns: u64) {
         let (nf, mut ctx) = self.nf_in_context(now_ns);
         nf.leaving(&mut ctx);
+        self.give_stock_back();
+        self.hold.close_stock();
     }
 
     /// Ticks once if a tick is due. Returns whether it was.
@@ -361,7 +419,7 @@ mod tests {
         let mut engine = engine();
         engine.run_burst(&[arrival(5, 256, 60)], 0);
         let first = PacketId { arrival: 1, buffer: 5 };
-        let mut table = std::mem::replace(&mut engine.hold, HoldTable::new(8, 8));
+        let mut table = std::mem::replace(&mut engine.hold, HoldTable::new(8, 8, 0));
         assert!(table.remove(first).is_ok());
         engine.hold = table;
         engine.run_burst(&[arrival(5, 256, 60)], 0);

@@ -50,7 +50,9 @@ impl Fused {
             return Err(NfError::new("a chain of no NFs; expected one at least"));
         }
         let before_last = &stages[..stages.len() - 1];
-        if let Some((name, _)) = before_last.iter().find(|(_, nf)| nf.loan_pkts() > 0) {
+        if let Some((name, _)) =
+            before_last.iter().find(|(_, nf)| nf.loan_pkts() > 0 || nf.stock_pkts() > 0)
+        {
             let what = format!(
                 "{name} makes packets of its own, and can only be the last of a chain in one process"
             );
@@ -227,6 +229,10 @@ impl NetworkFunction for Fused {
 
     fn loan_pkts(&self) -> u32 {
         self.stages.last().map_or(0, |last| last.nf.loan_pkts())
+    }
+
+    fn stock_pkts(&self) -> u32 {
+        self.stages.last().map_or(0, |last| last.nf.stock_pkts())
     }
 
     fn fill(&mut self, packet: &mut Packet<'_>, ctx: &mut Context<'_>) -> Action {

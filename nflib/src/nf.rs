@@ -139,6 +139,14 @@ pub trait NetworkFunction: Send {
         Action::Drop
     }
 
+    /// Empty buffers to have in stock, for packets of its own at any time ([`Context::new_packet`]); asked
+    /// once per attachment. Unlike those of [`loan_pkts`](Self::loan_pkts), which are then not asked for,
+    /// they never come to [`fill`](Self::fill), and for each that is used another is lent, as soon as
+    /// there is one. They do not count as held packets.
+    fn stock_pkts(&self) -> u32 {
+        0
+    }
+
     /// The services that [`Action::ToService`] will name, so that the manager can open direct edges
     /// to their instances, itself included, for packets whose route visits both; asked once per
     /// attachment. The NF is told their ids at [`setup`](Self::setup). Other services can be named,
@@ -225,6 +233,10 @@ macro_rules! delegate {
 
             fn loan_pkts(&self) -> u32 {
                 (**self).loan_pkts()
+            }
+
+            fn stock_pkts(&self) -> u32 {
+                (**self).stock_pkts()
             }
 
             fn fill(&mut self, packet: &mut Packet<'_>, ctx: &mut Context<'_>) -> Action {

@@ -117,6 +117,7 @@ impl Conductor {
                     bell: bell.clone(),
                     isolated,
                     wakes_workers,
+                    keeps_stock: request.keeps_stock,
                     own_region: own_region.clone(),
                     counters: Arc::clone(&counters[worker]),
                     drops,

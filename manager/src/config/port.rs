@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 #[cfg(feature = "dpdk")]
 use crate::ports::dpdk;
-use crate::ports::{af_xdp, fault, generator, pcap, sink};
+use crate::ports::{af_xdp, fault, generator, looped, pcap, sink};
 
 /// One table `[[port]]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,9 +37,11 @@ pub enum Backend {
     Generator(generator::GeneratorOptions),
     /// Takes packets.
     Sink(sink::SinkOptions),
+    /// Gives back what is sent.
+    Loop(looped::LoopOptions),
 }
 
-const BACKENDS: &str = "af_xdp, dpdk, pcap, generator, sink";
+const BACKENDS: &str = "af_xdp, dpdk, pcap, generator, sink, loop";
 
 /// A `[[port]]` whose egress is still a name.
 pub(super) struct RawPort {
@@ -82,6 +84,7 @@ impl RawPort {
             "pcap" => options(table).map(Backend::Pcap),
             "generator" => options(table).map(Backend::Generator),
             "sink" => options(table).map(Backend::Sink),
+            "loop" => options(table).map(Backend::Loop),
             other => Err(format!("unknown backend {other:?}: expected one of {BACKENDS}")),
         }
         .map_err(in_port)?;

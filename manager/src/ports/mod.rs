@@ -7,6 +7,7 @@
 //! | `pcap` | replays one capture file and records another | none |
 //! | `generator` | makes packets of a given shape at a given rate | none |
 //! | `sink` | counts packets and drops them | none |
+//! | `loop` | gives back what it is sent | none |
 //! | `fault` | wraps any of these: loss, reorder, duplicate, corrupt, delay | that of the inner one |
 //!
 //! A back end opens as an [`OpenPort`]: one [`Port`] for the control side and one [`PortQueue`]
@@ -20,6 +21,7 @@ pub mod dpdk;
 pub mod fault;
 pub mod generator;
 pub mod layout;
+pub mod looped;
 pub mod opener;
 pub mod pcap;
 pub mod sink;

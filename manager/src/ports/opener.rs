@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nflib::shm::Region;
 
-use super::{OpenPort, PortError, af_xdp, fault, generator, pcap, sink};
+use super::{OpenPort, PortError, af_xdp, fault, generator, looped, pcap, sink};
 use crate::config::{Backend, Config, PortConfig};
 use crate::pool::BufferPool;
 
@@ -79,6 +79,7 @@ impl Opener {
             Backend::Pcap(options) => pcap::open(name, options, pools),
             Backend::Generator(options) => generator::open(name, options, pools),
             Backend::Sink(options) => sink::open(name, options, pools),
+            Backend::Loop(options) => looped::open(name, options, pools),
         }?;
         match &port.fault {
             Some(options) => fault::wrap(name, options, open),

@@ -16,6 +16,7 @@ impl Worker {
             1
         });
         self.fresh_pkts = 0;
+        self.recall_stock();
         let limit_pkts = self.pool.count() as usize / 4;
         let (plan, delta, patience) = (&change.plan, change.delta, self.patience);
         self.transition = Some(Transition::new(plan, delta, rules, limit_pkts, patience));

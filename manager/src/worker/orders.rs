@@ -19,6 +19,7 @@ impl Worker {
             bell: new.bell,
             own_region: new.own_region,
             holder: if new.isolated { new.nf } else { TRUSTED },
+            stock: new.keeps_stock.then(|| lending::Stock::new(&new.channel, worker)),
             waker: new.wakes_workers.then_some(new.channel),
             to_nf,
             from_nf,
@@ -68,6 +69,7 @@ impl Worker {
         if let Some(Some(edge)) = self.nfs.get_mut(usize::from(number)) {
             edge.closed = true;
         }
+        self.loans.retain(|loan| loan.nf != number);
     }
 
     /// Takes an NF that is gone out: passes on what it had returned, and takes back every buffer that

@@ -214,6 +214,8 @@ pub struct Bench {
     service_drops: Vec<Arc<DropCounters>>,
     told_services: usize,
     next_nf: NfNumber,
+    /// Whether NFs to come keep a stock of empty buffers.
+    pub keeps_stock: bool,
 }
 
 impl Bench {
@@ -254,6 +256,7 @@ impl Bench {
             service_drops: Vec::new(),
             told_services: 0,
             next_nf: 0,
+            keeps_stock: false,
         };
         bench.change();
         bench
@@ -300,6 +303,7 @@ impl Bench {
             bell: self.bells.bell(nf).unwrap(),
             isolated,
             wakes_workers: !isolated,
+            keeps_stock: self.keeps_stock,
             own_region: own_region.clone(),
             counters: Arc::clone(&counters),
             drops: self.service_drops(service),

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use millrace::classify::RuleChanges;
 use millrace::model::End;
 use millrace::stats::DropReason;
 use nflib::descriptor::{ActionCode, Delivery, NO_PORT, Returned};
 
-use super::bench::{Bench, back, buffers, chain, ending};
+use super::bench::{Bench, TestNf, back, buffers, chain, ending};
 
 /// What an NF says that has made a packet in a loan.
 fn made(loan: &Delivery, action: ActionCode, target: u16) -> Returned {
@@ -156,4 +157,115 @@ fn what_an_nf_made_may_circulate_through_the_worker_longer_than_any_other_packet
         bench.turn();
         bench.assert_all_back();
     }
+}
+
+/// An NF whose stock is to be of so many, of either kind.
+fn with_stock(bench: &mut Bench, isolated: bool, pkts: u32) -> TestNf {
+    bench.keeps_stock = true;
+    let nf = if isolated { bench.attach_isolated(1) } else { bench.attach(1) };
+    bench.worker.owe(nf.nf, pkts, 0);
+    bench.turn();
+    nf
+}
+
+#[test]
+fn an_nf_that_keeps_a_stock_is_lent_another_buffer_for_each_it_asks_for() {
+    for isolated in [false, true] {
+        let mut bench = Bench::with_chains(vec![ending(0, &[1], End::Out(1))]);
+        let mut nf = with_stock(&mut bench, isolated, 3);
+        let mut stock = nf.receive();
+        assert_eq!(stock.len(), 3);
+        for round in 0..200 {
+            let (one, two) = (stock.remove(0), stock.remove(0));
+            nf.give_back(&[made(&one, ActionCode::Next, 0), made(&two, ActionCode::Next, 0)]);
+            nf.channel.ask_for(0, 2);
+            bench.turn();
+            bench.turn();
+            assert_eq!(bench.sent().len(), 2, "round {round}");
+            let more = nf.receive();
+            assert_eq!(more.len(), 2, "round {round}");
+            stock.extend(more);
+        }
+        for loan in &stock {
+            nf.pass(loan, ActionCode::Drop, 0);
+        }
+        bench.turn();
+        assert!(nf.receive().is_empty(), "it did not ask");
+        bench.assert_all_back();
+    }
+}
+
+#[test]
+fn an_nf_that_asks_without_end_leaves_buffers_to_the_ports() {
+    for isolated in [false, true] {
+        let mut bench = Bench::sized(vec![chain(0, &[1])], 128, 256);
+        let mut nf = with_stock(&mut bench, isolated, 16);
+        let mut got = nf.receive().len();
+        for _ in 0..200 {
+            nf.channel.ask_for(0, u64::MAX / 2 + 12345);
+            bench.turn();
+            got += nf.receive().len();
+        }
+        let most = if isolated { 64 } else { 112 };
+        assert!(got <= most && got > most / 2, "{got} of 128");
+        bench.inject(4);
+        bench.turn();
+        assert!(bench.worker.pool().free_buffers() > 0);
+        let number = nf.nf;
+        bench.bury(number);
+        bench.turn();
+        bench.assert_all_back();
+    }
+}
+
+#[test]
+fn a_change_of_chains_recalls_the_stock_and_is_in_order_once_it_is_back() {
+    let mut bench = Bench::with_chains(vec![ending(0, &[1], End::Out(1))]);
+    let mut nf = with_stock(&mut bench, false, 4);
+    let old = nf.receive();
+    let recalls = nf.channel.recalls(0);
+    assert!(old.iter().all(|loan| loan.flow_hash == recalls));
+    bench.chains = vec![ending(0, &[1, 2], End::Out(1))];
+    bench.begin_change(RuleChanges::default());
+    bench.turn();
+    assert_eq!(nf.channel.recalls(0), recalls + 1);
+    assert!(bench.worker.take_outcome().is_none(), "what is in stock is waited for");
+    for loan in &old {
+        nf.pass(loan, ActionCode::Drop, 0);
+    }
+    nf.channel.ask_for(0, 4);
+    bench.turn();
+    bench.turn();
+    assert!(bench.worker.take_outcome().is_some_and(|outcome| outcome.in_order));
+    let new = nf.receive();
+    assert_eq!(new.len(), 4);
+    assert!(new.iter().all(|loan| loan.flow_hash == recalls + 1 && loan.route != old[0].route));
+    for loan in &new {
+        nf.pass(loan, ActionCode::Drop, 0);
+    }
+    bench.turn();
+    bench.assert_all_back();
+}
+
+#[test]
+fn a_stock_outlives_the_chain_it_was_lent_for_where_another_has_the_service() {
+    let mut bench = Bench::with_chains(vec![chain(0, &[1]), chain(1, &[1])]);
+    let mut nf = with_stock(&mut bench, false, 2);
+    for loan in nf.receive() {
+        nf.pass(&loan, ActionCode::Drop, 0);
+    }
+    bench.turn();
+    bench.chains.remove(0);
+    bench.miss = millrace::plan::Miss::Chain(1);
+    bench.change();
+    nf.channel.ask_for(0, 2);
+    bench.turn();
+    let loans = nf.receive();
+    assert_eq!(loans.len(), 2);
+    assert_eq!(loans[0].route, bench.worker.plan().route_of(1).unwrap().id);
+    for loan in &loans {
+        nf.pass(loan, ActionCode::Drop, 0);
+    }
+    bench.turn();
+    bench.assert_all_back();
 }

@@ -31,7 +31,7 @@ use crate::shm::channel::ChannelGeometry;
 use crate::shm::{LAYOUT_VERSION, RegionGeometry, recv_with_fds, send_with_fds};
 
 /// Version of these messages. A peer of another version is refused with [`ErrorCode::Version`].
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 /// Where the manager listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/millrace/manager.sock";
 /// Longest frame a manager accepts from a peer, bytes: room for a configuration file of some 20,000
@@ -163,6 +163,9 @@ pub struct AttachRequest {
     pub service: ServiceRef,
     /// Empty buffers it wants, to make packets in.
     pub loan_pkts: u32,
+    /// Another is to be lent for each of them that is used.
+    #[serde(default)]
+    pub keeps_stock: bool,
     /// Services to whose instances it wants direct edges, for packets it sends them by name.
     pub jumps_to: Vec<ServiceRef>,
     /// The core it runs on by its own choice.
@@ -201,6 +204,7 @@ impl AttachRequest {
             name: name.to_owned(),
             service,
             loan_pkts: 0,
+            keeps_stock: false,
             jumps_to: Vec::new(),
             core: None,
             state: None,

@@ -16,6 +16,7 @@ mod mailbox;
 pub(crate) mod marks;
 pub(crate) mod outputs;
 pub(crate) mod passage;
+mod stock;
 mod turns;
 
 use std::ffi::OsStr;
@@ -219,8 +220,10 @@ fn run_attached(
     let mut next_arrival = 1;
     let mut limits = Limits::new(args);
     loop {
+        let stock_pkts = nf.stock_pkts();
         let request = AttachRequest {
-            loan_pkts: nf.loan_pkts(),
+            loan_pkts: if stock_pkts > 0 { stock_pkts } else { nf.loan_pkts() },
+            keeps_stock: stock_pkts > 0,
             jumps_to: nf.jumps_to(),
             core: args.core,
             state: nf.state(),

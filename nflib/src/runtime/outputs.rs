@@ -224,6 +224,13 @@ impl<M: RingMemory> Outputs<M> {
         self.alarms = alarms;
     }
 
+    /// Wakes a worker if it sleeps, and can be woken.
+    pub(super) fn wake_worker(&self, worker: u16) {
+        if let Some(alarm) = self.alarms.get(usize::from(worker)) {
+            alarm.ring();
+        }
+    }
+
     /// Packets that were refused because the next NF took none.
     pub(crate) fn refused_pkts(&self) -> u64 {
         self.refused_pkts

@@ -14,7 +14,7 @@ use super::*;
 use crate::control::{
     self, Attached, ErrorCode, MAX_REQUEST_BYTES, PROTOCOL_VERSION, Reply, Request, ServiceRef,
 };
-use crate::descriptor::{ActionCode, Delivery, Returned};
+use crate::descriptor::{ActionCode, Delivery, NO_PORT, Returned};
 use crate::shm::channel::ChannelGeometry;
 use crate::shm::{
     Channel, Consumer, Doorbell, Doorbells, HugePages, LAYOUT_VERSION, NfCounter, Producer, Region,
@@ -588,4 +588,82 @@ fn a_core_that_cannot_be_had_ends_the_nf_with_one_line_before_any_manager_hears_
     let (nf, _) = start(Pass, &args);
     let line = nf.join().unwrap().unwrap_err().to_string();
     assert!(line.contains("core 1023") && line.lines().count() == 1, "{line}");
+}
+
+/// Makes a packet of its own for each that comes, out of its stock.
+struct Doubler;
+
+impl NetworkFunction for Doubler {
+    fn process(&mut self, packet: &mut Packet<'_>, ctx: &mut Context<'_>) -> Action {
+        let number = packet.bytes()[0];
+        if let Some(id) = ctx.new_packet() {
+            let mut made = ctx.held(id).unwrap();
+            made.push_back(2).unwrap().copy_from_slice(&[0xdd, number]);
+            ctx.release(id, Action::Out(5)).unwrap();
+        }
+        assert_eq!(ctx.held_pkts(), 0);
+        Action::Next
+    }
+
+    fn stock_pkts(&self) -> u32 {
+        4
+    }
+}
+
+#[test]
+fn what_is_used_of_a_stock_is_asked_for_and_what_is_recalled_goes_back() {
+    let place = place(false);
+    let listener = listen(&place.args.socket);
+    let (nf, _) = start(Doubler, &place.args);
+    let mut manager = accept(&listener);
+    let lend = |manager: &mut FakeManager, buffers: std::ops::Range<u32>, recalls| {
+        let loan = |buffer| Delivery {
+            buffer,
+            offset_bytes: 256,
+            port: NO_PORT,
+            flow_hash: recalls,
+            ..Delivery::default()
+        };
+        let loans: Vec<_> = buffers.map(loan).collect();
+        assert_eq!(manager.lanes[0].0.push_burst(&loans), Ok(loans.len()));
+        manager.bell.ring();
+    };
+    let asked = |manager: &FakeManager, pkts| {
+        let end = Instant::now() + Duration::from_secs(10);
+        while manager.channel.asked_pkts(0) != pkts {
+            assert!(Instant::now() < end, "{} asked for", manager.channel.asked_pkts(0));
+            std::thread::yield_now();
+        }
+    };
+    lend(&mut manager, 100..104, 0);
+    manager.deliver(0, 1..7);
+    let back = manager.take(0, 10);
+    let made: Vec<_> = back.iter().filter(|packet| packet.buffer >= 100).collect();
+    assert_eq!(made.len(), 4, "two found the stock empty");
+    for packet in &made {
+        assert_eq!((packet.action, packet.target, packet.len_bytes), (ActionCode::Out as u8, 5, 2));
+        assert_ne!(packet.flow_hash, 0, "each is a flow of its own");
+    }
+    asked(&manager, 4);
+    // As much again; then it is recalled, while the NF sleeps.
+    lend(&mut manager, 104..108, 0);
+    std::thread::sleep(Duration::from_millis(20));
+    manager.channel.set_recalls(0, 1);
+    manager.bell.ring();
+    let drop = ActionCode::Drop as u8;
+    let back = manager.take(0, 4);
+    assert!(back.iter().all(|packet| (packet.action, packet.len_bytes) == (drop, 0)), "{back:?}");
+    asked(&manager, 8);
+    // One that was lent before and comes late goes back as well, another one stays.
+    lend(&mut manager, 108..109, 0);
+    lend(&mut manager, 109..110, 1);
+    assert_eq!(manager.take(0, 1)[0].buffer, 108);
+    asked(&manager, 9);
+    manager.deliver(0, 1..2);
+    let back: std::collections::BTreeSet<_> =
+        manager.take(0, 2).iter().map(|packet| packet.buffer).collect();
+    assert_eq!(back, [1, 109].into());
+    lend(&mut manager, 110..111, 1);
+    manager.stop();
+    assert_eq!((manager.take(0, 1)[0].buffer, nf.join().unwrap().is_ok()), (110, true));
 }

@@ -23,6 +23,7 @@ use super::limits::Limits;
 use super::mailbox::Mailbox;
 use super::outputs::Outputs;
 use super::passage::Passage;
+use super::stock;
 use nix::sched::sched_getcpu;
 
 use crate::control::{MAX_MESSAGE_BYTES, Reply, Request};
@@ -94,6 +95,8 @@ pub(super) struct Turns<'n, N> {
     turns: u64,
     /// Packets before the core is offered to others.
     quantum_pkts: usize,
+    /// Buffers of each worker.
+    worker_buffers: u32,
     resting: Resting,
     /// Others may have had the core since the last turn.
     comes_back: bool,
@@ -147,6 +150,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             packet_limit: limits.packets_left(),
             turns: 0,
             quantum_pkts: terms.quantum_pkts.clamp(MIN_QUANTUM_PKTS, MAX_QUANTUM_PKTS) as usize,
+            worker_buffers: terms.worker_buffers.max(1),
             resting: Resting::default(),
             comes_back: true,
             has_more_to_hear: false,
@@ -192,6 +196,9 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             if std::mem::take(&mut self.comes_back) {
                 self.judge_order();
             }
+            if self.passage.engine.has_stock() {
+                self.see_to_stock(now_ns)?;
+            }
             let moved_pkts = self.turn(now_ns)?;
             if !self.passage.engine.outbox.is_empty() {
                 self.send_messages();
@@ -214,6 +221,23 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             }
             self.rest(now_ns);
         }
+    }
+
+    /// Gives back what is recalled, and asks for what was used.
+    fn see_to_stock(&mut self, now_ns: u64) -> Result<(), RunError> {
+        let Self { passage, channel, worker_buffers, .. } = self;
+        if stock::is_recalled(&passage.engine, channel)
+            && stock::heed_recalls(&mut passage.engine, channel)
+        {
+            passage.pass_on(None, now_ns)?;
+        }
+        if !passage.engine.used_stock().is_empty() {
+            let outputs = &passage.outputs;
+            stock::ask_for_more(&mut passage.engine, channel, *worker_buffers, |worker| {
+                outputs.wake_worker(worker);
+            });
+        }
+        Ok(())
     }
 
     /// Why to leave now, if there is a reason.
@@ -329,11 +353,15 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
         let until_due = self.until_due();
         let unsent = self.mailbox.has_unsent() || !self.passage.engine.outbox.is_empty();
         let most = if unsent { UNSENT_SLEEP } else { MAX_SLEEP };
-        let Self { passage, mailbox, own_bell, .. } = self;
+        let Self { passage, mailbox, own_bell, channel, .. } = self;
         // The socket, too: the manager may have written, and rung the bell, while this loop was
         // still looking around.
-        own_bell
-            .sleep(until_due.min(most), || passage.inputs.are_empty() && !mailbox.is_readable());
+        let all_quiet = || {
+            passage.inputs.are_empty()
+                && !mailbox.is_readable()
+                && !stock::is_recalled(&passage.engine, channel)
+        };
+        own_bell.sleep(until_due.min(most), all_quiet);
         self.next_control_ns = 0;
     }
 

@@ -4,7 +4,10 @@
 //! ```text
 //! byte 0       header     magic, layout version, workers, ring capacity, size; the manager writes it once
 //! byte 1024    workers    one word each: 1 while it sleeps until an NF wakes it; both write it
-//! byte 4096    NF page    progress and counters; the NF writes it
+//! byte 2048    recalls    one word for each of 256 workers: how often it has recalled what it lent for the
+//!                         NF's stock; the manager writes it
+//! byte 4096    NF page    progress and counters; from byte 5120 on a word for each of 256 workers: how
+//!                         many buffers it asked it for; the NF writes it
 //! byte 8192    hold map   one bit a buffer: the NF keeps it, outside of any ring; the NF writes it
 //! then         for each worker: ring worker → NF (Delivery), ring NF → worker (Returned)
 //! ```
@@ -27,12 +30,14 @@ use crate::descriptor::{Delivery, Returned};
 /// Says that a file is a channel: "MILLRACE" in ASCII, little endian.
 pub const CHANNEL_MAGIC: u64 = u64::from_le_bytes(*b"MILLRACE");
 /// Version of the layout of channel, rings and descriptors. Both sides must have the same.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// Words of the workers, a cache line each, as far as they fit.
 const WORKERS_OFFSET_BYTES: usize = 1024;
 const WORKER_BYTES: usize = 64;
+const RECALLS_OFFSET_BYTES: usize = 2048;
 const NF_PAGE_OFFSET_BYTES: usize = 4096;
+const ASKED_OFFSET_BYTES: usize = 5120;
 const HOLD_MAP_OFFSET_BYTES: usize = 8192;
 const PAGE_BYTES: usize = 4096;
 
@@ -280,6 +285,46 @@ impl Channel {
     pub fn set_worker_sleeps(&self, worker: u16, sleeps: bool) {
         // SeqCst: before the look at the rings that follows, see `Doorbell::sleep`.
         self.worker_word(worker).store(u64::from(sleeps), Ordering::SeqCst);
+    }
+
+    /// Workers that can keep an NF's stock filled.
+    pub const MAX_LENDING_WORKERS: u16 = 256;
+
+    fn lending_word(&self, offset_bytes: usize, worker: u16) -> Option<&AtomicU64> {
+        let is_one = worker < self.geometry.workers.min(Self::MAX_LENDING_WORKERS);
+        is_one.then(|| self.word(offset_bytes + usize::from(worker) * 8))
+    }
+
+    /// How many buffers the NF has asked this worker for, besides the first: a number to act on within
+    /// bounds only.
+    #[must_use]
+    pub fn asked_pkts(&self, worker: u16) -> u64 {
+        self.lending_word(ASKED_OFFSET_BYTES, worker).map_or(0, |word| word.load(Ordering::Relaxed))
+    }
+
+    /// Asks a worker for so many buffers more. Only the NF does this.
+    pub fn ask_for(&self, worker: u16, pkts: u64) {
+        if let Some(word) = self.lending_word(ASKED_OFFSET_BYTES, worker) {
+            // One writer: no read-modify-write.
+            let asked = word.load(Ordering::Relaxed).wrapping_add(pkts);
+            word.store(asked, Ordering::Relaxed);
+        }
+    }
+
+    /// How often this worker has recalled what it lent.
+    #[must_use]
+    #[inline]
+    pub fn recalls(&self, worker: u16) -> u32 {
+        let word = self.lending_word(RECALLS_OFFSET_BYTES, worker);
+        word.map_or(0, |word| word.load(Ordering::Acquire) as u32)
+    }
+
+    /// Says how often a worker has recalled what it lent. Only the manager does this, before it lends
+    /// anything anew.
+    pub fn set_recalls(&self, worker: u16, recalls: u32) {
+        if let Some(word) = self.lending_word(RECALLS_OFFSET_BYTES, worker) {
+            word.store(recalls.into(), Ordering::Release);
+        }
     }
 
     fn ring(&self, worker: u16, towards_nf: bool) -> Option<SharedRing> {
