@@ -1,9 +1,10 @@
 //! AVX2: products of 32 bytes, by GF2P8AFFINEQB or by two PSHUFB; in tiles of two vectors of four sums,
 //! which fit the 16 registers with what is between.
 //!
-//! AVX2 can mask no bytes: the end of a symbol is copied to a buffer of one tile and filled up with zeroes.
+//! AVX2 can mask no bytes, so that it works on whole tiles always.
 
 use super::super::Old;
+use super::super::tiles::{self, Ends, Tile};
 
 /// Bytes of a vector.
 const VECTOR: usize = 32;
@@ -12,15 +13,14 @@ const TILE: usize = 2 * VECTOR;
 /// Sums of a tile.
 const HEIGHT: usize = 4;
 
-/// The tile of a symbol at `at`: its own bytes, or a copy in `buffer` with zeroes behind its end. `None`
-/// where the symbol has ended.
-fn tile_at<'a>(symbol: &'a [u8], at: usize, buffer: &'a mut [u8; TILE]) -> Option<&'a [u8; TILE]> {
-    let rest = symbol.get(at..).filter(|rest| !rest.is_empty())?;
-    Some(rest.first_chunk().unwrap_or_else(|| {
-        *buffer = [0; TILE];
-        buffer[..rest.len()].copy_from_slice(rest);
-        buffer
-    }))
+/// A tile of a sum, with zeroes behind its end.
+fn whole(sum: &[u8], at: usize) -> [u8; TILE] {
+    let rest = &sum[at..];
+    rest.first_chunk().copied().unwrap_or_else(|| {
+        let mut tile = [0; TILE];
+        tile[..rest.len()].copy_from_slice(rest);
+        tile
+    })
 }
 
 /// Everything but the product is the same for both.
@@ -28,86 +28,101 @@ macro_rules! kernel {
     ($features:literal, $split:ident, $factor:ident, $product:ident) => {
         #[target_feature(enable = $features)]
         pub fn run(coefficients: &[u8], sources: &[&[u8]], sums: &mut [&mut [u8]], old: Old) {
-            let equal = sums.windows(2).all(|pair| pair[0].len() == pair[1].len());
-            let height = if equal { HEIGHT } else { 1 };
-            let length = sums.iter().map(|sum| sum.len()).max().unwrap_or(0);
-            for at in (0..length).step_by(TILE) {
-                for (index, sums) in sums.chunks_mut(height).enumerate() {
-                    let coefficients = &coefficients[index * height * sources.len()..];
-                    match sums.len() {
-                        1 => tile::<1>(coefficients, sources, sums, at, old),
-                        2 => tile::<2>(coefficients, sources, sums, at, old),
-                        3 => tile::<3>(coefficients, sources, sums, at, old),
-                        _ => tile::<HEIGHT>(coefficients, sources, sums, at, old),
-                    }
-                }
+            let ends = Ends::Whole;
+            if coefficients.iter().all(|&coefficient| coefficient <= 1) {
+                let run = |tile: &Tile<'_>, sums: &mut [&mut [u8]]| add_up(tile, sums);
+                tiles::each::<TILE, 1>(coefficients, sources, sums, old, ends, run);
+            } else {
+                let run = |tile: &Tile<'_>, sums: &mut [&mut [u8]]| multiply(tile, sums);
+                tiles::each::<TILE, HEIGHT>(coefficients, sources, sums, old, ends, run);
             }
         }
 
-        /// `R` sums of equal length, over all sources.
         #[target_feature(enable = $features)]
-        fn tile<const R: usize>(
-            coefficients: &[u8],
-            sources: &[&[u8]],
-            sums: &mut [&mut [u8]],
-            at: usize,
-            old: Old,
-        ) {
-            let rows: [&[u8]; R] =
-                std::array::from_fn(|row| &coefficients[row * sources.len()..][..sources.len()]);
+        fn multiply(tile: &Tile<'_>, sums: &mut [&mut [u8]]) {
+            match sums.len() {
+                1 => multiply_tile::<1>(tile, sums),
+                2 => multiply_tile::<2>(tile, sums),
+                3 => multiply_tile::<3>(tile, sums),
+                _ => multiply_tile::<HEIGHT>(tile, sums),
+            }
+        }
+
+        /// `R` sums.
+        #[target_feature(enable = $features)]
+        #[inline(never)]
+        fn multiply_tile<const R: usize>(tile: &Tile<'_>, sums: &mut [&mut [u8]]) {
+            let rows: [&[u8]; R] = tile.rows();
             let mut registers = [[_mm256_setzero_si256(); 2]; R];
-            let mut buffer = [0; TILE];
-            if old == Old::Kept {
+            if tile.old == Old::Kept {
                 for (registers, sum) in registers.iter_mut().zip(&*sums) {
-                    let Some(bytes) = tile_at(sum, at, &mut buffer) else { return };
-                    *registers = load(bytes);
+                    *registers = load(&whole(sum, tile.at));
                 }
             }
-            for (index, source) in sources.iter().enumerate() {
-                let Some(bytes) = tile_at(source, at, &mut buffer) else { continue };
-                let vectors = load(bytes).map(|vector| $split(vector));
+            for (index, source) in tile.sources.iter().enumerate() {
+                let Some(source) = tile.of(source, TILE) else { continue };
+                let [first, second] = load(source);
+                let (first, second) = ($split(first), $split(second));
                 for (registers, row) in registers.iter_mut().zip(rows) {
-                    if row[index] == 0 {
-                        continue;
-                    }
-                    let factor = $factor(row[index]);
-                    for (register, vector) in registers.iter_mut().zip(vectors) {
-                        *register = _mm256_xor_si256(*register, $product(vector, factor));
-                    }
+                    // SAFETY: a row has as many coefficients as there are sources.
+                    let factor = $factor(unsafe { *row.get_unchecked(index) });
+                    registers[0] = _mm256_xor_si256(registers[0], $product(first, factor));
+                    registers[1] = _mm256_xor_si256(registers[1], $product(second, factor));
                 }
             }
-            for (registers, sum) in registers.into_iter().zip(sums) {
-                store(sum, at, registers);
+            for (registers, sum) in registers.iter().zip(sums) {
+                store(&mut sum[tile.at..], registers);
             }
+        }
+
+        /// One sum of sources whose coefficients are 0 or 1.
+        #[target_feature(enable = $features)]
+        #[inline(never)]
+        fn add_up(tile: &Tile<'_>, sums: &mut [&mut [u8]]) {
+            let mut registers = [_mm256_setzero_si256(); 2];
+            if tile.old == Old::Kept {
+                registers = load(&whole(sums[0], tile.at));
+            }
+            let [row] = tile.rows();
+            for (source, &coefficient) in tile.sources.iter().zip(row) {
+                if coefficient == 0 {
+                    continue;
+                }
+                let Some(source) = tile.of(source, TILE) else { continue };
+                let vectors = load(source);
+                registers[0] = _mm256_xor_si256(registers[0], vectors[0]);
+                registers[1] = _mm256_xor_si256(registers[1], vectors[1]);
+            }
+            store(&mut sums[0][tile.at..], &registers);
         }
 
         #[target_feature(enable = $features)]
         #[inline]
-        fn load(bytes: &[u8; TILE]) -> [__m256i; 2] {
+        fn load(tile: &[u8]) -> [__m256i; 2] {
+            let tile = &tile[..TILE];
             // SAFETY: both vectors lie within the tile.
             unsafe {
                 [
-                    _mm256_loadu_si256(bytes.as_ptr().cast()),
-                    _mm256_loadu_si256(bytes.as_ptr().add(VECTOR).cast()),
+                    _mm256_loadu_si256(tile.as_ptr().cast()),
+                    _mm256_loadu_si256(tile.as_ptr().add(VECTOR).cast()),
                 ]
             }
         }
 
-        /// What of a tile lies within the sum.
+        /// As many bytes as there are.
         #[target_feature(enable = $features)]
         #[inline]
-        fn store(sum: &mut [u8], at: usize, vectors: [__m256i; 2]) {
-            let mut buffer = [0; TILE];
-            let rest = sum.get_mut(at..).unwrap_or(&mut []);
-            let whole = rest.len() >= TILE;
-            let to = if whole { rest.as_mut_ptr() } else { buffer.as_mut_ptr() };
-            // SAFETY: both vectors lie within a tile, which there is in either.
+        fn store(bytes: &mut [u8], vectors: &[__m256i; 2]) {
+            let Some(tile) = bytes.first_chunk_mut::<TILE>() else {
+                let mut tile = [0; TILE];
+                store(&mut tile, vectors);
+                bytes.copy_from_slice(&tile[..bytes.len()]);
+                return;
+            };
+            // SAFETY: both vectors lie within the tile.
             unsafe {
-                _mm256_storeu_si256(to.cast(), vectors[0]);
-                _mm256_storeu_si256(to.add(VECTOR).cast(), vectors[1]);
-            }
-            if !whole {
-                rest.copy_from_slice(&buffer[..rest.len()]);
+                _mm256_storeu_si256(tile.as_mut_ptr().cast(), vectors[0]);
+                _mm256_storeu_si256(tile.as_mut_ptr().add(VECTOR).cast(), vectors[1]);
             }
         }
     };
@@ -121,13 +136,13 @@ pub mod gfni {
     };
 
     use super::super::super::tables::MATRICES;
-    use super::{HEIGHT, Old, TILE, VECTOR, tile_at};
+    use super::{Ends, HEIGHT, Old, TILE, Tile, VECTOR, tiles, whole};
 
-    kernel!("gfni,avx2", whole, matrix, product);
+    kernel!("gfni,avx2", itself, matrix, product);
 
     #[target_feature(enable = "gfni,avx2")]
     #[inline]
-    fn whole(vector: __m256i) -> __m256i {
+    fn itself(vector: __m256i) -> __m256i {
         vector
     }
 
@@ -153,7 +168,7 @@ pub mod shuffle {
     };
 
     use super::super::super::tables::NIBBLES;
-    use super::{HEIGHT, Old, TILE, VECTOR, tile_at};
+    use super::{Ends, HEIGHT, Old, TILE, Tile, VECTOR, tiles, whole};
 
     kernel!("avx2", nibbles, products, product);
 
@@ -170,8 +185,10 @@ pub mod shuffle {
     fn products(coefficient: u8) -> [__m256i; 2] {
         let tables = &NIBBLES[usize::from(coefficient)];
         // SAFETY: each table has 16 bytes.
-        let load = |table: &[u8; 16]| unsafe { _mm_loadu_si128(table.as_ptr().cast()) };
-        [&tables[0], &tables[1]].map(|table| _mm256_broadcastsi128_si256(load(table)))
+        let [low, high] = unsafe {
+            [_mm_loadu_si128(tables[0].as_ptr().cast()), _mm_loadu_si128(tables[1].as_ptr().cast())]
+        };
+        [_mm256_broadcastsi128_si256(low), _mm256_broadcastsi128_si256(high)]
     }
 
     #[target_feature(enable = "avx2")]
