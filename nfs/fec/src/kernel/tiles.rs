@@ -9,34 +9,31 @@ use super::Old;
 /// Sources that are gone through at once. A block has no more.
 const SLAB: usize = 64;
 
-/// A tile's work: some of the sums, over all sources of a slab.
-pub struct Tile<'a> {
+/// Work of a kernel: a range of some of the sums, over all sources of a slab.
+pub struct Job<'a> {
     /// For each of the sums a row, `stride` apart.
-    pub coefficients: &'a [u8],
-    pub stride: usize,
-    /// From `from` on they have the tile's bytes; those that have not are left out.
+    coefficients: &'a [u8],
+    stride: usize,
+    /// Those that do not have all of the range are to be left out.
     pub sources: &'a [&'a [u8]],
+    /// Where the range is in the sources.
     pub from: usize,
-    /// Where the tile is in the sums, of which it has at least one byte.
+    /// Where it is in the sums.
     pub at: usize,
-    /// Bytes of the tile that the sums have.
+    /// How long it is: any number of whole tiles, or less than one.
     pub bytes: usize,
+    /// Whether the sums are added to.
     pub old: Old,
 }
 
-// Closures are kept out of the kernels and in here: one made in a function with target features does not
-// become part of a generic function without them, nor what it returns stay in registers.
-impl<'a> Tile<'a> {
+impl<'a> Job<'a> {
     /// For each of `R` sums its coefficients, as many as there are sources.
+    ///
+    /// Not in the kernels: a closure that is made in a function with target features does not become part
+    /// of a generic function without them, and what it works on does not stay in registers.
     #[inline]
     pub fn rows<const R: usize>(&self) -> [&'a [u8]; R] {
         std::array::from_fn(|row| &self.coefficients[row * self.stride..][..self.sources.len()])
-    }
-
-    /// What is to be read of a source, when it has all `bytes` of it.
-    #[inline]
-    pub fn of(&self, source: &'a [u8], bytes: usize) -> Option<&'a [u8]> {
-        source.get(self.from..).and_then(|rest| rest.get(..bytes))
     }
 }
 
@@ -49,7 +46,7 @@ pub enum Ends {
     Whole,
 }
 
-/// Has `run` do all tiles of `TILE` bytes, with at most `HEIGHT` sums at once, which are equally long.
+/// Has `run` do everything, in tiles of `TILE` bytes and at most `HEIGHT` sums at once.
 #[inline]
 pub fn each<const TILE: usize, const HEIGHT: usize>(
     coefficients: &[u8],
@@ -57,21 +54,14 @@ pub fn each<const TILE: usize, const HEIGHT: usize>(
     sums: &mut [&mut [u8]],
     old: Old,
     ends: Ends,
-    run: impl Fn(&Tile<'_>, &mut [&mut [u8]]),
+    run: impl Fn(&Job<'_>, &mut [&mut [u8]]),
 ) {
-    let equal = sums.iter().all(|sum| sum.len() == sums[0].len());
-    // Sums of different lengths are done one by one.
-    for (index, sums) in sums.chunks_mut(if equal { usize::MAX } else { 1 }).enumerate() {
-        let coefficients = &coefficients[index * sources.len()..];
-        let mut work = Work { coefficients, stride: sources.len(), old, ends, run: &run };
-        if sources.is_empty() {
-            work.slab::<TILE, HEIGHT>(sources, sums);
-        }
-        for slab in sources.chunks(SLAB) {
-            work.slab::<TILE, HEIGHT>(slab, sums);
-            work.coefficients = work.coefficients.get(SLAB..).unwrap_or(&[]);
-            work.old = Old::Kept;
-        }
+    let Some(length) = sums.first().map(|sum| sum.len()) else { return };
+    let mut work = Work { coefficients, stride: sources.len(), old, ends, run };
+    if sources.len() <= SLAB && sums.iter().all(|sum| sum.len() == length) {
+        work.slab::<TILE, HEIGHT>(sources, sums, length);
+    } else {
+        work.odd::<TILE, HEIGHT>(sources, sums);
     }
 }
 
@@ -80,27 +70,67 @@ struct Work<'a, R> {
     stride: usize,
     old: Old,
     ends: Ends,
-    run: &'a R,
+    run: R,
 }
 
-impl<R: Fn(&Tile<'_>, &mut [&mut [u8]])> Work<'_, R> {
+impl<R: Fn(&Job<'_>, &mut [&mut [u8]])> Work<'_, R> {
+    /// Sums of different lengths, one after the other; and any number of sources.
+    #[cold]
+    fn odd<const TILE: usize, const HEIGHT: usize>(
+        &mut self,
+        sources: &[&[u8]],
+        sums: &mut [&mut [u8]],
+    ) {
+        let (coefficients, old) = (self.coefficients, self.old);
+        for (index, sums) in sums.chunks_mut(1).enumerate() {
+            self.old = old;
+            for (slab, sources) in sources.chunks(SLAB).enumerate() {
+                self.coefficients = &coefficients[index * self.stride + slab * SLAB..];
+                self.slab::<TILE, HEIGHT>(sources, sums, sums[0].len());
+                self.old = Old::Kept;
+            }
+            if sources.is_empty() && old == Old::Lost {
+                sums[0].fill(0);
+            }
+        }
+    }
+
+    /// At most [`SLAB`] sources, and sums of one length.
     #[inline]
     fn slab<const TILE: usize, const HEIGHT: usize>(
         &self,
         sources: &[&[u8]],
         sums: &mut [&mut [u8]],
+        length: usize,
     ) {
-        let length = sums.first().map_or(0, |sum| sum.len());
-        let shortest = sources.iter().map(|source| source.len()).min().unwrap_or(0);
-        for at in (0..length).step_by(TILE) {
-            let bytes = (length - at).min(TILE);
-            let needed = if self.ends == Ends::Masked { bytes } else { TILE };
-            if shortest >= at + needed {
-                self.groups::<HEIGHT>(sources, at, at, bytes, sums);
-            } else {
-                self.filled_up::<TILE, HEIGHT>(sources, at, bytes, sums);
+        let even = self.even::<TILE>(sources, length);
+        if sums.len() <= HEIGHT {
+            let whole = even - even % TILE;
+            for (at, bytes) in [(0, whole), (whole, even - whole)] {
+                if bytes > 0 {
+                    self.run(0, sources, at, at, bytes, sums);
+                }
+            }
+        } else {
+            for at in (0..even).step_by(TILE) {
+                self.groups::<HEIGHT>(sources, at, at, TILE.min(even - at), sums);
             }
         }
+        for at in (even..length).step_by(TILE) {
+            self.filled_up::<TILE, HEIGHT>(sources, at, TILE.min(length - at), sums);
+        }
+    }
+
+    /// How far the sources have all that a kernel reads.
+    #[inline]
+    fn even<const TILE: usize>(&self, sources: &[&[u8]], length: usize) -> usize {
+        let whole = length - length % TILE;
+        let wanted = if self.ends == Ends::Masked { length } else { whole };
+        if sources.iter().all(|source| source.len() >= wanted) {
+            return wanted;
+        }
+        let shortest = sources.iter().map(|source| source.len()).min().unwrap_or(0);
+        shortest - shortest % TILE
     }
 
     /// A tile of which some sources have less than the whole: those are copied, and zeroes put behind.
@@ -128,6 +158,7 @@ impl<R: Fn(&Tile<'_>, &mut [&mut [u8]])> Work<'_, R> {
         self.groups::<HEIGHT>(&list[..sources.len()], 0, at, bytes, sums);
     }
 
+    /// One tile of all sums, of which the kernel takes so many at once that all turns are about equal.
     #[inline]
     fn groups<const HEIGHT: usize>(
         &self,
@@ -137,10 +168,23 @@ impl<R: Fn(&Tile<'_>, &mut [&mut [u8]])> Work<'_, R> {
         bytes: usize,
         sums: &mut [&mut [u8]],
     ) {
-        for (index, sums) in sums.chunks_mut(HEIGHT).enumerate() {
-            let coefficients = self.coefficients.get(index * HEIGHT * self.stride..).unwrap_or(&[]);
-            let (stride, old) = (self.stride, self.old);
-            (self.run)(&Tile { coefficients, stride, sources, from, at, bytes, old }, sums);
+        let height = sums.len().div_ceil(sums.len().div_ceil(HEIGHT));
+        for (index, sums) in sums.chunks_mut(height).enumerate() {
+            self.run(index * height, sources, from, at, bytes, sums);
         }
+    }
+
+    #[inline]
+    fn run(
+        &self,
+        row: usize,
+        sources: &[&[u8]],
+        from: usize,
+        at: usize,
+        bytes: usize,
+        sums: &mut [&mut [u8]],
+    ) {
+        let (coefficients, stride) = (&self.coefficients[row * self.stride..], self.stride);
+        (self.run)(&Job { coefficients, stride, sources, from, at, bytes, old: self.old }, sums);
     }
 }

@@ -4,7 +4,7 @@
 //! AVX2 can mask no bytes, so that it works on whole tiles always.
 
 use super::super::Old;
-use super::super::tiles::{self, Ends, Tile};
+use super::super::tiles::{self, Ends, Job};
 
 /// Bytes of a vector.
 const VECTOR: usize = 32;
@@ -30,70 +30,76 @@ macro_rules! kernel {
         pub fn run(coefficients: &[u8], sources: &[&[u8]], sums: &mut [&mut [u8]], old: Old) {
             let ends = Ends::Whole;
             if coefficients.iter().all(|&coefficient| coefficient <= 1) {
-                let run = |tile: &Tile<'_>, sums: &mut [&mut [u8]]| add_up(tile, sums);
+                let run = |job: &Job<'_>, sums: &mut [&mut [u8]]| add_up(job, sums);
                 tiles::each::<TILE, 1>(coefficients, sources, sums, old, ends, run);
             } else {
-                let run = |tile: &Tile<'_>, sums: &mut [&mut [u8]]| multiply(tile, sums);
+                let run = |job: &Job<'_>, sums: &mut [&mut [u8]]| multiply(job, sums);
                 tiles::each::<TILE, HEIGHT>(coefficients, sources, sums, old, ends, run);
             }
         }
 
         #[target_feature(enable = $features)]
-        fn multiply(tile: &Tile<'_>, sums: &mut [&mut [u8]]) {
+        fn multiply(job: &Job<'_>, sums: &mut [&mut [u8]]) {
             match sums.len() {
-                1 => multiply_tile::<1>(tile, sums),
-                2 => multiply_tile::<2>(tile, sums),
-                3 => multiply_tile::<3>(tile, sums),
-                _ => multiply_tile::<HEIGHT>(tile, sums),
+                1 => multiply_tiles::<1>(job, sums),
+                2 => multiply_tiles::<2>(job, sums),
+                3 => multiply_tiles::<3>(job, sums),
+                _ => multiply_tiles::<HEIGHT>(job, sums),
             }
         }
 
         /// `R` sums.
         #[target_feature(enable = $features)]
         #[inline(never)]
-        fn multiply_tile<const R: usize>(tile: &Tile<'_>, sums: &mut [&mut [u8]]) {
-            let rows: [&[u8]; R] = tile.rows();
-            let mut registers = [[_mm256_setzero_si256(); 2]; R];
-            if tile.old == Old::Kept {
-                for (registers, sum) in registers.iter_mut().zip(&*sums) {
-                    *registers = load(&whole(sum, tile.at));
+        fn multiply_tiles<const R: usize>(job: &Job<'_>, sums: &mut [&mut [u8]]) {
+            let rows: [&[u8]; R] = job.rows();
+            for done in (0..job.bytes).step_by(TILE) {
+                let (from, at) = (job.from + done, job.at + done);
+                let mut registers = [[_mm256_setzero_si256(); 2]; R];
+                if job.old == Old::Kept {
+                    for (registers, sum) in registers.iter_mut().zip(&*sums) {
+                        *registers = load(&whole(sum, at));
+                    }
                 }
-            }
-            for (index, source) in tile.sources.iter().enumerate() {
-                let Some(source) = tile.of(source, TILE) else { continue };
-                let [first, second] = load(source);
-                let (first, second) = ($split(first), $split(second));
-                for (registers, row) in registers.iter_mut().zip(rows) {
-                    // SAFETY: a row has as many coefficients as there are sources.
-                    let factor = $factor(unsafe { *row.get_unchecked(index) });
-                    registers[0] = _mm256_xor_si256(registers[0], $product(first, factor));
-                    registers[1] = _mm256_xor_si256(registers[1], $product(second, factor));
+                for (index, source) in job.sources.iter().enumerate() {
+                    let Some(source) = source.get(from..from + TILE) else { continue };
+                    let [first, second] = load(source);
+                    let (first, second) = ($split(first), $split(second));
+                    for (registers, row) in registers.iter_mut().zip(rows) {
+                        // SAFETY: a row has as many coefficients as there are sources.
+                        let factor = $factor(unsafe { *row.get_unchecked(index) });
+                        registers[0] = _mm256_xor_si256(registers[0], $product(first, factor));
+                        registers[1] = _mm256_xor_si256(registers[1], $product(second, factor));
+                    }
                 }
-            }
-            for (registers, sum) in registers.iter().zip(sums) {
-                store(&mut sum[tile.at..], registers);
+                for (registers, sum) in registers.iter().zip(&mut *sums) {
+                    store(&mut sum[at..], registers);
+                }
             }
         }
 
         /// One sum of sources whose coefficients are 0 or 1.
         #[target_feature(enable = $features)]
         #[inline(never)]
-        fn add_up(tile: &Tile<'_>, sums: &mut [&mut [u8]]) {
-            let mut registers = [_mm256_setzero_si256(); 2];
-            if tile.old == Old::Kept {
-                registers = load(&whole(sums[0], tile.at));
-            }
-            let [row] = tile.rows();
-            for (source, &coefficient) in tile.sources.iter().zip(row) {
-                if coefficient == 0 {
-                    continue;
+        fn add_up(job: &Job<'_>, sums: &mut [&mut [u8]]) {
+            let [row] = job.rows();
+            for done in (0..job.bytes).step_by(TILE) {
+                let (from, at) = (job.from + done, job.at + done);
+                let mut registers = [_mm256_setzero_si256(); 2];
+                if job.old == Old::Kept {
+                    registers = load(&whole(sums[0], at));
                 }
-                let Some(source) = tile.of(source, TILE) else { continue };
-                let vectors = load(source);
-                registers[0] = _mm256_xor_si256(registers[0], vectors[0]);
-                registers[1] = _mm256_xor_si256(registers[1], vectors[1]);
+                for (source, &coefficient) in job.sources.iter().zip(row) {
+                    let Some(source) = source.get(from..from + TILE) else { continue };
+                    if coefficient == 0 {
+                        continue;
+                    }
+                    let vectors = load(source);
+                    registers[0] = _mm256_xor_si256(registers[0], vectors[0]);
+                    registers[1] = _mm256_xor_si256(registers[1], vectors[1]);
+                }
+                store(&mut sums[0][at..], &registers);
             }
-            store(&mut sums[0][tile.at..], &registers);
         }
 
         #[target_feature(enable = $features)]
@@ -136,7 +142,7 @@ pub mod gfni {
     };
 
     use super::super::super::tables::MATRICES;
-    use super::{Ends, HEIGHT, Old, TILE, Tile, VECTOR, tiles, whole};
+    use super::{Ends, HEIGHT, Job, Old, TILE, VECTOR, tiles, whole};
 
     kernel!("gfni,avx2", itself, matrix, product);
 
@@ -168,7 +174,7 @@ pub mod shuffle {
     };
 
     use super::super::super::tables::NIBBLES;
-    use super::{Ends, HEIGHT, Old, TILE, Tile, VECTOR, tiles, whole};
+    use super::{Ends, HEIGHT, Job, Old, TILE, VECTOR, tiles, whole};
 
     kernel!("avx2", nibbles, products, product);
 
