@@ -20,7 +20,7 @@ pub struct Job<'a> {
     pub from: usize,
     /// Where it is in the sums.
     pub at: usize,
-    /// How long it is: any number of whole tiles, or less than one.
+    /// How long it is: any number of tiles, of which the last may be cut short where ends are masked.
     pub bytes: usize,
     /// Whether the sums are added to.
     pub old: Old,
@@ -105,11 +105,8 @@ impl<R: Fn(&Job<'_>, &mut [&mut [u8]])> Work<'_, R> {
     ) {
         let even = self.even::<TILE>(sources, length);
         if sums.len() <= HEIGHT {
-            let whole = even - even % TILE;
-            for (at, bytes) in [(0, whole), (whole, even - whole)] {
-                if bytes > 0 {
-                    self.run(0, sources, at, at, bytes, sums);
-                }
+            if even > 0 {
+                self.run(0, sources, 0, 0, even, sums);
             }
         } else {
             for at in (0..even).step_by(TILE) {
@@ -126,7 +123,10 @@ impl<R: Fn(&Job<'_>, &mut [&mut [u8]])> Work<'_, R> {
     fn even<const TILE: usize>(&self, sources: &[&[u8]], length: usize) -> usize {
         let whole = length - length % TILE;
         let wanted = if self.ends == Ends::Masked { length } else { whole };
-        if sources.iter().all(|source| source.len() >= wanted) {
+        // Without a branch for each.
+        let (fours, rest) = sources.as_chunks::<4>();
+        let have = |some: &[&[u8]]| some.iter().fold(true, |all, one| all & (one.len() >= wanted));
+        if fours.iter().all(|four| have(four)) && have(rest) {
             return wanted;
         }
         let shortest = sources.iter().map(|source| source.len()).min().unwrap_or(0);
