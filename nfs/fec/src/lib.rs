@@ -7,3 +7,4 @@
 pub mod code;
 pub mod gf;
 pub mod kernel;
+pub mod solve;
