@@ -15,4 +15,6 @@ pub mod gf;
 pub mod inner;
 pub mod kernel;
 pub mod mac;
+pub mod model;
+pub mod report;
 pub mod wire;
