@@ -10,6 +10,7 @@
 //!                     └──────────── reports ◄────────────────────────┘
 //! ```
 
+pub mod adapt;
 pub mod code;
 pub mod gf;
 pub mod inner;
