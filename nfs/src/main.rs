@@ -5,6 +5,8 @@
 #![forbid(unsafe_code)]
 
 mod chain;
+#[allow(dead_code)]
+mod fec;
 mod firewall;
 mod forward;
 mod speed_test;

@@ -1,4 +1,4 @@
-//! Explicit congestion notification through a tunnel (RFC 6040).
+//! Explicit congestion notification through a tunnel (RFC 6040; RFC 9601 for one with a shim).
 //!
 //! A router on the way marks the outer header, which ends with the tunnel. So the ingress copies the
 //! inner field outwards (section 4.1, normal mode), and the egress combines the two (section 4.2,

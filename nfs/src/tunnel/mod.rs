@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod ecn;
+pub mod fragment;
 pub mod mss;
 pub mod neighbours;
 pub mod options;
@@ -38,4 +39,27 @@ pub fn flow_hash(headers: &Headers) -> u32 {
 /// A step of FNV-1a, 64 bits.
 fn fnv(hash: u64, byte: &u8) -> u64 {
     (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+}
+
+#[cfg(test)]
+mod tests {
+    use nflib::testing::FrameBuilder;
+
+    use super::*;
+
+    fn hash(src: ([u8; 4], u16), dst: ([u8; 4], u16)) -> u32 {
+        let frame = FrameBuilder::new().ip(src.0.into(), dst.0.into()).udp(src.1, dst.1).build();
+        flow_hash(&Headers::parse(&frame))
+    }
+
+    #[test]
+    fn both_directions_of_a_flow_have_one_hash_and_other_flows_have_others() {
+        let (a, b) = (([10, 0, 0, 1], 1000), ([10, 0, 0, 2], 53));
+        assert_eq!(hash(a, b), hash(b, a));
+        let others: std::collections::HashSet<_> =
+            (0..1000).map(|port| hash((a.0, port), b)).collect();
+        assert_eq!(others.len(), 1000);
+        assert_ne!(hash(a, b), hash((a.0, 53), (b.0, 1000)), "the ports belong to the addresses");
+        assert_ne!(flow_hash(&Headers::parse(&[])), 0);
+    }
 }

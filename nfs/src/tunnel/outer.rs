@@ -32,7 +32,7 @@ const DONT_FRAGMENT: u16 = 0x4000;
 ///
 /// Over IPv4 it may be left out, and over IPv6 by tunnels whose both ends agree (RFC 6935, RFC 6936):
 /// the inner packet has its own. But over IPv6 nothing else covers the outer addresses, and routers and
-/// firewalls on the way may drop datagrams without one (RFC 6936 section 2), so it is left out there
+/// firewalls on the way may drop datagrams without one, so it is left out there
 /// only when asked. With it, a packet that was damaged on the way is dropped by the far end, and
 /// so can be brought back like any other that was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
