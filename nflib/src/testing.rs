@@ -414,6 +414,34 @@ mod tests {
         );
     }
 
+    /// Looks at all packets of a burst at once, and drops those whose bytes another one has, too.
+    struct Unique;
+
+    impl NetworkFunction for Unique {
+        fn process_burst(&mut self, burst: &mut Burst<'_>, ctx: &mut Context<'_>) {
+            let mut actions = Vec::new();
+            {
+                let all: Vec<_> = (0..burst.len()).map(|at| burst.bytes(at).unwrap()).collect();
+                for bytes in &all {
+                    let twice = all.iter().filter(|other| *other == bytes).count() > 1;
+                    actions.push(if twice { Action::Drop } else { Action::Next });
+                }
+            }
+            assert_eq!(burst.bytes(burst.len()), None);
+            for (at, action) in actions.into_iter().enumerate() {
+                assert!(burst.decide(at, action, ctx));
+                assert_eq!(burst.bytes(at), None, "what was decided is here no more");
+            }
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_several_packets_of_a_burst_can_be_read_at_once() {
+        let out = TestBench::new(Unique).feed(&[[1; 60], [2; 60], [1; 60], [3; 60]]);
+        let next = out.iter().filter(|o| o.action == Action::Next).map(|o| o.bytes[0]);
+        assert_eq!(next.collect::<Vec<_>>(), [2, 3]);
+    }
+
     /// Sends each frame's first byte to service 7, holds the frame, and lets it go when told how the
     /// message fared.
     #[derive(Default)]

@@ -5,10 +5,14 @@
 #![forbid(unsafe_code)]
 
 mod chain;
+mod fec;
+mod fec_decode;
+mod fec_encode;
 mod firewall;
 mod forward;
 mod speed_test;
 mod stamp;
+mod tunnel;
 
 use std::process::ExitCode;
 
@@ -37,6 +41,10 @@ enum What {
 /// An NF: its name and its own options, beside those of `C`, which all have.
 #[derive(Clone, Subcommand)]
 enum Nf<C: clap::Args> {
+    /// Takes IP packets out of fec-encode's tunnel, and brings lost ones back
+    FecDecode(With<C, fec_decode::Options>),
+    /// Sends IP packets through a UDP tunnel, with parity packets that repair losses
+    FecEncode(With<C, fec_encode::Options>),
     /// Lets packets pass or drops them, by rules on addresses, protocol and ports
     Firewall(With<C, firewall::Options>),
     /// Passes packets on, unchanged or with exchanged Ethernet addresses
@@ -79,6 +87,12 @@ impl<C: Common> Nf<C> {
         of_process: Option<&ServiceRef>,
     ) -> Result<(&'static str, &C, Box<dyn NetworkFunction>), NfError> {
         Ok(match self {
+            Self::FecDecode(with) => {
+                ("fec-decode", &with.common, Box::new(fec_decode::FecDecode::new(&with.own)?))
+            }
+            Self::FecEncode(with) => {
+                ("fec-encode", &with.common, Box::new(fec_encode::FecEncode::new(&with.own)?))
+            }
             Self::Firewall(with) => {
                 ("firewall", &with.common, Box::new(firewall::Firewall::new(&with.own)?))
             }
