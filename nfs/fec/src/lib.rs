@@ -5,5 +5,6 @@
 //! come out as bytes. The NFs `fec-encode` and `fec-decode` put it on a link.
 
 pub mod code;
+pub mod dialect;
 pub mod gf;
 pub mod kernel;
