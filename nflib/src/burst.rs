@@ -3,7 +3,7 @@
 
 use crate::context::{Context, Departure};
 use crate::nf::Action;
-use crate::packet::{Packet, Slot};
+use crate::packet::{Packet, Slot, bytes_of};
 use crate::shm::{Lease, PacketMemory};
 
 /// The most packets in one burst.
@@ -116,6 +116,18 @@ impl<'a> Burst<'a> {
         }
         let lease = self.leases.get_mut(at).filter(|lease| lease.is_here())?;
         Some(Packet::new(self.memory, lease, self.first_arrival + at as u64))
+    }
+
+    /// The bytes of the packet at a position, to read; those of several can be read at once. `None` when
+    /// it was decided, or never was.
+    #[must_use]
+    #[inline]
+    pub fn bytes(&self, at: usize) -> Option<&[u8]> {
+        if at < self.decisions.upto {
+            return None;
+        }
+        let lease = self.leases.get(at).filter(|lease| lease.is_here())?;
+        Some(bytes_of(lease, self.memory))
     }
 
     /// Decides about the packet at a position; it leaves the burst. Returns false, and does

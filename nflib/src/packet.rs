@@ -93,7 +93,7 @@ impl Slot {
 }
 
 #[inline]
-fn bytes_of<'a>(lease: &'a Lease, memory: &'a PacketMemory) -> &'a [u8] {
+pub(crate) fn bytes_of<'a>(lease: &'a Lease, memory: &'a PacketMemory) -> &'a [u8] {
     let from = usize::from(lease.descriptor().offset_bytes);
     let to = from + usize::from(lease.descriptor().len_bytes);
     memory.bytes(lease).get(from..to).unwrap_or_default()

@@ -9,6 +9,8 @@ mod firewall;
 mod forward;
 mod speed_test;
 mod stamp;
+#[allow(dead_code)]
+mod tunnel;
 
 use std::process::ExitCode;
 
