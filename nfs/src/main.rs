@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod chain;
+mod fec_dialect;
 mod firewall;
 mod forward;
 mod speed_test;
@@ -39,6 +40,10 @@ enum What {
 /// An NF: its name and its own options, beside those of `C`, which all have.
 #[derive(Clone, Subcommand)]
 enum Nf<C: clap::Args> {
+    /// Adds kcptun's forward error correction to KCP sessions, or takes it off and repairs
+    FecKcptun(With<C, fec_dialect::kcptun::Options>),
+    /// Adds the repair packets of SMPTE ST 2022-1 to RTP streams, or repairs by them
+    FecSmpte(With<C, fec_dialect::smpte::Options>),
     /// Lets packets pass or drops them, by rules on addresses, protocol and ports
     Firewall(With<C, firewall::Options>),
     /// Passes packets on, unchanged or with exchanged Ethernet addresses
@@ -81,6 +86,12 @@ impl<C: Common> Nf<C> {
         of_process: Option<&ServiceRef>,
     ) -> Result<(&'static str, &C, Box<dyn NetworkFunction>), NfError> {
         Ok(match self {
+            Self::FecKcptun(with) => {
+                ("fec-kcptun", &with.common, Box::new(fec_dialect::kcptun::Kcptun::new(&with.own)?))
+            }
+            Self::FecSmpte(with) => {
+                ("fec-smpte", &with.common, Box::new(fec_dialect::smpte::Smpte::new(&with.own)?))
+            }
             Self::Firewall(with) => {
                 ("firewall", &with.common, Box::new(firewall::Firewall::new(&with.own)?))
             }
