@@ -72,23 +72,25 @@ snmp_count() {
 }
 
 judge_kcptun() {
-    local sent parity theirs ours lost residual errors
+    local sent parity theirs ours lost residual errors lost_there
+    read_losses wan-b
+    lost_there=$COUNT
     read_counts kcptun-add
     sent=${C[data]-0} parity=${C[parity]-0}
     snmp_count "$STATE/server.csv" FECErrs
     errors=$COUNT
     snmp_count "$STATE/server.csv" FECRecovered
     theirs=$COUNT
-    check "kcptun: there" "$sent data, $parity parity packets of ours; it brought $theirs back, $errors errors" \
-        "theirs > 0 && errors == 0"
+    check "kcptun: there" "$sent data, $parity parity packets, $lost_there lost; it brought $theirs back, $errors errors" \
+        "lost_there > 0 && theirs > 0 && errors == 0"
     read_counts kcptun-strip
     ours=${C[recovered]-0} residual=${C[unrecovered]-0}
     lost=$((ours + residual))
     errors=$((${C[implausible]-0} + ${C[out_of_step]-0} + ${C[rejected]-0} + ${C[no_buffer_pkts]-0}))
     check "kcptun: back" "of $((${C[data]-0} + lost)) data packets $lost lost, $ours brought back by ours, $errors errors" \
         "ours > 0 && errors == 0 && residual * 4 <= lost"
-    member kcptun "{\"transfer_ms\": $TRANSFER_MS, \"there\": {\"sent\": $sent, \"parity\": $parity, \
-\"recovered\": $theirs}, \"back\": {\"sent\": $((${C[data]-0} + lost)), \"lost\": $lost, \
+    member kcptun "{\"transfer_ms\": $TRANSFER_MS, \"there\": {\"sent\": $((sent + parity)), \
+\"lost\": $lost_there, \"recovered\": $theirs}, \"back\": {\"sent\": $((${C[data]-0} + lost)), \"lost\": $lost, \
 \"recovered\": $ours, \"residual\": $residual}}"
 }
 

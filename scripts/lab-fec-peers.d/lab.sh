@@ -168,6 +168,13 @@ read_counts() {
     done
 }
 
+# read_losses PORT: sets COUNT to the packets that a port has lost on purpose so far.
+read_losses() {
+    read_status || die "the manager no longer answers"
+    COUNT=0
+    if index_of ports name "$1"; then count "ports.$INDEX.drops.fault_loss"; fi
+}
+
 traffic_settled() { read_status && [[ ${S[accounting.held_pkts]-} == 0 ]]; }
 
 # stop_manager: the account, then `millrace down`.

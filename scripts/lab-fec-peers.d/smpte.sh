@@ -25,11 +25,20 @@ capture() {
 
 end_captures() {
     local pid
-    # What is on its way arrives.
-    sleep 1
+    # What is on its way arrives, also on a machine that has other work.
+    CAPTURED_BYTES=0
+    await 20 captures_stand || warn "packets still come in"
     for pid in "${CAPTURES[@]}"; do stop_child "$pid" || true; done
     CAPTURES=()
 }
+
+# captures_stand: true when no capture has grown for a second.
+captures_stand() {
+    local before=$CAPTURED_BYTES
+    CAPTURED_BYTES=$(cat -- "$STATE"/*.pcap | wc -c)
+    ((CAPTURED_BYTES == before)) || { sleep 1; return 1; }
+}
+CAPTURED_BYTES=0
 
 # rtp_lines NAME: the RTP packets of a capture, each once, a line of hexadecimal each.
 rtp_lines() {
@@ -53,7 +62,7 @@ stream() {
     shift
     run_child "$STATE/log/ffmpeg-$port.log" ip netns exec fdx-near ffmpeg -nostdin -hide_banner \
         -loglevel warning -re -f lavfi -i testsrc2=size=640x360:rate=25 -t "$STREAM_S" \
-        -c:v mpeg2video -b:v 4M -minrate 4M -maxrate 4M -bufsize 1M -f rtp_mpegts "$@" \
+        -c:v mpeg2video -b:v 2M -minrate 2M -maxrate 2M -bufsize 500k -f rtp_mpegts "$@" \
         "rtp://$FAR:$port?pkt_size=1328" || {
         tail_of "$STATE/log/ffmpeg-$port.log"
         die "ffmpeg failed"
@@ -112,21 +121,33 @@ run_ours_to_theirs() {
     end_listeners
     local name
     for name in sent arrived restored; do rtp_lines "$name" | without_ssrc >"$STATE/$name"; done
-    local sent lost recovered residual strange
-    sent=$(wc -l <"$STATE/sent") lost=$(lines_only_in "$STATE/sent" "$STATE/arrived")
-    recovered=$(lines_only_in "$STATE/restored" "$STATE/arrived")
-    residual=$(lines_only_in "$STATE/sent" "$STATE/restored")
+    LC_ALL=C comm -23 "$STATE/sent" "$STATE/arrived" >"$STATE/lost"
+    local sent lost residual strange
+    sent=$(wc -l <"$STATE/sent") lost=$(wc -l <"$STATE/lost")
+    residual=$(lines_only_in "$STATE/lost" "$STATE/restored")
     strange=$(lines_only_in "$STATE/restored" "$STATE/sent")
     read_counts smpte-protect
-    judge_stream "ours to GStreamer" ours_to_gstreamer "$sent" "$lost" "$recovered" "$residual" \
+    judge_stream "ours to GStreamer" ours_to_gstreamer "$sent" "$lost" "$((lost - residual))" "$residual" \
         "$strange" "$((${C[no_buffer_pkts]-0} + ${C[broken_matrices]-0} + ${C[unprotected]-0}))"
+    # On a busy machine GStreamer may come too late to its socket.
+    local missing
+    missing=$(lines_only_in "$STATE/arrived" "$STATE/restored")
+    check "GStreamer's socket" "$missing packets that arrived did not come out, $(overflows) had no room there" \
+        "missing <= $(overflows)"
+}
+
+# overflows: datagrams that found no room in a socket of fdx-far.
+overflows() {
+    far cat /proc/net/snmp | awk '
+        $1 == "Udp:" && !column { for (i = 2; i <= NF; i++) if ($i == "RcvbufErrors") column = i; next }
+        $1 == "Udp:" { print $column + 0 }'
 }
 GSTREAMER_PID=0
 
 start_gstreamer() {
     local caps=application/x-rtp,media=video,clock-rate=90000,encoding-name=MP2T,payload=33
     local fec=application/x-rtp,media=application,clock-rate=90000,payload=96
-    spawn "$STATE/log/gstreamer.log" ip netns exec fdx-far gst-launch-1.0 \
+    spawn "$STATE/log/gstreamer.log" ip netns exec fdx-far nice -n -10 gst-launch-1.0 \
         rtpst2022-1-fecdec name=dec size-time=2000000000 ! udpsink host=127.0.0.1 \
         "port=$RESTORED_PORT" sync=false async=false \
         udpsrc "port=$OURS_PORT" "caps=$caps" buffer-size=4000000 ! dec.sink \
@@ -146,7 +167,7 @@ start_gstreamer() {
 judge_stream() {
     local sent=$3 lost=$4 recovered=$5 residual=$6 strange=$7 errors=$8
     check "$1" "of $sent packets $lost lost, $recovered brought back, $residual not, $errors errors" \
-        "sent > 0 && lost > 0 && recovered == lost - residual && residual * 4 <= lost && errors == 0"
+        "lost > 0 && recovered > 0 && recovered == lost - residual && residual * 4 <= lost && errors == 0"
     check "$1: the bytes" "$strange packets that nobody sent" "strange == 0"
     member "$2" "{\"sent\": $sent, \"lost\": $lost, \"recovered\": $recovered, \"residual\": $residual}"
 }
