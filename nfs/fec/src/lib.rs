@@ -8,3 +8,4 @@ pub mod code;
 pub mod dialect;
 pub mod gf;
 pub mod kernel;
+pub mod solve;
