@@ -15,7 +15,7 @@ pub mod smpte;
 
 use thiserror::Error;
 
-/// Sums of an encoder and a decoder are at most so long: the longest UDP payload.
+/// Longest packet that an encoder or decoder can be told of: the longest UDP payload over IPv4.
 pub const LONGEST_BYTES_MAX: usize = 65_507;
 /// Originals that come too late one after the other, after which they are taken for those of a sender
 /// that has started anew.
@@ -27,9 +27,6 @@ pub enum ConfigError {
     /// No such code.
     #[error(transparent)]
     Code(#[from] crate::code::CodeError),
-    /// No such matrix.
-    #[error(transparent)]
-    Matrix(#[from] smpte::MatrixError),
     /// The longest packet is out of range.
     #[error("packets of up to {0} bytes; expected 64 to {LONGEST_BYTES_MAX}")]
     Longest(usize),

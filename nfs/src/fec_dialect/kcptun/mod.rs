@@ -80,7 +80,7 @@ type Flow = ((IpAddr, u16), (IpAddr, u16));
 /// What a session has, by mode.
 enum Coder {
     Add(Encoder),
-    Strip(Decoder),
+    Strip(Box<Decoder>),
 }
 
 impl Session for Coder {
@@ -127,7 +127,7 @@ impl Config {
     fn begin(&self) -> Result<Coder, ConfigError> {
         Ok(match self.mode {
             Mode::Add => Coder::Add(Encoder::new(self.encoder, self.kernel)?),
-            Mode::Strip => Coder::Strip(Decoder::new(self.decoder, self.kernel)?),
+            Mode::Strip => Coder::Strip(Box::new(Decoder::new(self.decoder, self.kernel)?)),
         })
     }
 }

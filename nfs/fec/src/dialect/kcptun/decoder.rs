@@ -8,9 +8,10 @@ use super::{
     BLOCKS_MAX, Envelope, Frame, FrameError, Kind, OVERHEAD_BYTES, SIZE_BYTES, code, is_kcp,
     sequence_end,
 };
-use crate::code::{Code, K_MAX, M_MAX, invert};
+use crate::code::{Code, K_MAX, M_MAX};
 use crate::dialect::{ConfigError, LATE_MAX_PKTS, longest};
 use crate::kernel::Kernel;
+use crate::solve::Recovery;
 
 /// What a decoder is made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -280,73 +281,40 @@ impl Decoder {
 
     /// Computes the missing data packets; returns those that came out well, as bits.
     fn solve(&mut self, at: usize, here: u128) -> Option<u128> {
-        let is_here = |place: usize| here >> place & 1 == 1;
-        let mut missing = [0; M_MAX];
+        let is_missing = |place: &usize| here >> place & 1 == 0;
+        let (mut missing, mut rows) = ([0; M_MAX], [0; M_MAX]);
+        // k of the packets are here, so parities stand in for those that are missing.
+        let mut sources: [usize; K_MAX] = std::array::from_fn(|place| place);
+        let mut parities = (self.k..self.n).filter(|place| !is_missing(place));
         let mut count = 0;
-        for place in (0..self.k).filter(|&place| !is_here(place)) {
-            missing[count] = place;
+        for place in (0..self.k).filter(is_missing) {
+            sources[place] = parities.next()?;
+            (missing[count], rows[count]) = (place, sources[place] - self.k);
             count += 1;
         }
-        // k of the packets are here, so parities stand in for those that are missing.
-        let mut sources = [0; K_MAX];
-        for (source, place) in sources.iter_mut().zip((0..self.n).filter(|&place| is_here(place))) {
-            *source = place;
-        }
-        let (missing, sources) = (&missing[..count], &sources[..self.k]);
-        let mut coefficients = [0; M_MAX * K_MAX];
-        self.coefficients(missing, sources, &mut coefficients)?;
-        let length = self.block_bytes(at, sources)?;
-        self.sum(at, sources, &coefficients, count, length);
-        let solved = missing.iter().enumerate();
-        Some(
-            solved.fold(0, |bits, (row, &place)| {
-                bits | u128::from(self.let_out(row, length)) << place
-            }),
-        )
-    }
-
-    /// What each source counts for in each missing packet. With P the parities at hand, restricted to
-    /// the missing packets, and Q restricted to the data at hand, the missing ones are
-    /// P⁻¹ · (parities − Q · data).
-    fn coefficients(&self, missing: &[usize], sources: &[usize], to: &mut [u8]) -> Option<()> {
-        let e = missing.len();
-        let (data, parities) = sources.split_at(sources.len() - e);
-        let (mut square, mut inverse) = ([0; M_MAX * M_MAX], [0; M_MAX * M_MAX]);
-        for (at, cell) in square[..e * e].iter_mut().enumerate() {
-            *cell = self.code.row(parities[at / e] - self.k)[missing[at % e]];
-        }
-        if !invert(&mut square, &mut inverse, e) {
-            return None;
-        }
-        for (row, to) in to.chunks_exact_mut(sources.len()).take(e).enumerate() {
-            let inverse = &inverse[row * e..][..e];
-            let (to_data, to_parities) = to.split_at_mut(data.len());
-            to_parities.copy_from_slice(inverse);
-            for (cell, &place) in to_data.iter_mut().zip(data) {
-                let terms = inverse.iter().zip(parities);
-                *cell = terms.fold(0, |sum, (&factor, &parity)| {
-                    sum ^ crate::gf::mul(factor, self.code.row(parity - self.k)[place])
-                });
-            }
-        }
-        Some(())
+        let recovery = self.code.solve(&missing[..count], &rows[..count]).ok()?;
+        let bytes = self.block_bytes(at, &sources[..self.k])?;
+        self.sum(at, &sources[..self.k], &recovery, count, bytes);
+        let solved = missing[..count].iter().enumerate();
+        let bit = |(row, &place)| u128::from(self.let_out(row, bytes)) << place;
+        Some(solved.map(bit).fold(0, |bits, bit| bits | bit))
     }
 
     /// How long the block's symbols are, when its parities agree and no data is longer.
     fn block_bytes(&self, at: usize, sources: &[usize]) -> Option<usize> {
-        let length = |place: &usize| self.lengths[at * self.n + place];
-        let longest = sources.last().map(length)?;
-        let fits = |place: &usize| {
-            if *place < self.k { length(place) <= longest } else { length(place) == longest }
-        };
-        sources.iter().all(fits).then_some(longest.into())
+        let length = |place: usize| self.lengths[at * self.n + place];
+        let parities = || sources.iter().filter(|&&place| place >= self.k);
+        let bytes = parities().next().map(|&place| length(place))?;
+        let agree = parities().all(|&place| length(place) == bytes);
+        let fit = sources.iter().all(|&place| length(place) <= bytes);
+        (agree && fit).then_some(bytes.into())
     }
 
     fn sum(
         &mut self,
         at: usize,
         sources: &[usize],
-        coefficients: &[u8],
+        recovery: &Recovery,
         rows: usize,
         bytes: usize,
     ) {
@@ -364,8 +332,7 @@ impl Decoder {
             let place = places.next().unwrap_or_default();
             place.get_mut(envelope_bytes..envelope_bytes + bytes).unwrap_or_default()
         });
-        sums[..rows].iter_mut().for_each(|sum| sum.fill(0));
-        self.kernel.accumulate(coefficients, &from[..sources.len()], &mut sums[..rows]);
+        recovery.run(&self.kernel, &from[..sources.len()], &mut sums[..rows]);
     }
 
     /// Makes a UDP payload of a symbol that was brought back. False when that is implausible.

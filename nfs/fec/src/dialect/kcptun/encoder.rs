@@ -149,14 +149,15 @@ impl Encoder {
             self.symbol_bytes = 0;
         }
         let longer = self.symbol_bytes.max(symbol.len());
+        for parity in self.parities.chunks_exact_mut(self.stride_bytes) {
+            // What stands there is of an earlier block.
+            parity[from..][self.symbol_bytes..longer].fill(0);
+        }
         let mut places = self.parities.chunks_exact_mut(self.stride_bytes);
         let mut sums: [&mut [u8]; M_MAX] = std::array::from_fn(|_| {
-            places.next().map_or_else(Default::default, |at| &mut at[from..])
+            let place = places.next().unwrap_or_default();
+            place.get_mut(from..from + symbol.len()).unwrap_or_default()
         });
-        for sum in &mut sums[..self.m] {
-            // What stands there is of an earlier block.
-            sum[self.symbol_bytes..longer].fill(0);
-        }
         let column = &self.columns[self.filled * self.m..][..self.m];
         self.kernel.accumulate(column, &[symbol], &mut sums[..self.m]);
         self.symbol_bytes = longer;

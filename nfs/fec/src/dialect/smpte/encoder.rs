@@ -145,7 +145,8 @@ impl Encoder {
         let column_sum = &mut column_sums[usize::from(self.column)];
         begin_or_grow(self.column == 0, &mut row_sum[0], row, rtp);
         begin_or_grow(self.row == 0, column_sum, column, rtp);
-        let mut to = [&mut row[REPAIR_HEADER_BYTES..], &mut column[REPAIR_HEADER_BYTES..]];
+        let bytes = rtp.rest.len();
+        let mut to = [row, column].map(|payload| &mut payload[REPAIR_HEADER_BYTES..][..bytes]);
         if self.matrix.row_repair {
             kernel.accumulate(&[1, 1], &[rtp.rest], &mut to);
         } else {
