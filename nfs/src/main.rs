@@ -8,6 +8,7 @@ mod chain;
 mod fec;
 mod fec_decode;
 mod fec_encode;
+mod fec_dialect;
 mod firewall;
 mod forward;
 mod speed_test;
@@ -45,6 +46,10 @@ enum Nf<C: clap::Args> {
     FecDecode(With<C, fec_decode::Options>),
     /// Sends IP packets through a UDP tunnel, with parity packets that repair losses
     FecEncode(With<C, fec_encode::Options>),
+    /// Adds kcptun's forward error correction to KCP sessions, or takes it off and repairs
+    FecKcptun(With<C, fec_dialect::kcptun::Options>),
+    /// Adds the repair packets of SMPTE ST 2022-1 to RTP streams, or repairs by them
+    FecSmpte(With<C, fec_dialect::smpte::Options>),
     /// Lets packets pass or drops them, by rules on addresses, protocol and ports
     Firewall(With<C, firewall::Options>),
     /// Passes packets on, unchanged or with exchanged Ethernet addresses
@@ -92,6 +97,12 @@ impl<C: Common> Nf<C> {
             }
             Self::FecEncode(with) => {
                 ("fec-encode", &with.common, Box::new(fec_encode::FecEncode::new(&with.own)?))
+            }
+            Self::FecKcptun(with) => {
+                ("fec-kcptun", &with.common, Box::new(fec_dialect::kcptun::Kcptun::new(&with.own)?))
+            }
+            Self::FecSmpte(with) => {
+                ("fec-smpte", &with.common, Box::new(fec_dialect::smpte::Smpte::new(&with.own)?))
             }
             Self::Firewall(with) => {
                 ("firewall", &with.common, Box::new(firewall::Firewall::new(&with.own)?))

@@ -14,6 +14,7 @@ pub mod adapt;
 pub mod code;
 pub mod decoder;
 pub mod encoder;
+pub mod dialect;
 pub mod gf;
 pub mod inner;
 pub mod kernel;
