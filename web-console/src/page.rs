@@ -31,8 +31,16 @@ macro_rules! files {
     };
 }
 
+/// Whether a path is answered without a token: what shows the form that asks for it.
+#[must_use]
+pub fn is_open(path: &str) -> bool {
+    matches!(path, "/login" | "/login.js" | "/style.css" | "/icon.svg")
+}
+
 files! {
     "/" HTML "index.html";
+    "/login" HTML "login.html";
+    "/login.js" JAVASCRIPT "login.js";
     "/style.css" CSS "style.css";
     "/icon.svg" SVG "icon.svg";
     "/main.js" JAVASCRIPT "main.js";

@@ -1,16 +1,21 @@
 //! A manager of the test's own on a real control socket, the real `millrace-web`, and a client.
 
+// Each suite uses a part of this.
+#![allow(dead_code)]
+
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nflib::control::{self, ErrorCode, ErrorReply, PortStatus, Reply, Request, Status};
+use nflib::control::{
+    self, Applied, ControlError, ErrorCode, ErrorReply, PortStatus, Reply, Request, Status,
+};
 
 /// Longer than anything here takes; ends a test that would hang.
 pub const LIMIT: Duration = Duration::from_secs(30);
@@ -30,37 +35,58 @@ pub enum Answer {
 pub struct FakeManager {
     socket: PathBuf,
     stop: Arc<AtomicBool>,
-    requests: Arc<AtomicU64>,
+    heard: Arc<Heard>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What a manager was asked.
+#[derive(Default)]
+struct Heard {
+    /// How often for its status.
+    statuses: AtomicU64,
+    /// By how many connections.
+    connections: AtomicU64,
+    /// What else.
+    others: Mutex<Vec<Request>>,
 }
 
 impl FakeManager {
     pub fn start(socket: &Path, answer: Answer) -> Self {
         let listener = UnixListener::bind(socket).unwrap();
         listener.set_nonblocking(true).unwrap();
-        let (stop, requests) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&requests));
+        let (stop, heard) = (Arc::new(AtomicBool::new(false)), Arc::new(Heard::default()));
+        let (stopped, hears) = (Arc::clone(&stop), Arc::clone(&heard));
         let thread = std::thread::spawn(move || {
-            // One client: that there is one connection only is part of what is tested.
-            let mut client: Option<UnixStream> = None;
+            let mut clients: Vec<UnixStream> = Vec::new();
             while !stopped.load(Ordering::Relaxed) {
-                if let Ok((stream, _)) = listener.accept() {
+                while let Ok((stream, _)) = listener.accept() {
+                    hears.connections.fetch_add(1, Ordering::Relaxed);
                     stream.set_nonblocking(false).unwrap();
-                    stream.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
-                    client = Some(stream);
+                    stream.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+                    clients.push(stream);
                 }
-                match &client {
-                    Some(stream) if serve(stream, answer, &counted) => {}
-                    _ => std::thread::sleep(Duration::from_millis(5)),
+                if clients.is_empty() {
+                    std::thread::sleep(Duration::from_millis(5));
                 }
+                clients.retain(|client| serve(client, answer, &hears));
             }
         });
-        Self { socket: socket.to_owned(), stop, requests, thread: Some(thread) }
+        Self { socket: socket.to_owned(), stop, heard, thread: Some(thread) }
     }
 
-    /// How often it was asked.
+    /// How often it was asked for its status.
     pub fn requests(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed)
+        self.heard.statuses.load(Ordering::Relaxed)
+    }
+
+    /// How many connections it has had.
+    pub fn connections(&self) -> u64 {
+        self.heard.connections.load(Ordering::Relaxed)
+    }
+
+    /// What else it was asked, in order.
+    pub fn others(&self) -> Vec<Request> {
+        self.heard.others.lock().unwrap().clone()
     }
 }
 
@@ -74,19 +100,52 @@ impl Drop for FakeManager {
     }
 }
 
-/// Answers one request, if there is one.
-fn serve(stream: &UnixStream, answer: Answer, requests: &AtomicU64) -> bool {
-    let Ok((request, _)) = control::recv::<Request>(stream, 1 << 16) else { return false };
-    assert_eq!(request, Request::Status);
-    let number = requests.fetch_add(1, Ordering::Relaxed);
-    let reply = match answer {
-        Answer::Status => Reply::Status(Box::new(status(number))),
-        Answer::Refusal => {
+/// Answers one request, if there is one; whether the client is still there.
+fn serve(stream: &UnixStream, answer: Answer, heard: &Heard) -> bool {
+    let request = match control::recv::<Request>(stream, 16 << 20) {
+        Ok((request, _)) => request,
+        Err(ControlError::Io(error)) => return error.kind() == std::io::ErrorKind::WouldBlock,
+        Err(_) => return false,
+    };
+    let reply = match (answer, request) {
+        (Answer::Refusal, _) => {
             Reply::Error(ErrorReply { code: ErrorCode::Forbidden, message: "not you".to_owned() })
         }
-        Answer::Nonsense => return control::send(stream, &["nonsense"], &[]).is_ok(),
+        (Answer::Nonsense, _) => return control::send(stream, &["nonsense"], &[]).is_ok(),
+        (Answer::Status, Request::Status) => {
+            let number = heard.statuses.fetch_add(1, Ordering::Relaxed);
+            Reply::Status(Box::new(status(number)))
+        }
+        (Answer::Status, request) => {
+            let reply = reply_to(&request);
+            heard.others.lock().unwrap().push(request);
+            reply
+        }
     };
     control::send(stream, &reply, &[]).is_ok()
+}
+
+/// What this manager says to what is no question for its status.
+fn reply_to(request: &Request) -> Reply {
+    let error = |code, message: &str| Reply::Error(ErrorReply { code, message: message.into() });
+    match request {
+        Request::Apply { text, .. } if text.is_empty() => {
+            error(ErrorCode::Invalid, "the file says nothing")
+        }
+        Request::Apply { .. } | Request::Edit { .. } | Request::Upgrade { .. } => {
+            Reply::Applied(Applied { generation: 9, ..Applied::default() })
+        }
+        Request::StopNf { instance: 404 } => error(ErrorCode::NotFound, "there is no instance 404"),
+        Request::StopNf { .. } => Reply::Done,
+        Request::Call { .. } => Reply::Called {
+            answers: vec![(1, Ok(b"yes".to_vec())), (2, Ok(vec![255])), (3, Err("no".into()))],
+        },
+        Request::Flows { .. } => Reply::Flows { flows: Vec::new(), total: 5 },
+        Request::Explain { .. } => Reply::Explained(Box::default()),
+        Request::Buffers { .. } => Reply::Buffers(Box::default()),
+        // Not an answer to that.
+        _ => Reply::Detached,
+    }
 }
 
 /// The status number `number`: 100 ms and 100,000 packets of 100 bytes after the one before.
@@ -119,9 +178,15 @@ pub struct Console {
 impl Console {
     /// Starts it on a free port with the shortest interval.
     pub fn start(socket: &Path) -> Self {
+        Self::start_with(socket, &["--interval-ms", "100"])
+    }
+
+    /// Starts it on a free port with these options.
+    pub fn start_with(socket: &Path, options: &[&str]) -> Self {
         let mut child = command()
-            .args(["--listen", "127.0.0.1:0", "--interval-ms", "100", "--socket"])
+            .args(["--listen", "127.0.0.1:0", "--socket"])
             .arg(socket)
+            .args(options)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -129,7 +194,7 @@ impl Console {
         let mut out = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         out.read_line(&mut line).unwrap();
-        let address = line.strip_prefix("ready: http://").and_then(|rest| rest.split_once('/'));
+        let address = line.split_once("://").and_then(|(_, rest)| rest.split_once('/'));
         let address = address.unwrap_or_else(|| panic!("first line: {line:?}")).0.parse().unwrap();
         Self { child, out, address }
     }
@@ -147,6 +212,20 @@ impl Console {
     /// Asks for `path` as a browser on this machine does.
     pub fn get(&self, path: &str) -> Response {
         self.ask(&format!("GET {path} HTTP/1.1\r\nHost: localhost:8080\r\n"))
+    }
+
+    /// Sends a body of JSON.
+    pub fn send(&self, method: &str, path: &str, json: &str) -> Response {
+        let len = json.len();
+        let mut stream = self.open(&format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {len}\r\n"
+        ));
+        // The answer to a body that is too long may come before its end.
+        let _ = stream.write_all(json.as_bytes());
+        let mut text = String::new();
+        let _ = stream.read_to_string(&mut text);
+        Response::parse(&text)
     }
 
     /// Sends a request's head, whose end is added, and reads the whole answer.
@@ -167,7 +246,12 @@ impl Console {
 
     /// A page's stream of events.
     pub fn events(&self) -> Events {
-        let stream = self.open("GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\n");
+        self.events_at("/api/v1/events")
+    }
+
+    /// The stream of events at this path.
+    pub fn events_at(&self, path: &str) -> Events {
+        let stream = self.open(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n"));
         Events(BufReader::new(stream).lines())
     }
 
