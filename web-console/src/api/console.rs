@@ -79,10 +79,10 @@ async fn history(
 ) -> Answered {
     let of: Option<Vec<&str>> = query.of.as_deref().map(|of| of.split(',').collect());
     let wanted = |subject: &str| {
-        let is = |wanted: &&str| {
-            subject == *wanted || (wanted.ends_with(':') && subject.starts_with(wanted))
+        let is = |wanted: &str| {
+            subject == wanted || (wanted.ends_with(':') && subject.starts_with(wanted))
         };
-        of.as_ref().is_none_or(|of| of.iter().any(|wanted| is(&wanted)))
+        of.as_ref().is_none_or(|of| of.iter().any(|wanted| is(wanted)))
     };
     Ok(json(&shared.record.history(query.tier, wanted)))
 }

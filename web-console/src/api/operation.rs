@@ -194,7 +194,6 @@ impl Operation {
     }
 
     /// The handler, behind what the operation needs.
-    #[must_use]
     pub fn router(self, shared: &Shared) -> MethodRouter<Shared> {
         let mut route = self.route;
         if self.changes {

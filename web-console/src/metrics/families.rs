@@ -136,7 +136,7 @@ fn nfs(nfs: &[NfStatus], out: &mut Writer) {
         let core = nf.core.map_or_else(String::new, |core| core.to_string());
         info.value(
             &[
-                ("instance", &nf.instance.to_string()),
+                ("nf", &nf.instance.to_string()),
                 ("service", &nf.service_name),
                 ("name", &nf.name),
                 ("state", &nf.state),
@@ -168,7 +168,7 @@ fn nfs(nfs: &[NfStatus], out: &mut Writer) {
         let mut family = out.gauge(name, help);
         for nf in nfs {
             let instance = nf.instance.to_string();
-            family.value(&[("instance", &instance), ("service", &nf.service_name)], figure(nf));
+            family.value(&[("nf", &instance), ("service", &nf.service_name)], figure(nf));
         }
     }
 }
@@ -196,7 +196,7 @@ fn nf_packets(nfs: &[NfStatus], out: &mut Writer) {
         let mut family = out.counter(name, help);
         for nf in nfs {
             let instance = nf.instance.to_string();
-            family.count(&[("instance", &instance), ("service", &nf.service_name)], figure(nf));
+            family.count(&[("nf", &instance), ("service", &nf.service_name)], figure(nf));
         }
     }
 }

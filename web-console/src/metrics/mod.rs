@@ -2,7 +2,8 @@
 //!
 //! Base units, one family a thing, labels that are bounded: names of ports, services and chains come
 //! from the configuration, instances are those of now, and of families with many lines only the first
-//! [`MAX_LINES`] are shown. Names of NFs are their own words, so they stand in one family only.
+//! [`MAX_LINES`] are shown. Names of NFs are their own words, so they stand in one family only. An
+//! NF's number is the label `nf`: `instance` is what Prometheus calls the console it asks.
 #![forbid(unsafe_code)]
 
 mod families;

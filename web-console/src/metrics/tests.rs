@@ -108,7 +108,7 @@ fn figures_are_in_base_units() {
     let text = text(Some(&status), Format::Text);
     for line in [
         "millrace_up 1",
-        "millrace_nf_packet_cost_seconds{instance=\"3\",service=\"fw\"} 0.00000025",
+        "millrace_nf_packet_cost_seconds{nf=\"3\",service=\"fw\"} 0.00000025",
         "millrace_port_receive_packets_total{port=\"lan\"} 7",
         "millrace_port_up{port=\"lan\"} 0",
         "millrace_dropped_packets_total{place=\"nf:3\",reason=\"nf_drop\"} 5",

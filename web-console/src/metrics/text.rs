@@ -77,10 +77,8 @@ impl Writer {
         };
         let _ = writeln!(self.out, "# HELP {named} {}", escaped(help, self.format));
         let _ = writeln!(self.out, "# TYPE {named} {kind}");
-        if self.format == Format::OpenMetrics {
-            if let Some(unit) = unit(name) {
-                let _ = writeln!(self.out, "# UNIT {named} {unit}");
-            }
+        if let (Format::OpenMetrics, Some(unit)) = (self.format, unit(name)) {
+            let _ = writeln!(self.out, "# UNIT {named} {unit}");
         }
         Family { writer: self, sample, lines: 0 }
     }

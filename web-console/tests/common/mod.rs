@@ -25,6 +25,8 @@ pub const LIMIT: Duration = Duration::from_secs(30);
 pub enum Answer {
     /// A status whose port has received 1,000 packets per millisecond of `at_ns`.
     Status,
+    /// The same, with a line in everything that a status has.
+    Full,
     /// A refusal.
     Refusal,
     /// Something that is no message of this protocol.
@@ -112,11 +114,12 @@ fn serve(stream: &UnixStream, answer: Answer, heard: &Heard) -> bool {
             Reply::Error(ErrorReply { code: ErrorCode::Forbidden, message: "not you".to_owned() })
         }
         (Answer::Nonsense, _) => return control::send(stream, &["nonsense"], &[]).is_ok(),
-        (Answer::Status, Request::Status) => {
+        (Answer::Status | Answer::Full, Request::Status) => {
             let number = heard.statuses.fetch_add(1, Ordering::Relaxed);
-            Reply::Status(Box::new(status(number)))
+            let full = matches!(answer, Answer::Full);
+            Reply::Status(Box::new(if full { full_status(number) } else { status(number) }))
         }
-        (Answer::Status, request) => {
+        (Answer::Status | Answer::Full, request) => {
             let reply = reply_to(&request);
             heard.others.lock().unwrap().push(request);
             reply
@@ -166,6 +169,29 @@ pub fn status(number: u64) -> Status {
         ports: vec![port],
         ..Status::default()
     }
+}
+
+/// A status with a line in everything, whose packets and turns grow with `number`.
+pub fn full_status(number: u64) -> Status {
+    let mut full: Status =
+        serde_json::from_str(include_str!("../../src/metrics/full.json")).unwrap();
+    full.at_ns += 100_000_000 * number;
+    full.uptime_s += number as f64 / 10.0;
+    let more = 100_000 * number;
+    for port in &mut full.ports {
+        port.rx_pkts += more;
+        port.tx_pkts += more;
+        port.rx_bytes += 100 * more;
+        port.tx_bytes += 100 * more;
+    }
+    full.nfs.iter_mut().for_each(|nf| nf.rx_pkts += more);
+    full.drops.iter_mut().for_each(|line| line.pkts += more / 10);
+    full.chains.iter_mut().for_each(|chain| chain.pkts += more);
+    for worker in &mut full.workers {
+        worker.turns += 2 * more;
+        worker.idle_turns += more;
+    }
+    full
 }
 
 /// The program under test; killed if a test fails.
@@ -281,6 +307,17 @@ pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millrace-web"));
     command.env_remove("MILLRACE_SOCKET").env_remove("MILLRACE_LOG");
     command
+}
+
+/// Asks another server for `path`; the whole answer.
+pub fn get(address: &str, path: &str) -> std::io::Result<Response> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    // HTTP/1.0: the answer comes in one piece and ends with the connection.
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes())?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(Response::parse(&text))
 }
 
 /// An answer over HTTP.
