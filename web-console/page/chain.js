@@ -42,19 +42,27 @@ function stages({ status, rates }, chain) {
     return serviceStage(service, at, status, rates, uses);
   });
   const entering = rates.chains.get(chain.name)?.pps;
-  // What enters a chain is counted at its entrance; behind it, by its services.
-  if (services.length > 0) services[0].edge = { pps: entering };
   const isOnly = status.chains.length < 2;
   const sent = sumOf(leave.map((port) => rates.ports.get(port.name)?.tx_pps));
-  const leaving = isOnly ? sent : services.length > 0 ? services.at(-1).leaving : entering;
-  return [
-    portStage("in", "In by", comeIn, rates, "rx_pps"),
-    ...services,
-    {
-      ...portStage("out", "Out by", leave, rates, "tx_pps"),
-      edge: { pps: leaving, shared: services.length > 0 && !isOnly && services.at(-1).edge.shared },
-    },
-  ];
+  const leaving = services.length > 0 ? services.at(-1).leaving : entering;
+  const out = { ...portStage("out", "Out by", leave, rates, "tx_pps") };
+  out.edge = { pps: isOnly ? sent : leaving };
+  carry([...services, out], entering);
+  return [portStage("in", "In by", comeIn, rates, "rx_pps"), ...services, out];
+}
+
+/**
+ * Fills in the rates that nobody counts, where a service stands in several chains: what enters a
+ * chain is counted at its entrance, and as long as nothing is dropped on the way it goes all through.
+ */
+function carry(stages, entering) {
+  let flow = entering;
+  for (const [at, stage] of stages.entries()) {
+    if (at === 0 && entering !== undefined) stage.edge = { pps: entering };
+    else if (stage.edge.pps === undefined) stage.edge = { pps: flow, isAbout: flow !== undefined };
+    flow = stage.edge.pps;
+    if (stage.drops) flow = undefined;
+  }
 }
 
 function portStage(key, title, ports, rates, direction) {
@@ -90,7 +98,9 @@ function serviceStage(service, at, status, rates, uses) {
     lines,
     kind: nfs.length === 0 ? "service missing" : "service",
     // Of a service that stands at several places only the sum is known.
-    edge: { pps: uses === 1 ? total : undefined, shared: uses > 1 },
+    edge: { pps: uses === 1 ? total : undefined },
+    drops: nfs.some((nf) => rates.nfs.get(nf.instance)?.drop_pps !== 0)
+      || rates.drops.some((drop) => drop.place === `service:${service.name}` && drop.pps > 0),
     leaving: uses === 1 ? sumOf(nfs.map((nf) => {
       const now = rates.nfs.get(nf.instance);
       return now && Math.max(0, now.tx_pps - now.drop_pps);
@@ -128,11 +138,11 @@ function update(node, item) {
   if (item.edge) updateEdge(node.firstElementChild, item.edge);
 }
 
-function updateEdge(node, { pps, shared }) {
-  const still = !pps && !shared;
+function updateEdge(node, { pps, isAbout }) {
+  const still = !pps;
   setAttribute(node, "class", still ? "edge still" : "edge");
-  setText(node.querySelector("span"), shared && pps === undefined ? "shared" : rate(pps, "pps"));
+  setText(node.querySelector("span"), `${isAbout ? "≈\u00a0" : ""}${rate(pps, "pps")}`);
   // Ten times the rate is half a unit more of line: 1 pps 1.5, 10 Mpps 5.
-  const width = pps ? 1.5 + 0.5 * Math.max(0, Math.log10(pps)) : 1.5;
+  const width = still ? 1.5 : 1.5 + 0.5 * Math.max(0, Math.log10(pps));
   setAttribute(node.querySelector("path"), "stroke-width", width.toFixed(1));
 }

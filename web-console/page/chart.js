@@ -34,7 +34,7 @@ export function drawChart(figure, { title, lines, format, spanMs, max = 1 }) {
   setAttribute(picture, "viewBox", `0 0 ${width} ${HEIGHT}`);
   picture.replaceChildren(
     ...rules(top, format, width, y),
-    ...times(spanMs, now, x),
+    ...times(spanMs, now, x, width),
     ...lines.map((line, at) =>
       svg("path", { class: `line line-${at}`, d: path(line, x, y, now - spanMs) })),
     svg("line", { class: "pointer", x1: -9, x2: -9, y1: TOP, y2: HEIGHT - BOTTOM }),
@@ -53,8 +53,9 @@ function rules(top, format, width, y) {
   });
 }
 
-function times(spanMs, now, x) {
-  return [1, 0.75, 0.5, 0.25, 0].map((share) => {
+function times(spanMs, now, x, width) {
+  const shares = width < 420 ? [1, 0.5, 0] : [1, 0.75, 0.5, 0.25, 0];
+  return shares.map((share) => {
     const minutes = (spanMs * share) / 60_000;
     const anchor = share === 0 ? "end" : share === 1 ? "start" : "middle";
     const label = svg("text", {

@@ -145,11 +145,13 @@ $("pause").addEventListener("click", () => {
   paused = !paused;
   $("pause").setAttribute("aria-pressed", String(paused));
   setText($("pause"), paused ? "Resume" : "Pause");
+  // What came meanwhile is remembered by the server.
+  if (!paused) memory.load().then(draw);
   if (state === "live") show("live");
 });
 $("hz").addEventListener("change", () => stream.setHz($("hz").value));
 for (const radio of document.querySelectorAll("[name=span]")) {
-  radio.addEventListener("change", () => memory.setTier(radio.value).then(draw));
+  radio.addEventListener("change", () => memory.setSpan(radio.value).then(draw));
 }
 $("log-out").addEventListener("click", () =>
   ask("DELETE", "/api/v1/session").finally(() => location.replace("/login")));

@@ -5,16 +5,26 @@ import { get } from "./api.js";
 const FINE_POINTS = 600;
 const REFRESH_MS = 10_000;
 
+/** Spans that charts can show: which steps, how far back. */
+const SPANS = {
+  short: { tier: "fine", ms: 120_000 },
+  fine: { tier: "fine", ms: 600_000 },
+  coarse: { tier: "coarse", ms: 7_200_000 },
+};
+
 let tier = "fine";
+let span = SPANS.fine;
 let at = []; // Times, ms since 1970.
 let subjects = new Map(); // Subject → Map(figure → values).
+const seenAt = new Map(); // Subject → when it last had a value, ms since 1970.
 let stepMs = 1000;
 let loadedAt = 0;
 let loading = false;
 
-/** Which span charts show: "fine" (10 min) or "coarse" (2 h). */
-export function setTier(next) {
-  tier = next;
+/** Which span charts show, by its name. */
+export function setSpan(name) {
+  span = SPANS[name];
+  tier = span.tier;
   return load();
 }
 
@@ -30,6 +40,7 @@ export async function load() {
     stepMs = answer.step_s * 1000;
     subjects = new Map(Object.entries(answer.subjects).map(([name, figures]) =>
       [name, new Map(Object.entries(figures))]));
+    for (const subject of subjects.keys()) seenAt.set(subject, at.at(-1));
     loadedAt = Date.now();
   } catch {
     // The stream says that the server is away; charts stay as they are.
@@ -52,10 +63,16 @@ export function observe({ status, rates, at_unix_ms: now }) {
     const figures = subjects.get(subject);
     if (!figures.has(figure)) figures.set(figure, new Array(before).fill(null));
     figures.get(figure)[before] = value;
+    seenAt.set(subject, now);
   }
   const surplus = at.length - FINE_POINTS;
   if (surplus > 0) at.splice(0, surplus);
-  for (const figures of subjects.values()) {
+  for (const [subject, figures] of subjects) {
+    // Who was last seen before the oldest point is forgotten.
+    if ((seenAt.get(subject) ?? 0) < at[0]) {
+      subjects.delete(subject);
+      seenAt.delete(subject);
+    }
     for (const values of figures.values()) {
       while (values.length < before + 1) values.push(null);
       if (surplus > 0) values.splice(0, surplus);
@@ -98,5 +115,5 @@ export function series(subject, figure) {
 
 /** How far back charts go, ms. */
 export function spanMs() {
-  return tier === "fine" ? 600_000 : 7_200_000;
+  return span.ms;
 }

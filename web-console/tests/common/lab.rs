@@ -1,5 +1,8 @@
 //! A real manager with traffic and NFs, in a directory of its own; nothing of it outlives its test.
 
+// Each suite uses a part of this.
+#![allow(dead_code)]
+
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -79,6 +82,11 @@ services = ["fw"]
 
     pub fn socket(&self) -> PathBuf {
         self.directory.path().join("m.sock")
+    }
+
+    /// Its configuration.
+    pub fn text(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("m.toml")).unwrap()
     }
 
     /// What it says of itself now, if it answers.
