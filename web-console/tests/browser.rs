@@ -64,17 +64,26 @@ fn shown_rates_are_the_counters(lab: &Lab, browser: &Browser) {
         "a rate is shown",
         "document.querySelector('#ports td.number .main')?.innerText.includes('kpps')",
     );
-    let before = lab.status().unwrap();
-    let mut shown = Vec::new();
-    for _ in 0..6 {
-        std::thread::sleep(Duration::from_secs(1));
-        shown.push(pps(&browser.text("#ports tr:first-child td:nth-child(3) .main")));
+    // Shown rates are up to a second old; on a machine that others use, too, one window in which the
+    // real rate stays the same may have to be waited for.
+    let mut tried = Vec::new();
+    for _ in 0..5 {
+        let before = lab.status().unwrap();
+        let mut shown = Vec::new();
+        for _ in 0..6 {
+            std::thread::sleep(Duration::from_secs(1));
+            shown.push(pps(&browser.text("#ports tr:first-child td:nth-child(3) .main")));
+        }
+        let after = lab.status().unwrap();
+        let pkts = after.ports[0].rx_pkts - before.ports[0].rx_pkts;
+        let counted = pkts as f64 / ((after.at_ns - before.at_ns) as f64 / 1e9);
+        let mean = shown.iter().sum::<f64>() / shown.len() as f64;
+        if (mean / counted - 1.0).abs() < 0.05 {
+            return;
+        }
+        tried.push((shown, counted));
     }
-    let after = lab.status().unwrap();
-    let pkts = after.ports[0].rx_pkts - before.ports[0].rx_pkts;
-    let counted = pkts as f64 / ((after.at_ns - before.at_ns) as f64 / 1e9);
-    let mean = shown.iter().sum::<f64>() / shown.len() as f64;
-    assert!((mean / counted - 1.0).abs() < 0.05, "shown {shown:?}, counted {counted}");
+    panic!("shown and counted: {tried:?}");
 }
 
 fn a_crash_is_told_and_so_is_the_recovery(lab: &Lab, browser: &Browser) {

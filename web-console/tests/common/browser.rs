@@ -27,8 +27,13 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts one; `None`, and why, where Chromium or its driver is not installed.
+    /// Starts one; `None`, and why, where it is not asked for, or Chromium or its driver is not
+    /// installed.
     pub fn start() -> Option<Self> {
+        if std::env::var_os("MILLRACE_WEB_LONG").is_none() {
+            println!("skipped: takes most of a minute: ./scripts/test web");
+            return None;
+        }
         for program in ["chromium", "chromedriver"] {
             if Command::new(program).arg("--version").output().is_err() {
                 println!("skipped: {program} is not installed (./scripts/setup --tests)");

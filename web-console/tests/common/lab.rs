@@ -129,6 +129,11 @@ services = ["fw"]
         self.until("all NFs run again", |status| status.nfs.len() == 3);
     }
 
+    /// The manager's process.
+    pub fn manager_pid(&self) -> u32 {
+        self.manager.id()
+    }
+
     fn pid(&self) -> Pid {
         Pid::from_raw(self.manager.id().cast_signed())
     }
