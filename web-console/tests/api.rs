@@ -282,8 +282,7 @@ fn without_the_token_nothing_is_shown_but_the_way_to_give_it() {
 
 #[test]
 fn over_tls_it_answers_to_those_who_speak_it() {
-    if std::process::Command::new("openssl").arg("version").output().is_err() {
-        println!("skipped: openssl is not installed, which makes the certificate");
+    if !common::is_installed("openssl") {
         return;
     }
     let keys = tempfile::tempdir().unwrap();

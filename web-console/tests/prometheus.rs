@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Answer, Console, FakeManager, LIMIT};
+use common::{Answer, Console, FakeManager, LIMIT, is_installed};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
@@ -14,15 +14,6 @@ const DASHBOARD: &str = include_str!("../grafana/millrace.json");
 const ALERTS: &str = include_str!("../grafana/alerts.yml");
 /// Labels that Prometheus adds to what it asks.
 const TARGET_LABELS: [&str; 2] = ["job", "instance"];
-
-/// Whether a program is here; says what is skipped if not.
-fn is_installed(program: &str) -> bool {
-    let there = Command::new(program).arg("--version").output().is_ok();
-    if !there {
-        println!("skipped: {program} is not installed (./scripts/setup --tests)");
-    }
-    there
-}
 
 fn full_console() -> (tempfile::TempDir, FakeManager, Console) {
     let dir = tempfile::tempdir().unwrap();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::common::LIMIT;
+use crate::common::{LIMIT, is_installed, long_is_wanted};
 
 /// How a page is looked at.
 #[derive(Clone, Copy, Debug)]
@@ -30,15 +30,9 @@ impl Browser {
     /// Starts one; `None`, and why, where it is not asked for, or Chromium or its driver is not
     /// installed.
     pub fn start() -> Option<Self> {
-        if std::env::var_os("MILLRACE_WEB_LONG").is_none() {
-            println!("skipped: takes most of a minute: ./scripts/test web");
+        let programs = ["chromium", "chromedriver"];
+        if !long_is_wanted() || !programs.iter().all(|program| is_installed(program)) {
             return None;
-        }
-        for program in ["chromium", "chromedriver"] {
-            if Command::new(program).arg("--version").output().is_err() {
-                println!("skipped: {program} is not installed (./scripts/setup --tests)");
-                return None;
-            }
         }
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let driver = Command::new("chromedriver")

@@ -12,7 +12,7 @@ use nflib::control::{Status, request_status};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::common::LIMIT;
+use crate::common::{LIMIT, skip};
 
 /// Packets a second that the lab's generator makes.
 pub const RATE_PPS: u32 = 10_000;
@@ -28,7 +28,7 @@ pub struct Lab {
 fn program(name: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_BIN_EXE_millrace-web")).with_file_name(name);
     if !path.exists() {
-        println!("skipped: {name} is not built: cargo build -p millrace -p millrace-nfs");
+        skip(&format!("{name} is not built: cargo build -p millrace -p millrace-nfs"));
         return None;
     }
     Some(path)

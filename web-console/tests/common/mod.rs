@@ -17,6 +17,39 @@ use nflib::control::{
     self, Applied, ControlError, ErrorCode, ErrorReply, PortStatus, Reply, Request, Status,
 };
 
+/// Says that a part of the tests does not run, and why.
+#[allow(clippy::print_stdout)] // Captured by the harness unless asked for.
+pub fn leave_out(reason: &str) {
+    println!("skipped: {reason}");
+}
+
+/// Says that a test cannot run here, and why; fails instead when `MILLRACE_MUST_RUN=1`.
+#[track_caller]
+pub fn skip(reason: &str) {
+    let must_run = std::env::var_os("MILLRACE_MUST_RUN").is_some_and(|value| value == "1");
+    assert!(!must_run, "this test must run here, and cannot: {reason}");
+    leave_out(reason);
+}
+
+/// Whether tests that take most of a minute are asked for; says what is skipped if not.
+pub fn long_is_wanted() -> bool {
+    let wanted = std::env::var_os("MILLRACE_WEB_LONG").is_some();
+    if !wanted {
+        leave_out("takes most of a minute: ./scripts/test web");
+    }
+    wanted
+}
+
+/// Whether a program of Debian's is here; says what is skipped if not.
+#[track_caller]
+pub fn is_installed(program: &str) -> bool {
+    let there = Command::new(program).arg("--version").output().is_ok();
+    if !there {
+        skip(&format!("{program} is not installed (./scripts/setup --tests)"));
+    }
+    there
+}
+
 /// Longer than anything here takes; ends a test that would hang.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
