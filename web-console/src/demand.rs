@@ -2,18 +2,27 @@
 //! has a stream open that wants more.
 #![forbid(unsafe_code)]
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Most events a second that a stream may ask for.
 pub const MAX_HZ: u8 = 10;
 
-/// Who wants how many readings a second.
+/// Who wants how many readings a second, and who wants one at once.
 #[derive(Debug, Default)]
 pub struct Demand {
-    /// How many streams want that many a second.
-    wanted: Mutex<[u32; MAX_HZ as usize + 1]>,
+    wanted: Mutex<Wanted>,
     changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Wanted {
+    /// How many streams want that many a second.
+    streams: [u32; MAX_HZ as usize + 1],
+    /// How often somebody wanted a reading at once.
+    at_once: u64,
+    /// Up to which of these there is one.
+    had: u64,
 }
 
 /// One stream's wish; gone when it is dropped.
@@ -32,21 +41,45 @@ impl Demand {
         Wish { demand: Arc::clone(self), hz }
     }
 
+    fn lock(&self) -> MutexGuard<'_, Wanted> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn change(&self, hz: u8, change: impl Fn(u32) -> u32) {
-        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        wanted[usize::from(hz)] = change(wanted[usize::from(hz)]);
+        let mut wanted = self.lock();
+        let streams = &mut wanted.streams[usize::from(hz)];
+        *streams = change(*streams);
         drop(wanted);
         self.changed.notify_all();
+    }
+
+    /// Wants a reading at once; returns the number that it, or a later one, will have
+    /// ([`begin`](Self::begin)).
+    pub fn at_once(&self) -> u64 {
+        let mut wanted = self.lock();
+        wanted.at_once += 1;
+        let number = wanted.at_once;
+        drop(wanted);
+        self.changed.notify_all();
+        number
+    }
+
+    /// Called before the manager is asked: the number of the reading that comes of it. Whoever was
+    /// told this number, or a lower one, has wanted it before.
+    pub fn begin(&self) -> u64 {
+        let mut wanted = self.lock();
+        wanted.had = wanted.at_once;
+        wanted.had
     }
 
     /// Sleeps until it is time for the next reading after one at `last`: `base` later, or as much
     /// sooner as somebody wants it, also if they come only now.
     pub fn wait(&self, last: Instant, base: Duration) {
-        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wanted = self.lock();
         loop {
-            let due = last + shortest(&*wanted).map_or(base, |period| period.min(base));
-            let left = due.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let period = shortest(&wanted.streams).map_or(base, |period| period.min(base));
+            let left = (last + period).saturating_duration_since(Instant::now());
+            if left.is_zero() || wanted.at_once > wanted.had {
                 return;
             }
             let waited = self.changed.wait_timeout(wanted, left);
@@ -79,7 +112,7 @@ mod tests {
     #[test]
     fn the_fastest_wish_counts_until_it_is_gone() {
         let demand = Arc::new(Demand::default());
-        let period = || shortest(&*demand.wanted.lock().unwrap());
+        let period = || shortest(&demand.wanted.lock().unwrap().streams);
         assert_eq!(period(), None);
         let slow = demand.wish(2);
         let fast = demand.wish(200);
@@ -99,5 +132,15 @@ mod tests {
         });
         let _wish = demand.wish(10);
         waiting.join().unwrap();
+    }
+
+    #[test]
+    fn a_reading_that_is_wanted_at_once_is_one_that_began_later() {
+        let demand = Demand::default();
+        let before = demand.begin();
+        let number = demand.at_once();
+        assert!(before < number);
+        demand.wait(Instant::now(), Duration::from_secs(3600));
+        assert!(demand.begin() >= number);
     }
 }

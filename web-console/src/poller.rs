@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::demand::Demand;
 use crate::manager::{ManagerError, connect};
-use crate::reading::{Reading, unix_ms};
+use crate::reading::{About, Reading, unix_ms};
 use crate::record::Record;
 
 /// How long the manager may take to answer; it takes microseconds.
@@ -69,9 +69,13 @@ impl Poller {
         Ok(status)
     }
 
+    fn about(&self, timeline_seq: u64, number: u64) -> About {
+        About { interval: self.interval, timeline_seq, number }
+    }
+
     /// Asks once and publishes; blocks for at most a few seconds while a manager says nothing.
     fn turn(&mut self, calm: &watch::Sender<Reading>, live: &watch::Sender<Reading>) {
-        let now = Instant::now();
+        let (now, number) = (Instant::now(), self.demand.begin());
         // With some tolerance: a faster beat need not meet the interval exactly.
         let due = self.calm_at.is_none_or(|at| now - at + self.interval / 10 >= self.interval);
         match self.ask() {
@@ -81,7 +85,7 @@ impl Poller {
                 let seq = self.record.up(&status, unix_ms());
                 let reading = |before: &Option<Arc<Status>>| {
                     let rates = before.as_ref().and_then(|before| Rates::between(before, &status));
-                    Reading::up(Arc::clone(&status), rates, self.interval, seq)
+                    Reading::up(Arc::clone(&status), rates, self.about(seq, number))
                 };
                 live.send_replace(reading(&self.before));
                 if due || came {
@@ -105,7 +109,8 @@ impl Poller {
                     tracing::warn!("away: {error}");
                 }
                 let seq = self.record.away(&error.to_string(), unix_ms());
-                let reading = Reading::away(error.code(), error.to_string(), self.interval, seq);
+                let about = self.about(seq, number);
+                let reading = Reading::away(error.code(), error.to_string(), about);
                 live.send_replace(reading.clone());
                 if due || went {
                     calm.send_replace(reading);
@@ -135,7 +140,7 @@ impl Poller {
 /// When no thread can be had.
 pub fn spawn(poller: Poller) -> io::Result<Readings> {
     let message = "the manager has not been asked yet".to_owned();
-    let first = Reading::away("manager_away", message, poller.interval, 0);
+    let first = Reading::away("manager_away", message, poller.about(0, 0));
     let (calm_sender, calm) = watch::channel(first.clone());
     let (live_sender, live) = watch::channel(first);
     std::thread::Builder::new()

@@ -24,9 +24,21 @@ struct Inner {
     at_unix_ms: u64,
     interval_ms: u64,
     timeline_seq: u64,
+    number: u64,
     body: OnceLock<Bytes>,
     event: OnceLock<Bytes>,
     metrics: [OnceLock<Bytes>; 2],
+}
+
+/// What the console itself knows of a reading.
+#[derive(Clone, Copy, Debug)]
+pub struct About {
+    /// How often such a reading comes.
+    pub interval: Duration,
+    /// Number of the timeline's latest entry.
+    pub timeline_seq: u64,
+    /// Number of the reading.
+    pub number: u64,
 }
 
 #[derive(Debug)]
@@ -60,39 +72,37 @@ struct AwayEvent<'a> {
 }
 
 impl Reading {
-    fn new(what: What, interval: Duration, timeline_seq: u64) -> Self {
+    fn new(what: What, about: About) -> Self {
         Self(Arc::new(Inner {
             what,
             at_unix_ms: unix_ms(),
-            interval_ms: millis(interval),
-            timeline_seq,
+            interval_ms: millis(about.interval),
+            timeline_seq: about.timeline_seq,
+            number: about.number,
             body: OnceLock::new(),
             event: OnceLock::new(),
             metrics: [OnceLock::new(), OnceLock::new()],
         }))
     }
 
-    /// The manager answered. `interval` is how often such a reading comes; `timeline_seq` the number
-    /// of the timeline's latest entry.
+    /// The manager answered.
     #[must_use]
-    pub fn up(
-        status: Arc<Status>,
-        rates: Option<Rates>,
-        interval: Duration,
-        timeline_seq: u64,
-    ) -> Self {
-        Self::new(What::Up { status, rates }, interval, timeline_seq)
+    pub fn up(status: Arc<Status>, rates: Option<Rates>, about: About) -> Self {
+        Self::new(What::Up { status, rates }, about)
     }
 
     /// The manager did not answer; `message` says why, in one line.
     #[must_use]
-    pub fn away(
-        code: &'static str,
-        message: String,
-        interval: Duration,
-        timeline_seq: u64,
-    ) -> Self {
-        Self::new(What::Away { code, message }, interval, timeline_seq)
+    pub fn away(code: &'static str, message: String, about: About) -> Self {
+        Self::new(What::Away { code, message }, about)
+    }
+
+    /// Its number, by which those who wanted it at once know it ([`Demand::begin`]).
+    ///
+    /// [`Demand::begin`]: crate::demand::Demand::begin
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.0.number
     }
 
     /// Whether the manager answered.
@@ -207,7 +217,7 @@ mod tests {
     use nflib::control::NfStatus;
     use serde_json::Value;
 
-    const INTERVAL: Duration = Duration::from_millis(250);
+    const ABOUT: About = About { interval: Duration::from_millis(250), timeline_seq: 3, number: 0 };
 
     fn data_of(event: &Bytes, name: &str) -> Value {
         let text = std::str::from_utf8(event).unwrap();
@@ -216,7 +226,7 @@ mod tests {
     }
 
     fn up(status: &Status, rates: Option<Rates>) -> Reading {
-        Reading::up(Arc::new(status.clone()), rates, INTERVAL, 3)
+        Reading::up(Arc::new(status.clone()), rates, ABOUT)
     }
 
     #[test]
@@ -242,7 +252,7 @@ mod tests {
 
     #[test]
     fn a_manager_that_is_away_is_an_error_with_its_reason() {
-        let reading = Reading::away("manager_away", "no manager at /x".into(), INTERVAL, 0);
+        let reading = Reading::away("manager_away", "no manager at /x".into(), ABOUT);
         assert!(!reading.is_up());
         let error = reading.body().unwrap_err();
         assert_eq!((error.status.as_u16(), error.code), (503, "manager_away"));

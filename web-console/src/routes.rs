@@ -24,6 +24,9 @@ use crate::poller::Readings;
 use crate::reading::Reading;
 use crate::record::Record;
 
+/// How long an answer to a change waits for the status behind it.
+const RENEW_LIMIT: Duration = Duration::from_secs(2);
+
 /// What the handlers share. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Shared {
@@ -52,6 +55,16 @@ impl Shared {
     #[must_use]
     pub fn latest(&self) -> Reading {
         self.readings.live.borrow().clone()
+    }
+
+    /// Waits for a reading that was begun after now, so that whoever changed something and looks
+    /// then sees what he has done. Not for longer than a moment, should the manager hang.
+    pub async fn renew(&self) {
+        let number = self.demand.at_once();
+        let mut live = self.readings.live.clone();
+        let renewed = live.wait_for(|reading| reading.number() >= number);
+        // Too late, or the poller is gone: then the looks are old, and say how old.
+        let _ = tokio::time::timeout(RENEW_LIMIT, renewed).await;
     }
 }
 

@@ -9,9 +9,11 @@ use lab::Lab;
 use nflib::control::{Applied, Explanation};
 use serde_json::{Value, json};
 
-fn stage() -> Option<(Lab, Console)> {
+/// `interval_ms`: how often the console asks the manager by itself.
+fn stage(interval_ms: &str) -> Option<(Lab, Console)> {
     let lab = Lab::start()?;
-    let console = Console::start_with(&lab.socket(), &["--interval-ms", "100", "--allow-changes"]);
+    let options = ["--interval-ms", interval_ms, "--allow-changes"];
+    let console = Console::start_with(&lab.socket(), &options);
     console.wait_for_code(200);
     Some((lab, console))
 }
@@ -25,7 +27,7 @@ fn done(console: &Console, method: &str, path: &str, body: &Value) -> Applied {
 
 #[test]
 fn what_is_asked_for_over_http_is_what_runs() {
-    let Some((mut lab, console)) = stage() else { return };
+    let Some((mut lab, console)) = stage("10000") else { return };
     let rule = json!({ "name": "all", "priority": 7, "then": { "chain": "short" } });
     let id = done(&console, "POST", "/api/v1/rules", &rule).rule_ids[0];
     lab.until("packets match the rule", |status| {
@@ -62,7 +64,7 @@ fn what_is_asked_for_over_http_is_what_runs() {
 
 #[test]
 fn a_file_is_compared_before_it_is_applied() {
-    let Some((mut lab, console)) = stage() else { return };
+    let Some((mut lab, console)) = stage("10000") else { return };
     let text = lab.text().replace("services = [\"fw\", \"nat\"]", "services = [\"nat\", \"fw\"]");
     let file = json!({ "path": "m.toml", "text": text });
     let diff = done(&console, "POST", "/api/v1/config/diff", &file);
@@ -70,6 +72,7 @@ fn a_file_is_compared_before_it_is_applied() {
     let applied = done(&console, "POST", "/api/v1/config/apply", &file);
     assert_eq!(applied.changes, diff.changes);
     assert_eq!(done(&console, "POST", "/api/v1/config/diff", &file).changes, []);
+    // Who changes something and looks sees what was changed, however seldom the console asks.
     let chain = console.get("/api/v1/chains/default").json();
     assert_eq!(chain["services"], json!(["nat", "fw"]));
     let bad = json!({ "text": "[[chain]]\nname = 1" });
@@ -82,7 +85,7 @@ fn a_file_is_compared_before_it_is_applied() {
 
 #[test]
 fn rates_and_counters_are_those_of_the_manager() {
-    let Some((mut lab, console)) = stage() else { return };
+    let Some((mut lab, console)) = stage("100") else { return };
     // A second of figures, at ten a second.
     let mut last = Value::Null;
     let mut sum = 0.0;

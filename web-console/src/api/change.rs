@@ -141,8 +141,15 @@ pub fn operations() -> Vec<Operation> {
     all.into_iter().map(Operation::changes).collect()
 }
 
+/// Asks for something that changes what runs; when it is answered, the status has it too.
+async fn ask(shared: &Shared, request: Request, limit: Duration) -> Result<Reply, ApiError> {
+    let reply = shared.asker.ask(request, Cost::Change, limit).await?;
+    shared.renew().await;
+    Ok(reply)
+}
+
 async fn change(shared: &Shared, request: Request, limit: Duration) -> Answered {
-    match shared.asker.ask(request, Cost::Change, limit).await? {
+    match ask(shared, request, limit).await? {
         Reply::Applied(applied) => Ok(json(&applied)),
         _ => Err(unexpected("a change")),
     }
@@ -275,7 +282,7 @@ async fn apply(
 
 async fn stop_nf(State(shared): State<Shared>, Segments(instance): Segments<u32>) -> Answered {
     let request = Request::StopNf { instance };
-    match shared.asker.ask(request, Cost::Change, CHANGE_LIMIT).await? {
+    match ask(&shared, request, CHANGE_LIMIT).await? {
         Reply::Done => Ok(StatusCode::NO_CONTENT.into_response()),
         _ => Err(unexpected("stopping an NF")),
     }
@@ -320,7 +327,7 @@ async fn call(shared: &Shared, target: Target, message: Message) -> Answered {
         let message = format!("a message of {} bytes: at most {MAX_MESSAGE_BYTES}", payload.len());
         return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message));
     }
-    match shared.asker.ask(Request::Call { target, payload }, Cost::Change, CHANGE_LIMIT).await? {
+    match ask(shared, Request::Call { target, payload }, CHANGE_LIMIT).await? {
         Reply::Called { answers } => {
             let answers = answers.into_iter().map(|(instance, said)| Called::new(instance, said));
             Ok(json(&answers.collect::<Vec<_>>()))
