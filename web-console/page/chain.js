@@ -34,14 +34,35 @@ function stages({ status, rates }, chain) {
   const egress = new Set(status.ports.map((port) => port.egress));
   const comeIn = status.ports.filter((port) => port.egress || port.rx_pkts > 0);
   const leave = status.ports.filter((port) => egress.has(port.name) || port.tx_pkts > 0);
-  const services = chain.services.map((named, at) =>
-    serviceStage(serviceOf(status, named), at, status, rates));
-  const sent = leave.map((port) => rates.ports.get(port.name)?.tx_pps);
-  return [
-    portStage("in", "In by", comeIn, rates, "rx_pps"),
-    ...services,
-    { ...portStage("out", "Out by", leave, rates, "tx_pps"), edge: { pps: sumOf(sent) } },
-  ];
+  const places = status.chains.flatMap((other) => other.services)
+    .map((named) => serviceOf(status, named).id);
+  const services = chain.services.map((named, at) => {
+    const service = serviceOf(status, named);
+    const uses = places.filter((id) => id === service.id).length;
+    return serviceStage(service, at, status, rates, uses);
+  });
+  const entering = rates.chains.get(chain.name)?.pps;
+  const isOnly = status.chains.length < 2;
+  const sent = sumOf(leave.map((port) => rates.ports.get(port.name)?.tx_pps));
+  const leaving = services.length > 0 ? services.at(-1).leaving : entering;
+  const out = { ...portStage("out", "Out by", leave, rates, "tx_pps") };
+  out.edge = { pps: isOnly ? sent : leaving };
+  carry([...services, out], entering);
+  return [portStage("in", "In by", comeIn, rates, "rx_pps"), ...services, out];
+}
+
+/**
+ * Fills in the rates that nobody counts, where a service stands in several chains: what enters a
+ * chain is counted at its entrance, and as long as nothing is dropped on the way it goes all through.
+ */
+function carry(stages, entering) {
+  let flow = entering;
+  for (const [at, stage] of stages.entries()) {
+    if (at === 0 && entering !== undefined) stage.edge = { pps: entering };
+    else if (stage.edge.pps === undefined) stage.edge = { pps: flow, isAbout: flow !== undefined };
+    flow = stage.edge.pps;
+    if (stage.drops) flow = undefined;
+  }
 }
 
 function portStage(key, title, ports, rates, direction) {
@@ -58,14 +79,17 @@ function portStage(key, title, ports, rates, direction) {
   return { key: `ports-${key}`, title, lines, kind: "" };
 }
 
-function serviceStage(service, at, status, rates) {
+function serviceStage(service, at, status, rates, uses) {
   const nfs = status.nfs.filter((nf) => nf.service === service.id);
   const known = nfs.map((nf) => rates.nfs.get(nf.instance)?.rx_pps);
-  const lines = nfs.map((nf) => ({
-    text: `● ${nf.name} #${nf.instance}${nf.state === "running" ? "" : ` (${nf.state})`}`,
-    class: "main",
+  const total = sumOf(known);
+  const lines = nfs.map((nf, i) => ({
+    text: `${nf.stuck ? "✕" : nf.state === "running" ? "●" : "◌"} ${nf.name} #${nf.instance}`
+      + ` ${rate(known[i], "pps")}${nf.state === "running" ? "" : ` (${nf.state})`}${nf.stuck ? " stands still" : ""}`,
+    class: nf.stuck ? "instance bad" : "instance",
   }));
   if (nfs.length === 0) lines.push({ text: "✕ no NF attached", class: "main bad" });
+  if (uses > 1) lines.push({ text: `in all chains: ${rate(total, "pps")}`, class: "quiet" });
   nfs.forEach((nf) => lines.push(...dropLines(rates, `nf:${nf.instance}`)));
   lines.push(...dropLines(rates, `service:${service.name}`));
   return {
@@ -73,7 +97,14 @@ function serviceStage(service, at, status, rates) {
     title: `Service ${service.name}`,
     lines,
     kind: nfs.length === 0 ? "service missing" : "service",
-    edge: { pps: sumOf(known) },
+    // Of a service that stands at several places only the sum is known.
+    edge: { pps: uses === 1 ? total : undefined },
+    drops: nfs.some((nf) => rates.nfs.get(nf.instance)?.drop_pps !== 0)
+      || rates.drops.some((drop) => drop.place === `service:${service.name}` && drop.pps > 0),
+    leaving: uses === 1 ? sumOf(nfs.map((nf) => {
+      const now = rates.nfs.get(nf.instance);
+      return now && Math.max(0, now.tx_pps - now.drop_pps);
+    })) : undefined,
   };
 }
 
@@ -104,13 +135,13 @@ function update(node, item) {
   setAttribute(stage, "class", `stage ${item.kind}`.trim());
   setText(stage.querySelector("h3"), item.title);
   setLines(stage.querySelector("div"), item.lines);
-  if (item.edge) updateEdge(node.firstElementChild, item.edge.pps);
+  if (item.edge) updateEdge(node.firstElementChild, item.edge);
 }
 
-function updateEdge(node, pps) {
+function updateEdge(node, { pps, isAbout }) {
   const still = !pps;
   setAttribute(node, "class", still ? "edge still" : "edge");
-  setText(node.querySelector("span"), rate(pps, "pps"));
+  setText(node.querySelector("span"), `${isAbout ? "≈\u00a0" : ""}${rate(pps, "pps")}`);
   // Ten times the rate is half a unit more of line: 1 pps 1.5, 10 Mpps 5.
   const width = still ? 1.5 : 1.5 + 0.5 * Math.max(0, Math.log10(pps));
   setAttribute(node.querySelector("path"), "stroke-width", width.toFixed(1));

@@ -1,11 +1,19 @@
-// The page: follows the stream of events and draws each.
+// The page: follows the stream of events and draws what is in view.
 
+import { ask, get } from "./api.js";
 import { drawBooks, drawPool } from "./books.js";
 import { drawChains } from "./chain.js";
-import { setText } from "./dom.js";
+import * as change from "./change.js";
+import {
+  drawCoreCharts, drawDropCharts, drawNfCharts, drawPortCharts, drawTotals,
+} from "./charts.js";
+import { el, setText } from "./dom.js";
 import { clock, duration } from "./format.js";
+import * as memory from "./memory.js";
+import * as questions from "./questions.js";
 import { follow } from "./stream.js";
-import { drawTables } from "./tables.js";
+import { drawCores, drawDrops, drawNfs, drawPorts, drawRules } from "./tables.js";
+import * as timeline from "./timeline.js";
 
 const $ = (id) => document.getElementById(id);
 const STATES = {
@@ -15,21 +23,48 @@ const STATES = {
   lost: "✕ console away",
 };
 
+/** What is drawn in each view. */
+const VIEWS = {
+  overview(view) {
+    drawTotals();
+    $("no-chain").hidden = true;
+    drawChains($("chains"), view);
+    drawBooks($("books"), view.status.accounting);
+    drawPool($("pool"), view.status.pool);
+  },
+  ports(view) {
+    drawPorts(view);
+    drawPortCharts(view);
+  },
+  nfs(view) {
+    drawNfs(view);
+    drawNfCharts(view);
+  },
+  cores(view) {
+    drawCores(view);
+    drawCoreCharts(view);
+  },
+  drops(view) {
+    drawDrops(view);
+    drawDropCharts(view);
+  },
+  rules: drawRules,
+  timeline() {},
+};
+/** Views without charts. */
+const WITHOUT_CHARTS = ["rules", "timeline"];
+
 let state = "waiting";
 let paused = false;
 let latest = null; // Data of the latest status event.
 let latestAt = null; // When it came.
+let shown = "overview";
 
 function draw() {
   if (latest === null) return;
-  const { status } = latest;
-  const view = { status, rates: byName(latest.rates) };
+  const { status, rates } = latest;
   setText($("facts"), facts(status));
-  $("no-chain").hidden = true;
-  drawChains($("chains"), view);
-  drawTables(view);
-  drawBooks($("books"), status.accounting);
-  drawPool($("pool"), status.pool);
+  VIEWS[shown]({ status, rates: byName(rates) });
 }
 
 /** Rates found by name; all unknown when there are none yet. */
@@ -38,18 +73,21 @@ function byName(rates) {
     known: rates !== null,
     ports: new Map(rates?.ports.map((port) => [port.name, port])),
     nfs: new Map(rates?.nfs.map((nf) => [nf.instance, nf])),
+    chains: new Map(rates?.chains.map((chain) => [chain.name, chain])),
+    rules: new Map(rates?.rules.map((rule) => [rule.id, rule])),
+    workers: new Map(rates?.workers.map((worker) => [worker.worker, worker])),
     drops: rates?.drops ?? [],
   };
 }
 
 function facts(status) {
-  const workers = status.workers.map((worker) =>
-    worker.core === null ? `${worker.worker}` : `${worker.worker} on core ${worker.core}`);
+  const workers = status.workers.length;
   return [
     `manager ${status.version}`,
     `pid ${status.pid}`,
     `up ${duration(status.uptime_s)}`,
-    `worker${workers.length === 1 ? "" : "s"} ${workers.join(", ") || "none"}`,
+    `${workers} worker${workers === 1 ? "" : "s"}`,
+    `plan ${status.plan.generation}${status.plan.changing ? " (changing)" : ""}`,
     status.hugepages ? "on hugepages" : "on ordinary pages",
   ].join(" · ");
 }
@@ -67,26 +105,68 @@ function since() {
   return latestAt === null ? "" : ` The figures below are of ${clock(latestAt)}.`;
 }
 
-follow({
+/** Shows the view that the address names. */
+function route() {
+  const wanted = location.hash.slice(1);
+  shown = wanted in VIEWS ? wanted : "overview";
+  for (const name of Object.keys(VIEWS)) $(`view-${name}`).hidden = name !== shown;
+  for (const link of document.querySelectorAll("#views a")) {
+    if (link.hash === `#${shown}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  $("span").hidden = WITHOUT_CHARTS.includes(shown);
+  draw();
+  timeline.draw();
+}
+
+const stream = follow({
   status(data) {
     if (!paused || latest === null) {
       latest = data;
       latestAt = new Date();
+      memory.observe(data);
+      change.observe(data.status);
       draw();
     }
+    timeline.follow(data.timeline_seq);
     show("live");
   },
   away(data) {
+    timeline.follow(data.timeline_seq);
     show("away", `The manager is away: ${data.message}. This page goes on by itself as soon as it answers.${since()}`);
   },
   lost() {
     show("lost", `The console's server does not answer (millrace-web). This page goes on by itself as soon as it does.${since()}`);
   },
+  back: () => memory.load().then(draw),
 });
 
 $("pause").addEventListener("click", () => {
   paused = !paused;
   $("pause").setAttribute("aria-pressed", String(paused));
   setText($("pause"), paused ? "Resume" : "Pause");
+  // What came meanwhile is remembered by the server.
+  if (!paused) memory.load().then(draw);
   if (state === "live") show("live");
 });
+$("hz").addEventListener("change", () => stream.setHz($("hz").value));
+for (const radio of document.querySelectorAll("[name=span]")) {
+  radio.addEventListener("change", () => memory.setSpan(radio.value).then(draw));
+}
+$("log-out").addEventListener("click", () =>
+  ask("DELETE", "/api/v1/session").finally(() => location.replace("/login")));
+window.addEventListener("hashchange", route);
+window.addEventListener("resize", draw);
+
+questions.start();
+route();
+memory.load().then(draw);
+get("/api/v1/console").then((console) => {
+  change.start(console.allow_changes);
+  $("log-out").hidden = !console.asks_for_token;
+  draw();
+}).catch(() => {});
+get("/api/v1/rule-fields").then((fields) => {
+  $("fields").append(...fields.map(({ name, meaning }) =>
+    el("option", { value: `${name}=` }, meaning)));
+}).catch(() => {});

@@ -1,78 +1,76 @@
 //! What stands before every request, and what every answer says to browsers.
 //!
-//! The console listens on loopback only, so the one who could misuse it is a page from elsewhere in
-//! the user's own browser. Two doors are shut: a name of the attacker's that resolves to 127.0.0.1
-//! (DNS rebinding; the Host header then carries that name) and a script of another origin (the
-//! Origin header then differs; and no answer ever allows it to read, there is no CORS header).
+//! Who could misuse the console is a page from elsewhere in the user's own browser. Two doors are
+//! shut: a name of the attacker's that resolves to this machine (DNS rebinding; the Host header then
+//! carries that name) and a script of another origin (the Origin header then differs; and no answer
+//! ever allows it to read, there is no CORS header). Then comes who is let in ([`crate::access`]).
 #![forbid(unsafe_code)]
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use axum::body::Body;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
-use thiserror::Error;
+use axum::response::{IntoResponse, Redirect, Response};
 
-use crate::reading::error_body;
+use crate::api::error::ApiError;
+use crate::page;
+use crate::routes::Shared;
 
-/// Why a request is not answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum Refusal {
-    /// HTTP/1.1 asks for one Host header, and one that is a host and a port (RFC 9112, 3.2).
-    #[error("the request names no host, or several")]
-    NoHost,
-    /// The host is not this machine's.
-    #[error(
-        "this console answers to localhost, 127.0.0.1 and [::1] only, not to the name in the \
-         request's Host header"
-    )]
-    ForeignHost,
-    /// A page from elsewhere asks.
-    #[error("a page of another origin may not use this console")]
-    ForeignOrigin,
-    /// Nothing here can be changed.
-    #[error("only GET: this console shows, it changes nothing")]
-    Method,
-    /// There is nothing by that name.
-    #[error("there is nothing here; see / and /api/v1/status")]
-    NotFound,
+/// Which names this console goes by.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    /// It listens for others than this machine: any address may be in the Host header. Only a name
+    /// can be made to lead here by somebody else.
+    pub any_address: bool,
+    /// Names it was told (`--host`).
+    pub hosts: Vec<String>,
+    /// It is reached over TLS.
+    pub tls: bool,
 }
 
-impl Refusal {
-    fn status_and_code(self) -> (StatusCode, &'static str) {
-        match self {
-            Self::NoHost => (StatusCode::BAD_REQUEST, "bad_request"),
-            Self::ForeignHost => (StatusCode::MISDIRECTED_REQUEST, "foreign_host"),
-            Self::ForeignOrigin => (StatusCode::FORBIDDEN, "foreign_origin"),
-            Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
-            Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
-        }
-    }
+/// HTTP/1.1 asks for one Host header (RFC 9112, 3.2).
+fn no_host() -> ApiError {
+    ApiError::bad_request("the request names no host, or several")
 }
 
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let (status, code) = self.status_and_code();
-        let mut response = Body::from(error_body(code, &self.to_string())).into_response();
-        *response.status_mut() = status;
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if self == Self::Method {
-            headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-        }
-        response
-    }
+fn foreign_host() -> ApiError {
+    ApiError::new(
+        StatusCode::MISDIRECTED_REQUEST,
+        "foreign_host",
+        "this console does not answer to the name in the request's Host header: use localhost, an \
+         address it listens on, or start it with --host NAME",
+    )
+}
+
+fn foreign_origin() -> ApiError {
+    ApiError::new(
+        StatusCode::FORBIDDEN,
+        "foreign_origin",
+        "a page of another origin may not use this console",
+    )
+}
+
+fn no_token() -> ApiError {
+    ApiError::new(
+        StatusCode::UNAUTHORIZED,
+        "no_token",
+        "expected the header Authorization: Bearer TOKEN, or a cookie from /login",
+    )
 }
 
 /// Lets a request pass or refuses it, and puts the security headers on the answer either way.
-pub async fn guard(request: Request, next: Next) -> Response {
-    let mut response = match check(request.method(), request.uri(), request.headers()) {
-        Ok(()) => next.run(request).await,
+pub async fn guard(State(shared): State<Shared>, request: Request, next: Next) -> Response {
+    let mut response = match check(&shared.names, request.uri(), request.headers()) {
+        Ok(()) if is_open(request.uri().path()) || shared.access.admits(request.headers()) => {
+            next.run(request).await
+        }
+        // Who opens the page in a browser is led to where the token can be given.
+        Ok(()) if request.uri().path() == "/" => Redirect::to("/login").into_response(),
+        Ok(()) => no_token().into_response(),
         Err(refusal) => {
-            tracing::debug!(%refusal, uri = %request.uri(), "refused");
+            tracing::debug!(code = refusal.code, path = request.uri().path(), "refused");
             refusal.into_response()
         }
     };
@@ -81,6 +79,11 @@ pub async fn guard(request: Request, next: Next) -> Response {
         headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
     response
+}
+
+/// What is answered without a token: how to give one, and that this process lives.
+fn is_open(path: &str) -> bool {
+    matches!(path, "/healthz" | "/api/v1/session") || page::is_open(path)
 }
 
 /// The page loads from here, talks to here, and is shown in no frame; nothing is kept by caches.
@@ -98,26 +101,50 @@ const SECURITY_HEADERS: [(HeaderName, &str); 7] = [
     (header::CACHE_CONTROL, "no-store"),
 ];
 
-fn check(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
+fn check(names: &Names, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
-        (Some(host), None) => host.to_str().map_err(|_| Refusal::ForeignHost)?,
-        _ => return Err(Refusal::NoHost),
+        (Some(host), None) => host.to_str().map_err(|_| foreign_host())?,
+        _ => return Err(no_host()),
     };
     // The target of a request may carry a host too, which then counts (RFC 9112, 3.2.2).
     let target = uri.authority().map(Authority::as_str);
-    if !is_loopback(host) || !target.is_none_or(is_loopback) {
-        return Err(Refusal::ForeignHost);
+    let is_ours = |authority: &str| names.include(authority);
+    if !is_ours(host) || !target.is_none_or(is_ours) {
+        return Err(foreign_host());
     }
+    let scheme = if names.tls { "https://" } else { "http://" };
     for origin in headers.get_all(header::ORIGIN) {
-        let origin = origin.to_str().ok().and_then(|origin| origin.strip_prefix("http://"));
+        let origin = origin.to_str().ok().and_then(|origin| origin.strip_prefix(scheme));
         if !origin.is_some_and(|origin| origin.eq_ignore_ascii_case(host)) {
-            return Err(Refusal::ForeignOrigin);
+            return Err(foreign_origin());
         }
     }
-    match *method {
-        Method::GET | Method::HEAD => Ok(()),
-        _ => Err(Refusal::Method),
+    Ok(())
+}
+
+impl Names {
+    /// Whether a host, with or without a port, is a name of this console's.
+    fn include(&self, authority: &str) -> bool {
+        if is_loopback(authority) {
+            return true;
+        }
+        let host = match authority.strip_prefix('[') {
+            Some(rest) => match rest.split_once(']') {
+                Some((host, port)) if is_port(port) && host.parse::<Ipv6Addr>().is_ok() => host,
+                _ => return false,
+            },
+            None => {
+                let (host, port) =
+                    authority.split_at(authority.find(':').unwrap_or(authority.len()));
+                if !is_port(port) {
+                    return false;
+                }
+                host
+            }
+        };
+        (self.any_address && host.parse::<IpAddr>().is_ok())
+            || self.hosts.iter().any(|name| name.eq_ignore_ascii_case(host))
     }
 }
 
@@ -148,17 +175,21 @@ fn is_port(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn asked(method: Method, target: &str, headers: &[(&str, &str)]) -> Result<(), Refusal> {
-        let mut request = axum::http::Request::builder().method(method).uri(target);
+    fn asked_of(names: &Names, target: &str, headers: &[(&str, &str)]) -> Result<(), &'static str> {
+        let mut request = axum::http::Request::builder().uri(target);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let request = request.body(()).unwrap();
-        check(request.method(), request.uri(), request.headers())
+        check(names, request.uri(), request.headers()).map_err(|error| error.code)
     }
 
-    fn with_host(host: &str) -> Result<(), Refusal> {
-        asked(Method::GET, "/", &[("host", host)])
+    fn asked(target: &str, headers: &[(&str, &str)]) -> Result<(), &'static str> {
+        asked_of(&Names::default(), target, headers)
+    }
+
+    fn with_host(host: &str) -> Result<(), &'static str> {
+        asked("/", &[("host", host)])
     }
 
     #[test]
@@ -194,41 +225,52 @@ mod tests {
             "localhost localhost",
             "",
         ] {
-            assert_eq!(with_host(host), Err(Refusal::ForeignHost), "{host}");
+            assert_eq!(with_host(host), Err("foreign_host"), "{host}");
         }
     }
 
     #[test]
     fn no_host_or_two_hosts_are_refused() {
-        assert_eq!(asked(Method::GET, "/", &[]), Err(Refusal::NoHost));
+        assert_eq!(asked("/", &[]), Err("bad_request"));
         let twice = [("host", "localhost"), ("host", "localhost")];
-        assert_eq!(asked(Method::GET, "/", &twice), Err(Refusal::NoHost));
+        assert_eq!(asked("/", &twice), Err("bad_request"));
     }
 
     #[test]
     fn a_host_in_the_target_counts_as_much_as_the_header() {
         let header = [("host", "localhost")];
-        assert_eq!(asked(Method::GET, "http://localhost/", &header), Ok(()));
-        let foreign = asked(Method::GET, "http://evil.example/", &header);
-        assert_eq!(foreign, Err(Refusal::ForeignHost));
+        assert_eq!(asked("http://localhost/", &header), Ok(()));
+        let foreign = asked("http://evil.example/", &header);
+        assert_eq!(foreign, Err("foreign_host"));
     }
 
     #[test]
     fn only_this_consoles_own_page_may_say_an_origin() {
-        let from =
-            |origin| asked(Method::GET, "/", &[("host", "localhost:8080"), ("origin", origin)]);
+        let from = |origin| asked("/", &[("host", "localhost:8080"), ("origin", origin)]);
         assert_eq!(from("http://localhost:8080"), Ok(()));
         for origin in ["http://evil.example", "http://localhost:3000", "null", "file://", ""] {
-            assert_eq!(from(origin), Err(Refusal::ForeignOrigin), "{origin}");
+            assert_eq!(from(origin), Err("foreign_origin"), "{origin}");
         }
     }
 
     #[test]
-    fn nothing_but_get_and_head_is_answered() {
-        let header = [("host", "localhost")];
-        assert_eq!(asked(Method::HEAD, "/", &header), Ok(()));
-        for method in [Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS, Method::TRACE] {
-            assert_eq!(asked(method, "/", &header), Err(Refusal::Method));
+    fn one_that_listens_for_others_answers_to_addresses_and_to_names_it_was_told() {
+        let names = Names { any_address: true, hosts: vec!["console.example".into()], tls: false };
+        let with = |host| asked_of(&names, "/", &[("host", host)]);
+        for host in ["192.0.2.1:8080", "[2001:db8::1]:8080", "Console.Example", "localhost:1"] {
+            assert_eq!(with(host), Ok(()), "{host}");
         }
+        for host in ["evil.example", "console.example.evil.example", "[::1]x", "console.example:"] {
+            assert_eq!(with(host), Err("foreign_host"), "{host}");
+        }
+    }
+
+    #[test]
+    fn over_tls_an_origin_without_it_is_another() {
+        let names = Names { tls: true, ..Names::default() };
+        let from =
+            |origin| asked_of(&names, "/", &[("host", "localhost:8080"), ("origin", origin)]);
+        assert_eq!(from("https://localhost:8080"), Ok(()));
+        assert_eq!(from("http://localhost:8080"), Err("foreign_origin"));
     }
 }

@@ -4,16 +4,26 @@
 //! manager ◄── control socket ── poller (thread) ── watch ──► server ── HTTP ──► pages, programs
 //! ```
 //!
-//! [`poller`] asks the manager for one status per interval and publishes it as a
-//! [`reading`], already written as the bytes of an answer. Every reader shares those bytes, so the
-//! manager's work and the console's do not depend on how many pages are open. [`guard`] stands
-//! before every request, [`routes`] answers them, and [`page`] is what browsers load.
+//! [`poller`] asks the manager for one status per interval and publishes it as a [`reading`], which
+//! all readers share, so the manager's work and the console's do not depend on how many pages are
+//! open; [`record`] remembers what it says. [`guard`] stands before every request, [`routes`] answers
+//! them from the one table in [`api`], and [`page`] is what browsers load. What only the manager can
+//! tell or do goes through [`manager`], few at once.
 #![forbid(unsafe_code)]
 
+pub mod access;
+pub mod api;
+pub mod demand;
 pub mod guard;
+pub mod history;
+pub mod manager;
+pub mod metrics;
 pub mod options;
 pub mod page;
 pub mod poller;
 pub mod reading;
+pub mod record;
 pub mod routes;
 pub mod server;
+pub mod timeline;
+pub mod tls;

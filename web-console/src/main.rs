@@ -34,8 +34,14 @@ fn run(options: &Options) -> anyhow::Result<()> {
         );
     }
     let address = server.address();
+    if !address.ip().is_loopback() && options.tls_cert.is_none() {
+        tracing::warn!(
+            "the token and all figures cross the network in clear: add --tls-cert and --tls-key"
+        );
+    }
     server.run(options, || {
-        say(&format!("ready: http://{address}/, manager at {}", options.socket.display()));
+        let scheme = if options.tls_cert.is_some() { "https" } else { "http" };
+        say(&format!("ready: {scheme}://{address}/, manager at {}", options.socket.display()));
     })?;
     say("stopped");
     Ok(())

@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser};
+use nflib::args::one_line;
 use nflib::control::DEFAULT_SOCKET;
 
 /// Shows a running Millrace manager in the browser.
@@ -18,9 +20,25 @@ pub struct Options {
     /// The manager's control socket.
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, env = "MILLRACE_SOCKET")]
     pub socket: PathBuf,
-    /// Address and port to serve on; loopback only. Port 0 takes a free one.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = loopback)]
+    /// Address and port to serve on; other than loopback only with --token-file. Port 0 takes a
+    /// free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = address)]
     pub listen: SocketAddr,
+    /// Let pages and programs change what runs.
+    #[arg(long)]
+    pub allow_changes: bool,
+    /// Let in only who has the token in this file (mode 0600).
+    #[arg(long, value_name = "PATH")]
+    pub token_file: Option<PathBuf>,
+    /// A name that this console is reached by, beside localhost; may be given more than once.
+    #[arg(long, value_name = "NAME")]
+    pub host: Vec<String>,
+    /// Serve over TLS, with this certificate chain (PEM).
+    #[arg(long, value_name = "PATH", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM).
+    #[arg(long, value_name = "PATH", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
     /// How often the manager is asked and pages are updated, ms: 100 to 10000.
     #[arg(
         long,
@@ -51,7 +69,7 @@ impl Stop {
     #[must_use]
     pub fn tell(&self) -> ExitCode {
         if self.0.use_stderr() {
-            eprintln!("millrace-web: {} (see --help)", self.line());
+            eprintln!("millrace-web: {}", self.line());
             return ExitCode::from(2);
         }
         print!("{}", self.0.render());
@@ -61,9 +79,7 @@ impl Stop {
     /// What is wrong, without the usage that clap adds.
     #[must_use]
     pub fn line(&self) -> String {
-        let text = self.0.to_string();
-        let line = text.lines().next().unwrap_or_default();
-        line.strip_prefix("error: ").unwrap_or(line).to_owned()
+        one_line(&self.0)
     }
 }
 
@@ -76,19 +92,19 @@ where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
 {
-    Options::try_parse_from(words).map_err(Stop)
+    let options = Options::try_parse_from(words).map_err(Stop)?;
+    if !options.listen.ip().is_loopback() && options.token_file.is_none() {
+        let message = "--listen: others than this machine are let in only with a token: add \
+                       --token-file PATH (or listen on 127.0.0.1 or [::1], and reach it by ssh -L)";
+        return Err(Stop(Options::command().error(ErrorKind::MissingRequiredArgument, message)));
+    }
+    Ok(options)
 }
 
-fn loopback(text: &str) -> Result<SocketAddr, String> {
-    let address: SocketAddr = text.parse().map_err(|_| {
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
         "expected an address and a port, such as 127.0.0.1:8080 or [::1]:8080".to_owned()
-    })?;
-    if !address.ip().is_loopback() {
-        return Err("tokens and TLS are not supported yet, so only a loopback address is allowed \
-                    (127.0.0.1 or [::1]); reach it from elsewhere with ssh -L"
-            .to_owned());
-    }
-    Ok(address)
+    })
 }
 
 #[cfg(test)]
@@ -108,11 +124,18 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_others_can_reach_is_refused_with_the_reason() {
+    fn an_address_that_others_can_reach_needs_a_token() {
         for address in ["0.0.0.0:8080", "[::]:8080", "192.0.2.1:80"] {
             let line = refused(&["--listen", address]);
-            assert!(line.contains(address) && line.contains("not supported yet"), "{line}");
+            assert!(line.contains("only with a token"), "{line}");
+            assert!(parse(["millrace-web", "--listen", address, "--token-file", "t"]).is_ok());
         }
+    }
+
+    #[test]
+    fn a_certificate_without_its_key_is_refused() {
+        assert!(refused(&["--tls-cert=c"]).contains("--tls-key"));
+        assert!(refused(&["--tls-key=k"]).contains("--tls-cert"));
     }
 
     #[test]

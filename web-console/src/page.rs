@@ -31,17 +31,33 @@ macro_rules! files {
     };
 }
 
+/// Whether a path is answered without a token: what shows the form that asks for it.
+#[must_use]
+pub fn is_open(path: &str) -> bool {
+    matches!(path, "/login" | "/login.js" | "/style.css" | "/icon.svg")
+}
+
 files! {
     "/" HTML "index.html";
+    "/login" HTML "login.html";
+    "/login.js" JAVASCRIPT "login.js";
     "/style.css" CSS "style.css";
+    "/views.css" CSS "views.css";
     "/icon.svg" SVG "icon.svg";
     "/main.js" JAVASCRIPT "main.js";
     "/stream.js" JAVASCRIPT "stream.js";
-    "/format.js" JAVASCRIPT "format.js";
-    "/dom.js" JAVASCRIPT "dom.js";
+    "/api.js" JAVASCRIPT "api.js";
+    "/memory.js" JAVASCRIPT "memory.js";
+    "/chart.js" JAVASCRIPT "chart.js";
+    "/charts.js" JAVASCRIPT "charts.js";
     "/chain.js" JAVASCRIPT "chain.js";
     "/tables.js" JAVASCRIPT "tables.js";
     "/books.js" JAVASCRIPT "books.js";
+    "/timeline.js" JAVASCRIPT "timeline.js";
+    "/change.js" JAVASCRIPT "change.js";
+    "/questions.js" JAVASCRIPT "questions.js";
+    "/format.js" JAVASCRIPT "format.js";
+    "/dom.js" JAVASCRIPT "dom.js";
 }
 
 #[cfg(test)]
@@ -54,7 +70,10 @@ mod tests {
             for marker in ["src=\"", "href=\"", "from \"", "import(\""] {
                 for rest in file.text.split(marker).skip(1) {
                     let target = rest.split('"').next().unwrap();
-                    if target.starts_with('#') || target.starts_with("/api/") {
+                    if target.starts_with('#')
+                        || target.starts_with("/api/")
+                        || target == "/metrics"
+                    {
                         continue;
                     }
                     let path = target.trim_start_matches('.');

@@ -1,83 +1,112 @@
 //! What is answered to which path.
 #![forbid(unsafe_code)]
 
-use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
-use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::middleware;
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use futures_util::{Stream, stream};
 use tokio::sync::watch;
 
-use crate::guard::{Refusal, guard};
+use crate::access::Access;
+use crate::api::error::ApiError;
+use crate::api::look::answer;
+use crate::api::operations;
+use crate::demand::Demand;
+use crate::guard::{Names, guard};
+use crate::manager::Asker;
 use crate::page::{FILES, File};
+use crate::poller::Readings;
 use crate::reading::Reading;
+use crate::record::Record;
 
-const JSON: &str = "application/json";
+/// How long an answer to a change waits for the status behind it.
+const RENEW_LIMIT: Duration = Duration::from_secs(2);
 
-/// What the handlers share.
+/// What the handlers share. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Shared {
-    /// The manager's latest answer.
-    pub readings: watch::Receiver<Reading>,
+    /// The manager's latest answers.
+    pub readings: Readings,
     /// True when the console stops; streams end then.
     pub stopping: watch::Receiver<bool>,
+    /// How often streams want readings.
+    pub demand: Arc<Demand>,
+    /// What the console remembers.
+    pub record: Arc<Record>,
+    /// Asks the manager what only it knows.
+    pub asker: Arc<Asker>,
+    /// Who is let in.
+    pub access: Arc<Access>,
+    /// Which names the console goes by.
+    pub names: Arc<Names>,
+    /// Whether anything may be changed.
+    pub allow_changes: bool,
+    /// How often the manager is asked when nobody wants it more often.
+    pub interval: Duration,
+}
+
+impl Shared {
+    /// The latest reading.
+    #[must_use]
+    pub fn latest(&self) -> Reading {
+        self.readings.live.borrow().clone()
+    }
+
+    /// Waits for a reading that was begun after now, so that whoever changed something and looks
+    /// then sees what he has done. Not for longer than a moment, should the manager hang.
+    pub async fn renew(&self) {
+        let number = self.demand.at_once();
+        let mut live = self.readings.live.clone();
+        let renewed = live.wait_for(|reading| reading.number() >= number);
+        // Too late, or the poller is gone: then the looks are old, and say how old.
+        let _ = tokio::time::timeout(RENEW_LIMIT, renewed).await;
+    }
 }
 
 /// Every path, guarded.
 pub fn router(shared: Shared) -> Router {
-    let mut router = Router::new()
-        .route("/api/v1/status", get(status))
-        .route("/api/v1/events", get(events))
-        .route("/healthz", get(health));
+    let mut router = Router::new();
+    for operation in operations() {
+        let path = operation.path;
+        router = router.route(path, operation.router(&shared));
+    }
     for file in FILES {
         router = router.route(file.path, get(async || page_file(file)));
     }
-    router.fallback(async || Refusal::NotFound).layer(middleware::from_fn(guard)).with_state(shared)
+    router
+        .method_not_allowed_fallback(no_such_method)
+        .fallback(async || {
+            ApiError::not_found("there is nothing here; see / and /api/v1/openapi.json")
+        })
+        .layer(map_response(no_body_of_others))
+        .layer(from_fn_with_state(shared.clone(), guard))
+        .with_state(shared)
 }
 
 fn page_file(file: &'static File) -> Response {
     answer(StatusCode::OK, file.content_type, Body::from(file.text))
 }
 
-/// The manager's latest status; 503 while it is away.
-async fn status(State(shared): State<Shared>) -> Response {
-    let reading = shared.readings.borrow().clone();
-    let status = if reading.is_up() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    answer(status, JSON, Body::from(reading.body()))
+async fn no_such_method() -> ApiError {
+    let message = "this path does not take that method; the header Allow says which it takes";
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
 }
 
-/// This process lives; whether the manager does is said, and is no fault of the console's.
-async fn health(State(shared): State<Shared>) -> Response {
-    let manager = if shared.readings.borrow().is_up() { "up" } else { "away" };
-    answer(StatusCode::OK, JSON, Body::from(format!("{{\"ok\":true,\"manager\":\"{manager}\"}}")))
-}
-
-/// One event per interval: `status` or `away`. A reader that is slow misses some, none piles up.
-async fn events(State(shared): State<Shared>) -> Response {
-    answer(StatusCode::OK, "text/event-stream", Body::from_stream(event_stream(shared)))
-}
-
-fn event_stream(shared: Shared) -> impl Stream<Item = Result<Bytes, Infallible>> {
-    let Shared { mut readings, stopping } = shared;
-    // The first event is what is known now, not what will be known after an interval.
-    readings.mark_changed();
-    stream::unfold((readings, stopping), async |(mut readings, mut stopping)| {
-        tokio::select! {
-            // Resolves to an error when the sender is gone, which is an end too.
-            _ = stopping.wait_for(|&stopping| stopping) => return None,
-            changed = readings.changed() => changed.ok()?,
-        }
-        let event = readings.borrow_and_update().event();
-        Some((Ok(event), (readings, stopping)))
-    })
-}
-
-fn answer(status: StatusCode, content_type: &'static str, body: Body) -> Response {
-    let content_type = [(header::CONTENT_TYPE, HeaderValue::from_static(content_type))];
-    (status, content_type, body).into_response()
+/// Should a part of the server below refuse a request in words of its own, they become JSON too.
+async fn no_body_of_others(response: Response) -> Response {
+    let status = response.status();
+    let is_text = |headers: &HeaderMap| {
+        let kind = headers.get(header::CONTENT_TYPE);
+        kind.is_none_or(|kind: &HeaderValue| kind.as_bytes().starts_with(b"text/plain"))
+    };
+    if (status.is_client_error() || status.is_server_error()) && is_text(response.headers()) {
+        let reason = status.canonical_reason().unwrap_or("refused");
+        return ApiError::new(status, "refused", reason).into_response();
+    }
+    response
 }

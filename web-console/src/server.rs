@@ -1,18 +1,26 @@
-//! The HTTP server: one thread, until a signal.
+//! The HTTP server: one thread that answers, until a signal.
 #![forbid(unsafe_code)]
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 
+use crate::access::{Access, TokenError};
+use crate::demand::Demand;
+use crate::guard::Names;
+use crate::manager::Asker;
 use crate::options::Options;
 use crate::poller::{self, Poller};
 use crate::reading::Reading;
+use crate::record::Record;
 use crate::routes::{Shared, router};
+use crate::tls::{self, TlsError, TlsListener};
 
 /// How long answers under way may take when the console stops.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
@@ -51,6 +59,12 @@ pub enum ServerError {
         /// What the system said.
         source: io::Error,
     },
+    /// The token's file cannot be used.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The certificate or its key cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The thread that asks the manager is gone.
     #[error("the thread that asks the manager ended; this is a fault of millrace-web: see its log")]
     PollerLost,
@@ -101,29 +115,73 @@ impl Server {
     /// # Errors
     /// [`ServerError`].
     pub fn run(self, options: &Options, ready: impl FnOnce()) -> Result<(), ServerError> {
-        // One thread: the answers are ready before they are asked for.
+        let tls = match (&options.tls_cert, &options.tls_key) {
+            (Some(certificates), Some(key)) => Some(tls::acceptor(certificates, key)?),
+            _ => None,
+        };
+        let access = match &options.token_file {
+            Some(path) => Access::by_file(path, tls.is_some())?,
+            None => Access::open(),
+        };
+        let names = Names {
+            any_address: !self.address.ip().is_loopback(),
+            hosts: options.host.clone(),
+            tls: tls.is_some(),
+        };
+        // One thread: most answers are ready before they are asked for, and what has to wait for the
+        // manager waits on threads of its own.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(ServerError::os("async runtime"))?;
-        let poller = Poller::new(options.socket.clone(), options.interval());
+        let (demand, record) = (Arc::new(Demand::default()), Arc::new(Record::default()));
+        let interval = options.interval();
+        let socket = options.socket.clone();
+        let poller = Poller::new(socket, interval, Arc::clone(&demand), Arc::clone(&record));
         let readings = poller::spawn(poller).map_err(ServerError::os("poller thread"))?;
-        runtime.block_on(self.serve(readings, ready))
+        let (stop, stopping) = watch::channel(false);
+        let shared = Shared {
+            readings,
+            stopping,
+            demand,
+            record,
+            asker: Arc::new(Asker::new(options.socket.clone())),
+            access: Arc::new(access),
+            names: Arc::new(names),
+            allow_changes: options.allow_changes,
+            interval,
+        };
+        let ended = runtime.block_on(self.serve(shared, tls, stop, ready));
+        // A change that the manager is still busy with is not waited for: it goes on by itself.
+        runtime.shutdown_background();
+        ended
     }
 
     async fn serve(
         self,
-        readings: watch::Receiver<Reading>,
+        shared: Shared,
+        tls: Option<TlsAcceptor>,
+        stop: watch::Sender<bool>,
         ready: impl FnOnce(),
     ) -> Result<(), ServerError> {
-        let (stop, stopping) = watch::channel(false);
         let mut interrupt = signal(SignalKind::interrupt()).map_err(ServerError::os("SIGINT"))?;
         let mut terminate = signal(SignalKind::terminate()).map_err(ServerError::os("SIGTERM"))?;
-        let listener = tokio::net::TcpListener::from_std(self.listener)
-            .map_err(ServerError::os("listening socket"))?;
-        let app = router(Shared { readings: readings.clone(), stopping: stopping.clone() });
-        let server = axum::serve(listener, app).with_graceful_shutdown(told(stopping));
-        let server = tokio::spawn(server.into_future());
+        let listening = ServerError::os("listening socket");
+        let listener = tokio::net::TcpListener::from_std(self.listener).map_err(&listening)?;
+        let (readings, stopping) = (shared.readings.live.clone(), shared.stopping.clone());
+        let app = router(shared);
+        let stopped = told(stopping);
+        let server = match tls {
+            Some(acceptor) => {
+                let listener = TlsListener::new(listener, acceptor).map_err(&listening)?;
+                let server = axum::serve(listener, app).with_graceful_shutdown(stopped);
+                tokio::spawn(server.into_future())
+            }
+            None => {
+                let server = axum::serve(listener, app).with_graceful_shutdown(stopped);
+                tokio::spawn(server.into_future())
+            }
+        };
         ready();
         let ended = tokio::select! {
             _ = interrupt.recv() => Ok(()),

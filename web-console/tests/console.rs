@@ -88,6 +88,7 @@ fn two_hundred_open_pages_cost_the_manager_no_more_than_one() {
     // One per interval of 100 ms; ticks that were late may add a few at either end.
     let intervals = u64::try_from(started.elapsed().as_millis() / 100).unwrap();
     assert!(manager.requests() - before <= intervals + 3);
+    assert_eq!(manager.connections(), 1);
 }
 
 #[test]
@@ -149,6 +150,7 @@ fn a_foreign_host_origin_method_or_path_is_refused_in_json() {
             "foreign_origin",
         ),
         ("POST / HTTP/1.1\r\nHost: localhost\r\n", 405, "method_not_allowed"),
+        ("PATCH /api/v1/rules HTTP/1.1\r\nHost: localhost\r\n", 405, "method_not_allowed"),
         ("GET /etc/passwd HTTP/1.1\r\nHost: localhost\r\n", 404, "not_found"),
         ("GET /../Cargo.toml HTTP/1.1\r\nHost: localhost\r\n", 404, "not_found"),
     ] {
@@ -195,7 +197,7 @@ fn what_it_cannot_start_with_is_one_line_and_a_failure() {
     let address = taken.local_addr().unwrap().to_string();
     for (arguments, expected) in [
         (["--listen", address.as_str()], "is in use"),
-        (["--listen", "0.0.0.0:8080"], "only a loopback address"),
+        (["--listen", "0.0.0.0:8080"], "only with a token"),
         (["--listen", "nowhere"], "expected an address and a port"),
         (["--interval-ms", "5"], "100..=10000"),
         (["--log", "loudly=very"], "is not a log level"),

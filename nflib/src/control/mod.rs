@@ -8,6 +8,7 @@
 //! end is the end of the attachment.
 #![forbid(unsafe_code)]
 
+pub mod frame;
 pub mod rates;
 pub mod spec;
 pub mod status;
@@ -315,6 +316,7 @@ pub enum SendRefusal {
 
 /// What a change did, or would do.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Applied {
     /// Each difference.
     pub changes: Vec<Change>,
@@ -336,6 +338,7 @@ pub struct Applied {
 
 /// A flow, as the exact-match cache knows it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FlowStatus {
     /// Its fields.
     pub key: MatchSpec,
@@ -353,6 +356,7 @@ pub struct FlowStatus {
 
 /// Why a packet goes where it goes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Explanation {
     /// What was read from the frame.
     pub key: MatchSpec,
@@ -370,6 +374,7 @@ pub struct Explanation {
 
 /// A table, and the rule that was taken there.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ExplainedTable {
     /// Its number.
     pub table: u8,
@@ -381,6 +386,7 @@ pub struct ExplainedTable {
 
 /// A hop, and the instance chosen.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ExplainedHop {
     /// The chain.
     pub chain: String,

@@ -12,6 +12,7 @@ use crate::descriptor::ServiceId;
 
 /// Rates over the time between two statuses of one manager.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Rates {
     /// That time, seconds.
     pub interval_s: f64,
@@ -31,6 +32,7 @@ pub struct Rates {
 
 /// One port's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PortRate {
     /// The port.
     pub name: String,
@@ -50,6 +52,7 @@ pub struct PortRate {
 
 /// One NF's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NfRate {
     /// The NF.
     pub instance: u32,
@@ -73,6 +76,7 @@ pub struct NfRate {
 
 /// One chain's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ChainRate {
     /// The chain.
     pub name: String,
@@ -84,6 +88,7 @@ pub struct ChainRate {
 
 /// One rule's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RuleRate {
     /// As [`RuleStatus::id`].
     pub id: u64,
@@ -95,6 +100,7 @@ pub struct RuleRate {
 
 /// One worker's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct WorkerRate {
     /// Its number.
     pub worker: u16,
@@ -106,6 +112,7 @@ pub struct WorkerRate {
 
 /// One line of the drop ledger's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DropRate {
     /// As [`DropStatus::place`].
     pub place: String,

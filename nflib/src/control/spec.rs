@@ -14,6 +14,7 @@ use crate::descriptor::ServiceId;
 
 /// A number or a text: `80`, `"80"`, `"0x1000/0xf000"`, `"tcp"`, `"10.0.0.0/8"`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged)]
 pub enum Value {
     /// Written as a number.
@@ -37,6 +38,7 @@ macro_rules! match_spec {
         ///
         /// Numbers may carry a mask: `"0x10/0xf0"`. Names stand for the usual numbers.
         #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
         #[serde(deny_unknown_fields, default)]
         pub struct MatchSpec {$(
             $(#[doc = $doc])+
@@ -132,6 +134,7 @@ impl fmt::Display for MatchSpec {
 
 /// What a rule does with the packets it takes: one of `chain`, `out`, `drop`, `goto`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ThenSpec {
     /// Through this chain.
@@ -165,6 +168,7 @@ impl fmt::Display for ThenSpec {
 
 /// A rule of the flow table.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RuleSpec {
     /// A name to remove it by; unique when given.
@@ -191,6 +195,7 @@ pub struct RuleSpec {
 
 /// A service as a chain names it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged)]
 pub enum ServiceRef {
     /// By service id.
@@ -222,6 +227,7 @@ pub const DEFAULT_CHAIN_NAME: &str = "default";
 
 /// A service chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ChainSpec {
     /// Its name, unique. [`DEFAULT_CHAIN_NAME`] takes what no rule sends elsewhere.
@@ -243,6 +249,7 @@ pub struct ChainSpec {
 
 /// What becomes of a chain's packets at a service that has no NF to take them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OnDeath {
     /// They are dropped, counted as `no_instance` at the service: nothing passes unseen.
@@ -293,6 +300,7 @@ fn egress() -> String {
 
 /// A service: a kind of NF, and how the manager starts its instances.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ServiceSpec {
     /// Its name, unique.
@@ -353,6 +361,7 @@ pub struct ServiceSpec {
 
 /// What to do with an NF that makes no progress while packets wait for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OnStuck {
     /// Say so, in the log and the status.
@@ -386,6 +395,7 @@ fn one() -> u32 {
 
 /// What an NF may do with the bytes of packets. What becomes of a packet it decides in any case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Access {
     /// Read and change them.
@@ -410,6 +420,7 @@ impl Access {
 /// How far an NF that the manager starts is confined, beyond running as its user, without any
 /// capability and with no way to gain one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Confine {
     /// As `default`; besides, no network, and of files only the system's own may be read.
@@ -440,6 +451,7 @@ impl Confine {
 /// One change to what the manager runs, as a command makes it. A list of them is carried out as a
 /// whole or not at all.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "edit", rename_all = "snake_case")]
 pub enum Edit {
     /// Add a chain, or put this one in the place of the one with its name.
@@ -488,6 +500,7 @@ pub enum Edit {
 
 /// What kind of thing a [`Change`] is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ChangeOf {
     /// A service.
@@ -500,6 +513,7 @@ pub enum ChangeOf {
 
 /// One line of a difference between what runs and what is wanted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Change {
     /// What it is about.
     pub of: ChangeOf,

@@ -11,6 +11,7 @@ use crate::descriptor::{ChainId, ServiceId};
 /// A snapshot of everything. Counters are of the moment each was read; `accounting` says whether
 /// they add up, and was taken between bursts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Status {
     /// The manager's release.
     pub version: String,
@@ -57,6 +58,7 @@ pub struct Status {
 
 /// One port.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PortStatus {
     /// Its name in the configuration.
     pub name: String,
@@ -101,6 +103,7 @@ pub const MAX_RULES_SHOWN: usize = 1000;
 
 /// One service: a kind of NF, and its instances.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ServiceStatus {
     /// Service id.
     pub id: ServiceId,
@@ -142,6 +145,7 @@ pub struct ServiceStatus {
 
 /// An exchange of a service's NFs for those of another command.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct UpgradeStatus {
     /// `starting`, `warming up` (the new instances are attached and have no flows yet), `switching`,
     /// `probation` (they have the flows, the old ones stand by), `retiring` or `rolling back`.
@@ -156,6 +160,7 @@ pub struct UpgradeStatus {
 
 /// One chain.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ChainStatus {
     /// Chain id.
     pub id: ChainId,
@@ -178,6 +183,7 @@ pub struct ChainStatus {
 
 /// One rule of the flow table.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RuleStatus {
     /// Its number, unique while the manager runs.
     pub id: u64,
@@ -196,6 +202,7 @@ pub struct RuleStatus {
 
 /// The plan: which flow goes through which instances.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PlanStatus {
     /// Counts the changes.
     pub generation: u64,
@@ -211,6 +218,7 @@ pub struct PlanStatus {
 
 /// One NF.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NfStatus {
     /// Instance id.
     pub instance: u32,
@@ -277,6 +285,7 @@ pub struct NfStatus {
 
 /// NFs that ended without having been told to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DeathsStatus {
     /// How many so far.
     pub count: u64,
@@ -288,6 +297,7 @@ pub struct DeathsStatus {
 
 /// An NF that ended without having been told to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DeathStatus {
     /// Instance id.
     pub instance: u32,
@@ -305,6 +315,7 @@ pub struct DeathStatus {
 
 /// Packets dropped at one place for one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DropStatus {
     /// `port:NAME`, `nf:INSTANCE`, `service:ID` or `worker:N`.
     pub place: String,
@@ -316,6 +327,7 @@ pub struct DropStatus {
 
 /// The sum of the ledger: every packet that entered, and every buffer lent to an NF, is somewhere.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Accounting {
     /// Packets that entered.
     pub rx_pkts: u64,
@@ -345,6 +357,7 @@ impl Accounting {
 
 /// The buffers of the packet region.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PoolStatus {
     /// All of them.
     pub total: u64,
@@ -367,6 +380,7 @@ pub struct PoolStatus {
 
 /// One worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct WorkerStatus {
     /// Its number.
     pub worker: u16,
@@ -380,6 +394,7 @@ pub struct WorkerStatus {
 
 /// What somebody does with a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum BufferUse {
     /// On a worker's list of free buffers.
@@ -410,6 +425,7 @@ pub enum BufferUse {
 
 /// Buffers of one worker's share in one place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct BufferPlace {
     /// The worker whose share they are of.
     pub worker: u16,
@@ -423,6 +439,7 @@ pub struct BufferPlace {
 
 /// One buffer, and what is known of the packet in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct BufferStatus {
     /// Its number.
     pub buffer: u32,
@@ -438,6 +455,7 @@ pub struct BufferStatus {
 
 /// Where every buffer is, by worker, then by use.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct BufferReport {
     /// All buffers.
     pub total: u64,

@@ -1,16 +1,54 @@
 //! A manager of the test's own on a real control socket, the real `millrace-web`, and a client.
 
+// Each suite uses a part of this.
+#![allow(dead_code)]
+
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nflib::control::{self, ErrorCode, ErrorReply, PortStatus, Reply, Request, Status};
+use nflib::control::{
+    self, Applied, ControlError, ErrorCode, ErrorReply, PortStatus, Reply, Request, Status,
+};
+
+/// Says that a part of the tests does not run, and why.
+#[allow(clippy::print_stdout)] // Captured by the harness unless asked for.
+pub fn leave_out(reason: &str) {
+    println!("skipped: {reason}");
+}
+
+/// Says that a test cannot run here, and why; fails instead when `MILLRACE_MUST_RUN=1`.
+#[track_caller]
+pub fn skip(reason: &str) {
+    let must_run = std::env::var_os("MILLRACE_MUST_RUN").is_some_and(|value| value == "1");
+    assert!(!must_run, "this test must run here, and cannot: {reason}");
+    leave_out(reason);
+}
+
+/// Whether tests that take most of a minute are asked for; says what is skipped if not.
+pub fn long_is_wanted() -> bool {
+    let wanted = std::env::var_os("MILLRACE_WEB_LONG").is_some();
+    if !wanted {
+        leave_out("takes most of a minute: ./scripts/test web");
+    }
+    wanted
+}
+
+/// Whether a program of Debian's is here; says what is skipped if not.
+#[track_caller]
+pub fn is_installed(program: &str) -> bool {
+    let there = Command::new(program).arg("--version").output().is_ok();
+    if !there {
+        skip(&format!("{program} is not installed (./scripts/setup --tests)"));
+    }
+    there
+}
 
 /// Longer than anything here takes; ends a test that would hang.
 pub const LIMIT: Duration = Duration::from_secs(30);
@@ -20,6 +58,8 @@ pub const LIMIT: Duration = Duration::from_secs(30);
 pub enum Answer {
     /// A status whose port has received 1,000 packets per millisecond of `at_ns`.
     Status,
+    /// The same, with a line in everything that a status has.
+    Full,
     /// A refusal.
     Refusal,
     /// Something that is no message of this protocol.
@@ -30,37 +70,58 @@ pub enum Answer {
 pub struct FakeManager {
     socket: PathBuf,
     stop: Arc<AtomicBool>,
-    requests: Arc<AtomicU64>,
+    heard: Arc<Heard>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What a manager was asked.
+#[derive(Default)]
+struct Heard {
+    /// How often for its status.
+    statuses: AtomicU64,
+    /// By how many connections.
+    connections: AtomicU64,
+    /// What else.
+    others: Mutex<Vec<Request>>,
 }
 
 impl FakeManager {
     pub fn start(socket: &Path, answer: Answer) -> Self {
         let listener = UnixListener::bind(socket).unwrap();
         listener.set_nonblocking(true).unwrap();
-        let (stop, requests) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&requests));
+        let (stop, heard) = (Arc::new(AtomicBool::new(false)), Arc::new(Heard::default()));
+        let (stopped, hears) = (Arc::clone(&stop), Arc::clone(&heard));
         let thread = std::thread::spawn(move || {
-            // One client: that there is one connection only is part of what is tested.
-            let mut client: Option<UnixStream> = None;
+            let mut clients: Vec<UnixStream> = Vec::new();
             while !stopped.load(Ordering::Relaxed) {
-                if let Ok((stream, _)) = listener.accept() {
+                while let Ok((stream, _)) = listener.accept() {
+                    hears.connections.fetch_add(1, Ordering::Relaxed);
                     stream.set_nonblocking(false).unwrap();
-                    stream.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
-                    client = Some(stream);
+                    stream.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+                    clients.push(stream);
                 }
-                match &client {
-                    Some(stream) if serve(stream, answer, &counted) => {}
-                    _ => std::thread::sleep(Duration::from_millis(5)),
+                if clients.is_empty() {
+                    std::thread::sleep(Duration::from_millis(5));
                 }
+                clients.retain(|client| serve(client, answer, &hears));
             }
         });
-        Self { socket: socket.to_owned(), stop, requests, thread: Some(thread) }
+        Self { socket: socket.to_owned(), stop, heard, thread: Some(thread) }
     }
 
-    /// How often it was asked.
+    /// How often it was asked for its status.
     pub fn requests(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed)
+        self.heard.statuses.load(Ordering::Relaxed)
+    }
+
+    /// How many connections it has had.
+    pub fn connections(&self) -> u64 {
+        self.heard.connections.load(Ordering::Relaxed)
+    }
+
+    /// What else it was asked, in order.
+    pub fn others(&self) -> Vec<Request> {
+        self.heard.others.lock().unwrap().clone()
     }
 }
 
@@ -74,19 +135,53 @@ impl Drop for FakeManager {
     }
 }
 
-/// Answers one request, if there is one.
-fn serve(stream: &UnixStream, answer: Answer, requests: &AtomicU64) -> bool {
-    let Ok((request, _)) = control::recv::<Request>(stream, 1 << 16) else { return false };
-    assert_eq!(request, Request::Status);
-    let number = requests.fetch_add(1, Ordering::Relaxed);
-    let reply = match answer {
-        Answer::Status => Reply::Status(Box::new(status(number))),
-        Answer::Refusal => {
+/// Answers one request, if there is one; whether the client is still there.
+fn serve(stream: &UnixStream, answer: Answer, heard: &Heard) -> bool {
+    let request = match control::recv::<Request>(stream, 16 << 20) {
+        Ok((request, _)) => request,
+        Err(ControlError::Io(error)) => return error.kind() == std::io::ErrorKind::WouldBlock,
+        Err(_) => return false,
+    };
+    let reply = match (answer, request) {
+        (Answer::Refusal, _) => {
             Reply::Error(ErrorReply { code: ErrorCode::Forbidden, message: "not you".to_owned() })
         }
-        Answer::Nonsense => return control::send(stream, &["nonsense"], &[]).is_ok(),
+        (Answer::Nonsense, _) => return control::send(stream, &["nonsense"], &[]).is_ok(),
+        (Answer::Status | Answer::Full, Request::Status) => {
+            let number = heard.statuses.fetch_add(1, Ordering::Relaxed);
+            let full = matches!(answer, Answer::Full);
+            Reply::Status(Box::new(if full { full_status(number) } else { status(number) }))
+        }
+        (Answer::Status | Answer::Full, request) => {
+            let reply = reply_to(&request);
+            heard.others.lock().unwrap().push(request);
+            reply
+        }
     };
     control::send(stream, &reply, &[]).is_ok()
+}
+
+/// What this manager says to what is no question for its status.
+fn reply_to(request: &Request) -> Reply {
+    let error = |code, message: &str| Reply::Error(ErrorReply { code, message: message.into() });
+    match request {
+        Request::Apply { text, .. } if text.is_empty() => {
+            error(ErrorCode::Invalid, "the file says nothing")
+        }
+        Request::Apply { .. } | Request::Edit { .. } | Request::Upgrade { .. } => {
+            Reply::Applied(Applied { generation: 9, ..Applied::default() })
+        }
+        Request::StopNf { instance: 404 } => error(ErrorCode::NotFound, "there is no instance 404"),
+        Request::StopNf { .. } => Reply::Done,
+        Request::Call { .. } => Reply::Called {
+            answers: vec![(1, Ok(b"yes".to_vec())), (2, Ok(vec![255])), (3, Err("no".into()))],
+        },
+        Request::Flows { .. } => Reply::Flows { flows: Vec::new(), total: 5 },
+        Request::Explain { .. } => Reply::Explained(Box::default()),
+        Request::Buffers { .. } => Reply::Buffers(Box::default()),
+        // Not an answer to that.
+        _ => Reply::Detached,
+    }
 }
 
 /// The status number `number`: 100 ms and 100,000 packets of 100 bytes after the one before.
@@ -109,6 +204,29 @@ pub fn status(number: u64) -> Status {
     }
 }
 
+/// A status with a line in everything, whose packets and turns grow with `number`.
+pub fn full_status(number: u64) -> Status {
+    let mut full: Status =
+        serde_json::from_str(include_str!("../../src/metrics/full.json")).unwrap();
+    full.at_ns += 100_000_000 * number;
+    full.uptime_s += number as f64 / 10.0;
+    let more = 100_000 * number;
+    for port in &mut full.ports {
+        port.rx_pkts += more;
+        port.tx_pkts += more;
+        port.rx_bytes += 100 * more;
+        port.tx_bytes += 100 * more;
+    }
+    full.nfs.iter_mut().for_each(|nf| nf.rx_pkts += more);
+    full.drops.iter_mut().for_each(|line| line.pkts += more / 10);
+    full.chains.iter_mut().for_each(|chain| chain.pkts += more);
+    for worker in &mut full.workers {
+        worker.turns += 2 * more;
+        worker.idle_turns += more;
+    }
+    full
+}
+
 /// The program under test; killed if a test fails.
 pub struct Console {
     child: Child,
@@ -119,9 +237,15 @@ pub struct Console {
 impl Console {
     /// Starts it on a free port with the shortest interval.
     pub fn start(socket: &Path) -> Self {
+        Self::start_with(socket, &["--interval-ms", "100"])
+    }
+
+    /// Starts it on a free port with these options.
+    pub fn start_with(socket: &Path, options: &[&str]) -> Self {
         let mut child = command()
-            .args(["--listen", "127.0.0.1:0", "--interval-ms", "100", "--socket"])
+            .args(["--listen", "127.0.0.1:0", "--socket"])
             .arg(socket)
+            .args(options)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -129,9 +253,14 @@ impl Console {
         let mut out = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         out.read_line(&mut line).unwrap();
-        let address = line.strip_prefix("ready: http://").and_then(|rest| rest.split_once('/'));
+        let address = line.split_once("://").and_then(|(_, rest)| rest.split_once('/'));
         let address = address.unwrap_or_else(|| panic!("first line: {line:?}")).0.parse().unwrap();
         Self { child, out, address }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends a signal; returns how it ended and its last words.
@@ -147,6 +276,20 @@ impl Console {
     /// Asks for `path` as a browser on this machine does.
     pub fn get(&self, path: &str) -> Response {
         self.ask(&format!("GET {path} HTTP/1.1\r\nHost: localhost:8080\r\n"))
+    }
+
+    /// Sends a body of JSON.
+    pub fn send(&self, method: &str, path: &str, json: &str) -> Response {
+        let len = json.len();
+        let mut stream = self.open(&format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {len}\r\n"
+        ));
+        // The answer to a body that is too long may come before its end.
+        let _ = stream.write_all(json.as_bytes());
+        let mut text = String::new();
+        let _ = stream.read_to_string(&mut text);
+        Response::parse(&text)
     }
 
     /// Sends a request's head, whose end is added, and reads the whole answer.
@@ -167,7 +310,12 @@ impl Console {
 
     /// A page's stream of events.
     pub fn events(&self) -> Events {
-        let stream = self.open("GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\n");
+        self.events_at("/api/v1/events")
+    }
+
+    /// The stream of events at this path.
+    pub fn events_at(&self, path: &str) -> Events {
+        let stream = self.open(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n"));
         Events(BufReader::new(stream).lines())
     }
 
@@ -197,6 +345,17 @@ pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millrace-web"));
     command.env_remove("MILLRACE_SOCKET").env_remove("MILLRACE_LOG");
     command
+}
+
+/// Asks another server for `path`; the whole answer.
+pub fn get(address: &str, path: &str) -> std::io::Result<Response> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    // HTTP/1.0: the answer comes in one piece and ends with the connection.
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes())?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(Response::parse(&text))
 }
 
 /// An answer over HTTP.

@@ -1,0 +1,211 @@
+//! Many pages and programs at once: packets go on as before, and memory does not grow.
+//!
+//! Takes most of a minute and compares rates, so it runs only where `scripts/test web` asks for it.
+
+mod common;
+#[path = "common/lab.rs"]
+mod lab;
+
+use common::Console;
+use lab::Lab;
+use nflib::control::Status;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const PAGES: usize = 200;
+const CALLS_PER_S: u64 = 1000;
+const CALLERS: u64 = 4;
+const WINDOW: Duration = Duration::from_secs(4);
+/// Pairs of windows, one without the crowd and one with it.
+const PAIRS: usize = 3;
+/// The console remembers figures of each second, and the manager's statuses grow by digits.
+const MAX_GROWTH_KIB: u64 = 512;
+/// A machine that others use at the same time may spoil a run.
+const TRIES: usize = 3;
+const PATHS: [&str; 5] =
+    ["/api/v1/status", "/api/v1/ports", "/metrics", "/api/v1/timeline", "/api/v1/rates"];
+
+/// Pages that read their streams, and programs that ask, until it is dropped.
+struct Crowd {
+    stop: Arc<AtomicBool>,
+    calls: Arc<AtomicU64>,
+    events: Arc<AtomicU64>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Crowd {
+    fn gather(console: SocketAddr) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (calls, events) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let mut threads = Vec::new();
+        let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&events));
+        threads.push(std::thread::spawn(move || pages(console, &stopped, &counted)));
+        for _ in 0..CALLERS {
+            let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&calls));
+            threads.push(std::thread::spawn(move || caller(console, &stopped, &counted)));
+        }
+        Self { stop, calls, events, threads }
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn pages(console: SocketAddr, stop: &AtomicBool, events: &AtomicU64) {
+    let open = |_| {
+        let mut stream = TcpStream::connect(console).unwrap();
+        let request = b"GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        stream.write_all(request).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        stream
+    };
+    let mut streams: Vec<_> = (0..PAGES).map(open).collect();
+    let mut bytes = vec![0; 64 << 10];
+    while !stop.load(Ordering::Relaxed) {
+        for stream in &mut streams {
+            match stream.read(&mut bytes) {
+                Ok(0) => panic!("a page lost its stream"),
+                Ok(len) => {
+                    let found = bytes[..len].windows(6).filter(|bytes| bytes == b"event:");
+                    events.fetch_add(found.count() as u64, Ordering::Relaxed);
+                }
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Asks over one connection, at its share of the rate.
+fn caller(console: SocketAddr, stop: &AtomicBool, calls: &AtomicU64) {
+    let mut stream = TcpStream::connect(console).unwrap();
+    stream.set_nodelay(true).unwrap();
+    let started = Instant::now();
+    for number in 0_u64.. {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        let due = started + Duration::from_micros(number * 1_000_000 * CALLERS / CALLS_PER_S);
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        let path = PATHS[number as usize % PATHS.len()];
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        assert_eq!(answer(&mut stream), 200, "{path}");
+        calls.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Reads one answer to its end; returns its status.
+fn answer(stream: &mut TcpStream) -> u16 {
+    let mut bytes = Vec::new();
+    let mut part = [0; 16 << 10];
+    loop {
+        let len = stream.read(&mut part).unwrap();
+        assert!(len > 0, "the console hung up");
+        bytes.extend_from_slice(&part[..len]);
+        let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
+        let head = String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase();
+        let field = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let body_bytes: usize = field.unwrap().parse().unwrap();
+        if bytes.len() >= end + 4 + body_bytes {
+            return head.split(' ').nth(1).unwrap().parse().unwrap();
+        }
+    }
+}
+
+/// Packets a second that leave by the second port, over a window.
+fn forwarded_pps(lab: &Lab) -> f64 {
+    let read = || -> Status { lab.status().unwrap() };
+    let before = read();
+    std::thread::sleep(WINDOW);
+    let after = read();
+    let pkts = after.ports[1].tx_pkts - before.ports[1].tx_pkts;
+    pkts as f64 / ((after.at_ns - before.at_ns) as f64 / 1e9)
+}
+
+/// Memory of a process that is not shared, KiB.
+fn private_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// The rates with a crowd over those without, and how memory grew from the first crowd to the last.
+struct Figures {
+    ratio: f64,
+    calls_per_s: f64,
+    events_per_s: f64,
+    console_kib: (u64, u64),
+    manager_kib: (u64, u64),
+}
+
+fn measure(lab: &Lab, console: &Console) -> Figures {
+    let (mut quiet, mut crowded, mut calls, mut events, mut took_s) = (0.0, 0.0, 0, 0, 0.0);
+    let mut memory = Vec::new();
+    for _ in 0..PAIRS {
+        quiet += forwarded_pps(lab);
+        let crowd = Crowd::gather(console.address);
+        let started = Instant::now();
+        crowded += forwarded_pps(lab);
+        took_s += started.elapsed().as_secs_f64();
+        calls += crowd.calls.load(Ordering::Relaxed);
+        events += crowd.events.load(Ordering::Relaxed);
+        memory.push((private_kib(console.pid()), private_kib(lab.manager_pid())));
+    }
+    let (first, last) = (memory[0], memory[PAIRS - 1]);
+    Figures {
+        ratio: crowded / quiet,
+        calls_per_s: calls as f64 / took_s,
+        events_per_s: events as f64 / took_s,
+        console_kib: (first.0, last.0),
+        manager_kib: (first.1, last.1),
+    }
+}
+
+#[allow(clippy::print_stdout)] // The figures are what the test is for.
+fn tell(line: &str) {
+    println!("{line}");
+}
+
+#[test]
+fn two_hundred_pages_and_a_thousand_calls_a_second_cost_no_packet_and_no_memory() {
+    if !common::long_is_wanted() {
+        return;
+    }
+    let Some(mut lab) = Lab::start() else { return };
+    let console = Console::start_with(&lab.socket(), &[]);
+    console.wait_for_code(200);
+    // The first crowd makes the console take the memory that it keeps.
+    let first = Crowd::gather(console.address);
+    std::thread::sleep(WINDOW);
+    drop(first);
+    let mut told = Vec::new();
+    for _ in 0..TRIES {
+        let Figures { ratio, calls_per_s, events_per_s, console_kib, manager_kib } =
+            measure(&lab, &console);
+        let line = format!(
+            "forwarding rate with {PAGES} pages ({events_per_s:.0} events/s) and {calls_per_s:.0} \
+             calls/s over that without: {ratio:.4}; private memory from the first crowd to the \
+             last, KiB: console {} → {}, manager {} → {}",
+            console_kib.0, console_kib.1, manager_kib.0, manager_kib.1
+        );
+        tell(&line);
+        told.push(line);
+        let grew = |(first, last): (u64, u64)| last.saturating_sub(first) > MAX_GROWTH_KIB;
+        let is_crowd = calls_per_s > 0.9 * CALLS_PER_S as f64 && events_per_s > 0.8 * PAGES as f64;
+        if is_crowd && ratio > 0.98 && !grew(console_kib) && !grew(manager_kib) {
+            lab.stop();
+            return;
+        }
+    }
+    panic!("{}", told.join("\n"));
+}
