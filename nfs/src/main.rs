@@ -7,8 +7,8 @@
 mod chain;
 mod fec;
 mod fec_decode;
-mod fec_encode;
 mod fec_dialect;
+mod fec_encode;
 mod firewall;
 mod forward;
 mod speed_test;

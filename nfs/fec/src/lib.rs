@@ -13,8 +13,8 @@
 pub mod adapt;
 pub mod code;
 pub mod decoder;
-pub mod encoder;
 pub mod dialect;
+pub mod encoder;
 pub mod gf;
 pub mod inner;
 pub mod kernel;

@@ -47,7 +47,6 @@ pub struct FecDecode {
     ethernet: [u8; ETHERNET_BYTES],
     mss_clamp: bool,
     counts: Counts,
-    leaving: bool,
 }
 
 impl FecDecode {
@@ -64,11 +63,10 @@ impl FecDecode {
         ethernet[6..12].copy_from_slice(&options.inner_mac.unwrap_or(options.end.mac).0);
         Ok(Self {
             peers: Peers::new(options, &end)?,
-            stock: Stock::new(options.stock, LEFTOVERS_MAX + waiting),
+            stock: Stock::new(LEFTOVERS_MAX + waiting),
             ethernet,
             mss_clamp: options.end.mss_clamp == Switch::On,
             counts: Counts::default(),
-            leaving: false,
             end,
             options: options.clone(),
         })
@@ -289,12 +287,7 @@ impl Settings for FecDecode {
         match key {
             "mss-clamp" => settings::switch_text(self.mss_clamp),
             "peers" => self.peers.text(),
-            _ => format!(
-                "{} no-buffer={} stock={}",
-                self.counts,
-                self.stock.no_buffer_pkts(),
-                self.stock.buffers()
-            ),
+            _ => format!("{} no-buffer={}", self.counts, self.stock.no_buffer_pkts()),
         }
     }
 
@@ -332,12 +325,8 @@ impl NetworkFunction for FecDecode {
         self.stock.hold_limit_pkts()
     }
 
-    fn loan_pkts(&self) -> u32 {
+    fn stock_pkts(&self) -> u32 {
         self.options.stock
-    }
-
-    fn fill(&mut self, packet: &mut Packet<'_>, ctx: &mut Context<'_>) -> Action {
-        if self.leaving { Action::Drop } else { self.stock.lend(packet, ctx) }
     }
 
     fn jumps_to(&self) -> Vec<ServiceRef> {
@@ -371,7 +360,6 @@ impl NetworkFunction for FecDecode {
     }
 
     fn leaving(&mut self, ctx: &mut Context<'_>) {
-        self.leaving = true;
         self.stock.give_up(ctx);
     }
 }

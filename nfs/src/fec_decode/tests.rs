@@ -146,7 +146,6 @@ fn what_is_lost_is_brought_back_in_the_buffers_of_the_parity_packets() {
     assert_eq!(got, expected);
     let words = ["delivered=13", "recovered=7", "no-buffer=0", "blocks-solved=2"];
     assert_counts(&mut bench, &words);
-    assert_eq!(bench.nf().stock.buffers(), bench.held_pkts(), "nothing was lent");
 }
 
 #[test]

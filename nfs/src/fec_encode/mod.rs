@@ -24,7 +24,7 @@ use nflib::{Inherited, State};
 use millrace_fec::wire::SOURCE_SHIM_BYTES;
 
 use crate::fec::{self, End, Switch};
-use crate::tunnel::outer::{self, Encapsulation, Ends, HEADER_BYTES_MAX};
+use crate::tunnel::outer::{Encapsulation, Ends, HEADER_BYTES_MAX};
 use crate::tunnel::stock::Stock;
 use crate::tunnel::too_big;
 
@@ -69,7 +69,6 @@ pub struct FecEncode {
     mss_clamp: bool,
     counts: Counts,
     began: bool,
-    leaving: bool,
 }
 
 impl FecEncode {
@@ -87,13 +86,12 @@ impl FecEncode {
         Ok(Self {
             encapsulation: Encapsulation::new(&ends, options.end.udp_checksum),
             coders: Coders::new(options, &end)?,
-            stock: Stock::new(options.stock, 0),
+            stock: Stock::new(0),
             pieces: Vec::with_capacity(PIECES_MAX),
             limiter: too_big::Limiter::new(),
             mss_clamp: options.end.mss_clamp == Switch::On,
             counts: Counts::default(),
             began: false,
-            leaving: false,
             end,
             options: options.clone(),
         })
@@ -281,12 +279,7 @@ impl Settings for FecEncode {
             "stride" => self.coders.stride().to_string(),
             "mss-clamp" => settings::switch_text(self.mss_clamp),
             "now" => self.coders.now(),
-            _ => format!(
-                "{} no-buffer={} stock={}",
-                self.counts,
-                self.stock.no_buffer_pkts(),
-                self.stock.buffers()
-            ),
+            _ => format!("{} no-buffer={}", self.counts, self.stock.no_buffer_pkts()),
         }
     }
 
@@ -345,12 +338,8 @@ impl NetworkFunction for FecEncode {
         self.stock.hold_limit_pkts()
     }
 
-    fn loan_pkts(&self) -> u32 {
+    fn stock_pkts(&self) -> u32 {
         self.options.stock
-    }
-
-    fn fill(&mut self, packet: &mut Packet<'_>, ctx: &mut Context<'_>) -> Action {
-        if self.leaving { Action::Drop } else { self.stock.lend(packet, ctx) }
     }
 
     fn state(&self) -> Option<StateSpec> {
@@ -381,7 +370,6 @@ impl NetworkFunction for FecEncode {
     }
 
     fn leaving(&mut self, ctx: &mut Context<'_>) {
-        self.leaving = true;
         self.coders.flush();
         self.send_parity(u64::MAX, ctx);
         self.stock.give_up(ctx);

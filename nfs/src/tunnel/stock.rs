@@ -1,10 +1,10 @@
-//! Empty buffers in stock, for the packets that an NF makes.
+//! Buffers for the packets that an NF makes.
 //!
-//! They come from two sides. The manager lends some ([`NetworkFunction::loan_pkts`](nflib::NetworkFunction)).
-//! And a packet that has been consumed leaves its buffer behind, which can carry the next packet made: it
-//! has an ingress port and a place on its chain, so what is made in it goes the way of the packet that
-//! was consumed. The manager waits 300 ms for packets of an older plan, so such a buffer is kept for
-//! less than that.
+//! They come from two sides. The manager keeps some in stock
+//! ([`NetworkFunction::stock_pkts`](nflib::NetworkFunction)). And a packet that has been consumed leaves its
+//! buffer behind, which can carry the next packet made: it has an ingress port and a place on its chain, so
+//! what is made in it goes the way of the packet that was consumed. The manager waits 300 ms for packets of
+//! an older plan, so such a buffer is kept for less than that.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -21,48 +21,31 @@ struct Leftover {
     since_ns: u64,
 }
 
-/// The stock.
+/// The buffers of consumed packets, and the way to those in stock.
 #[derive(Debug)]
 pub struct Stock {
-    lent: Vec<PacketId>,
-    lent_max: usize,
     leftovers: VecDeque<Leftover>,
     leftovers_max: usize,
     no_buffer_pkts: u64,
 }
 
 impl Stock {
-    /// A stock without any buffer, with room for as many of either kind.
+    /// With room for the buffers of so many consumed packets.
     #[must_use]
-    pub fn new(lent_max: u32, leftovers_max: usize) -> Self {
-        Self {
-            lent: Vec::with_capacity(lent_max as usize),
-            lent_max: lent_max as usize,
-            leftovers: VecDeque::with_capacity(leftovers_max),
-            leftovers_max,
-            no_buffer_pkts: 0,
-        }
+    pub fn new(leftovers_max: usize) -> Self {
+        let leftovers = VecDeque::with_capacity(leftovers_max);
+        Self { leftovers, leftovers_max, no_buffer_pkts: 0 }
     }
 
     /// The most packets that the NF has to hold for it.
     #[must_use]
     pub fn hold_limit_pkts(&self) -> usize {
-        self.lent_max + self.leftovers_max
+        self.leftovers_max
     }
 
     /// Forgets all buffers, where the NF is set up anew: what it held before is held no more.
     pub fn forget(&mut self) {
-        self.lent.clear();
         self.leftovers.clear();
-    }
-
-    /// Takes in a buffer that was lent; the action is what becomes of it.
-    pub fn lend(&mut self, packet: &Packet<'_>, ctx: &Context<'_>) -> Action {
-        if self.lent.len() == self.lent_max || ctx.hold_room() == 0 {
-            return Action::Drop;
-        }
-        self.lent.push(packet.id());
-        Action::Hold
     }
 
     /// Takes in what is left of a consumed packet; the action is what becomes of it.
@@ -79,9 +62,12 @@ impl Stock {
     /// name: it is held, to be finished and released. `None` where there is no buffer, or none that
     /// it fits into: it is lost, and counted.
     ///
-    /// Leftovers go first: what is lent is for when there are none.
+    /// Leftovers go first: the stock is for when there are none.
     pub fn make(&mut self, ctx: &mut Context<'_>, parts: &[&[u8]]) -> Option<PacketId> {
-        let made = self.take_leftover(ctx, parts).or_else(|| self.take_lent(ctx, parts));
+        let made = self.take_leftover(ctx, parts).or_else(|| {
+            let id = ctx.new_packet()?;
+            fill(ctx, id, parts)
+        });
         self.no_buffer_pkts += u64::from(made.is_none());
         made
     }
@@ -89,11 +75,6 @@ impl Stock {
     fn take_leftover(&mut self, ctx: &mut Context<'_>, parts: &[&[u8]]) -> Option<PacketId> {
         // The newest: so few are needed at once that those behind it grow old, and go.
         let id = self.leftovers.pop_back()?.id;
-        fill(ctx, id, parts)
-    }
-
-    fn take_lent(&mut self, ctx: &mut Context<'_>, parts: &[&[u8]]) -> Option<PacketId> {
-        let id = self.lent.pop()?;
         fill(ctx, id, parts)
     }
 
@@ -110,16 +91,9 @@ impl Stock {
 
     /// Gives everything back.
     pub fn give_up(&mut self, ctx: &mut Context<'_>) {
-        let lent = self.lent.drain(..);
-        for id in lent.chain(self.leftovers.drain(..).map(|leftover| leftover.id)) {
+        for Leftover { id, .. } in self.leftovers.drain(..) {
             give_back(ctx, id);
         }
-    }
-
-    /// Buffers there are now.
-    #[must_use]
-    pub fn buffers(&self) -> usize {
-        self.lent.len() + self.leftovers.len()
     }
 
     /// Packets that were lost for want of a buffer.
@@ -181,12 +155,8 @@ mod tests {
             self.stock.hold_limit_pkts()
         }
 
-        fn loan_pkts(&self) -> u32 {
+        fn stock_pkts(&self) -> u32 {
             2
-        }
-
-        fn fill(&mut self, packet: &mut Packet<'_>, ctx: &mut Context<'_>) -> Action {
-            self.stock.lend(packet, ctx)
         }
 
         fn tick_interval(&self) -> Option<Duration> {
@@ -204,7 +174,7 @@ mod tests {
 
     fn maker() -> TestBench<Maker> {
         let parts = vec![b"head".to_vec(), b"body".to_vec()];
-        TestBench::new(Maker { stock: Stock::new(2, 3), parts })
+        TestBench::new(Maker { stock: Stock::new(3), parts })
     }
 
     fn made(bench: &mut TestBench<Maker>) -> Vec<Vec<u8>> {
@@ -216,7 +186,7 @@ mod tests {
     fn packets_are_made_in_lent_buffers_until_there_are_none_and_then_counted() {
         let mut bench = maker();
         assert_eq!(bench.lend(2), []);
-        assert_eq!(bench.nf().stock.buffers(), 2);
+        assert_eq!(bench.held_pkts(), 2);
         assert_eq!(bench.lend(1)[0].action, Action::Drop, "there is no room for a third");
         for _ in 0..2 {
             assert_eq!(made(&mut bench), [b"headbody"]);
@@ -232,7 +202,7 @@ mod tests {
         bench.lend(1);
         assert_eq!(bench.feed(&[[7; 900]]), []);
         assert_eq!(made(&mut bench), [b"headbody"]);
-        assert_eq!((bench.nf().stock.lent.len(), bench.nf().stock.leftovers.len()), (1, 0));
+        assert_eq!((bench.held_pkts(), bench.nf().stock.leftovers.len()), (1, 0));
     }
 
     #[test]
@@ -241,7 +211,7 @@ mod tests {
         let out = bench.feed(&[[7; 60]; 5]);
         assert_eq!(out.len(), 2);
         assert!(out.iter().all(|out| out.action == Action::Drop));
-        assert_eq!(bench.nf().stock.buffers(), 3);
+        assert_eq!(bench.held_pkts(), 3);
     }
 
     #[test]
@@ -252,7 +222,7 @@ mod tests {
         assert_eq!(bench.advance(Duration::from_millis(190)), []);
         let out = bench.advance(Duration::from_millis(40));
         assert_eq!(out.len(), 1);
-        assert_eq!((out[0].action, bench.nf().stock.buffers()), (Action::Drop, 1));
+        assert_eq!((out[0].action, bench.held_pkts()), (Action::Drop, 1));
     }
 
     #[test]
@@ -270,16 +240,15 @@ mod tests {
         bench.lend(2);
         bench.nf_mut().parts[1] = vec![0; 4000];
         assert!(made(&mut bench).is_empty());
-        let stock = &bench.nf().stock;
-        assert_eq!((stock.no_buffer_pkts(), stock.buffers(), bench.held_pkts()), (1, 1, 1));
+        assert_eq!((bench.nf().stock.no_buffer_pkts(), bench.held_pkts()), (1, 1));
     }
 
     #[test]
     fn where_nothing_more_can_be_held_nothing_is_kept() {
         let options = BenchOptions { hold_limit_pkts: Some(1), ..BenchOptions::default() };
-        let nf = Maker { stock: Stock::new(2, 3), parts: vec![b"x".to_vec()] };
+        let nf = Maker { stock: Stock::new(3), parts: vec![b"x".to_vec()] };
         let mut bench = TestBench::with_options(nf, options).unwrap();
-        assert_eq!(bench.lend(2).len(), 1);
-        assert_eq!((bench.nf().stock.buffers(), bench.hold_overflow_pkts()), (1, 0));
+        assert_eq!(bench.feed(&[[7; 60]; 2]).len(), 1);
+        assert_eq!((bench.held_pkts(), bench.hold_overflow_pkts()), (1, 0));
     }
 }

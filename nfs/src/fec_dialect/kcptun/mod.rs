@@ -162,7 +162,7 @@ impl Kcptun {
             port: options.port,
             config,
             sessions: Sessions::new(options.sessions),
-            stock: Stock::new(options.stock_pkts, options.stock_pkts as usize),
+            stock: Stock::new(options.stock_pkts as usize),
             stock_pkts: options.stock_pkts,
             identification: 0,
         })
@@ -222,11 +222,7 @@ impl Kcptun {
 
     fn counts(&self) -> Counts {
         let mut counts = self.sessions.counts();
-        let stock = [
-            ("no_buffer_pkts", self.stock.no_buffer_pkts()),
-            ("stock", self.stock.buffers() as u64),
-        ];
-        add(&mut counts, &stock);
+        add(&mut counts, &[("no_buffer_pkts", self.stock.no_buffer_pkts())]);
         counts
     }
 }
@@ -316,12 +312,8 @@ impl NetworkFunction for Kcptun {
         self.stock.hold_limit_pkts()
     }
 
-    fn loan_pkts(&self) -> u32 {
+    fn stock_pkts(&self) -> u32 {
         self.stock_pkts
-    }
-
-    fn fill(&mut self, packet: &mut Packet<'_>, ctx: &mut Context<'_>) -> Action {
-        self.stock.lend(packet, ctx)
     }
 
     fn tick_interval(&self) -> Option<Duration> {

@@ -12,7 +12,7 @@ use millrace_fec::dialect::smpte::{
 };
 use millrace_fec::kernel::Kernel;
 use nflib::settings::{self, Setting, Settings};
-use nflib::{Action, Burst, Context, NetworkFunction, NfError, Packet, Setup};
+use nflib::{Action, Burst, Context, NetworkFunction, NfError, Setup};
 
 use super::datagram::{Datagram, Template};
 use super::sessions::{Session, Sessions};
@@ -160,7 +160,7 @@ impl Smpte {
                 kernel: Kernel::best(),
             },
             streams: Sessions::new(options.streams),
-            stock: Stock::new(options.stock_pkts, options.stock_pkts as usize),
+            stock: Stock::new(options.stock_pkts as usize),
             stock_pkts: options.stock_pkts,
             identification: 0,
         })
@@ -256,11 +256,7 @@ impl Smpte {
 
     fn counts(&self) -> Counts {
         let mut counts = self.streams.counts();
-        let stock = [
-            ("no_buffer_pkts", self.stock.no_buffer_pkts()),
-            ("stock", self.stock.buffers() as u64),
-        ];
-        add(&mut counts, &stock);
+        add(&mut counts, &[("no_buffer_pkts", self.stock.no_buffer_pkts())]);
         counts
     }
 }
@@ -300,12 +296,8 @@ impl NetworkFunction for Smpte {
         self.stock.hold_limit_pkts()
     }
 
-    fn loan_pkts(&self) -> u32 {
+    fn stock_pkts(&self) -> u32 {
         self.stock_pkts
-    }
-
-    fn fill(&mut self, packet: &mut Packet<'_>, ctx: &mut Context<'_>) -> Action {
-        self.stock.lend(packet, ctx)
     }
 
     fn tick_interval(&self) -> Option<Duration> {
