@@ -42,7 +42,7 @@ const KCP_COMMANDS: std::ops::RangeInclusive<u8> = 81..=84;
 /// What stands before the framing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Envelope {
-    /// Nothing: `--crypt null`, of kcptun since 2022.
+    /// Nothing: `--crypt null` of newer kcptuns, which Debian 12 has not.
     Bare,
     /// 16 bytes that mean nothing and the CRC-32 (IEEE 802.3) of all that follows: `--crypt none`.
     Checksum,
