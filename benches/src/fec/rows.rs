@@ -304,7 +304,7 @@ mod tests {
             if matches!(row.kind, Kind::Crate(_)) && row.shape.k == 10 {
                 match measure(&bench, &row) {
                     Ok(outcome) => assert!(outcome.ours > 0.0),
-                    Err(Trouble::NotAvailable(why)) => println!("skipped: {}: {why}", row.id),
+                    Err(Trouble::NotAvailable(why)) => eprintln!("skipped: {}: {why}", row.id),
                     Err(trouble) => panic!("{}: {trouble}", row.id),
                 }
             }

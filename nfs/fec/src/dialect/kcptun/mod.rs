@@ -42,7 +42,7 @@ const KCP_COMMANDS: std::ops::RangeInclusive<u8> = 81..=84;
 /// What stands before the framing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Envelope {
-    /// Nothing: `--crypt null`, of kcptun since 2022.
+    /// Nothing: `--crypt null` of newer kcptuns, which Debian 12 has not.
     Bare,
     /// 16 bytes that mean nothing and the CRC-32 (IEEE 802.3) of all that follows: `--crypt none`.
     Checksum,
@@ -177,8 +177,8 @@ pub fn fuzz(data: &[u8]) {
     let envelope = if blocks & 0x80 == 0 { Envelope::Bare } else { Envelope::Checksum };
     let (k, m) = (usize::from(k % 6) + 1, usize::from(m % 4) + 1);
     let config =
-        DecoderConfig { k, m, envelope, longest_bytes: 96, blocks: usize::from(blocks % 7) + 2 };
-    let encoder = EncoderConfig { k, m, envelope, longest_bytes: 96 };
+        DecoderConfig { k, m, envelope, longest_bytes: 256, blocks: usize::from(blocks % 7) + 2 };
+    let encoder = EncoderConfig { k, m, envelope, longest_bytes: 256 };
     let kernel = crate::kernel::Kernel::scalar();
     let (Ok(mut decoder), Ok(mut encoder)) =
         (Decoder::new(config, kernel), Encoder::new(encoder, kernel))

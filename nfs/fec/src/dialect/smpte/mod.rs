@@ -310,8 +310,8 @@ pub fn fuzz(data: &[u8]) {
     let kernel = crate::kernel::Kernel::scalar();
     let Ok(matrix) = Matrix::new(4, 4, true) else { return };
     let (Ok(mut decoder), Ok(mut encoder)) = (
-        Decoder::new(DecoderConfig { longest_bytes: 96 }, kernel),
-        Encoder::new(EncoderConfig { matrix, longest_bytes: 96 }, kernel),
+        Decoder::new(DecoderConfig { longest_bytes: 256 }, kernel),
+        Encoder::new(EncoderConfig { matrix, longest_bytes: 256 }, kernel),
     ) else {
         return;
     };
@@ -325,7 +325,7 @@ pub fn fuzz(data: &[u8]) {
             let _ = decoder.repair(packet);
         }
         while let Some(recovered) = decoder.next_recovered() {
-            assert!(Rtp::parse(recovered, 96).is_ok(), "what is brought back is RTP");
+            assert!(Rtp::parse(recovered, 256).is_ok(), "what is brought back is RTP");
         }
         let _ = encoder.add(packet);
         while encoder.next_repair().is_some() {}

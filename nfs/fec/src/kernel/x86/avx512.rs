@@ -25,41 +25,56 @@ static ZEROES: [u8; TILE] = [0; TILE];
 #[target_feature(enable = "gfni,avx512f,avx512bw")]
 pub fn run(coefficients: &[u8], sources: &[&[u8]], sums: &mut [&mut [u8]], old: Old) {
     if coefficients.iter().all(|&coefficient| coefficient <= 1) {
-        let run = |job: &Job<'_>, sums: &mut [&mut [u8]]| add_up(job, sums[0]);
-        tiles::each::<TILE, 1>(coefficients, sources, sums, old, Ends::Masked, run);
+        run_xor(coefficients, sources, sums, old);
     } else {
-        let run = |job: &Job<'_>, sums: &mut [&mut [u8]]| match sums.len() {
-            1 => multiply::<1>(job, sums),
-            2 => multiply::<2>(job, sums),
-            3 => multiply::<3>(job, sums),
-            4 => multiply::<4>(job, sums),
-            _ => multiply::<HEIGHT>(job, sums),
-        };
-        tiles::each::<TILE, HEIGHT>(coefficients, sources, sums, old, Ends::Masked, run);
+        run_products(coefficients, sources, sums, old);
     }
+}
+
+#[target_feature(enable = "gfni,avx512f,avx512bw")]
+#[inline(never)]
+fn run_xor(coefficients: &[u8], sources: &[&[u8]], sums: &mut [&mut [u8]], old: Old) {
+    let run = |job: &Job<'_>, sums: &mut [&mut [u8]]| add_up(job, sums[0]);
+    tiles::each::<TILE, 1>(coefficients, sources, sums, old, Ends::Masked, run);
+}
+
+#[target_feature(enable = "gfni,avx512f,avx512bw")]
+#[inline(never)]
+fn run_products(coefficients: &[u8], sources: &[&[u8]], sums: &mut [&mut [u8]], old: Old) {
+    let run = |job: &Job<'_>, sums: &mut [&mut [u8]]| match sums.len() {
+        1 => multiply::<1>(job, sums),
+        2 => multiply::<2>(job, sums),
+        3 => multiply::<3>(job, sums),
+        4 => multiply::<4>(job, sums),
+        _ => multiply::<HEIGHT>(job, sums),
+    };
+    tiles::each::<TILE, HEIGHT>(coefficients, sources, sums, old, Ends::Masked, run);
 }
 
 /// `R` sums. Not part of its caller, so that its loops have the registers alone.
 #[target_feature(enable = "gfni,avx512f,avx512bw")]
 #[inline(never)]
-fn multiply<const R: usize>(job: &Job<'_>, sums: &mut [&mut [u8]]) {
+fn multiply<const R: usize>(job: &Job<'_>, sums: &mut [&mut [u8]]) -> usize {
     let rows: [&[u8]; R] = job.rows();
     let mut done = 0;
     while job.bytes - done >= TILE {
-        multiply_tile::<R, WIDTH>(job, &rows, sums, done, TILE);
+        if !multiply_tile::<R, WIDTH>(job, &rows, sums, done, TILE) {
+            return done;
+        }
         done += TILE;
     }
     let left = job.bytes - done;
-    match left.div_ceil(VECTOR) {
-        0 => {}
+    let whole = match left.div_ceil(VECTOR) {
+        0 => true,
         1 => multiply_tile::<R, 1>(job, &rows, sums, done, left),
         2 => multiply_tile::<R, 2>(job, &rows, sums, done, left),
         3 => multiply_tile::<R, 3>(job, &rows, sums, done, left),
         _ => multiply_tile::<R, WIDTH>(job, &rows, sums, done, left),
-    }
+    };
+    if whole { job.bytes } else { done }
 }
 
-/// `V` vectors of each, which have `bytes` bytes.
+/// `V` vectors of each, which have `bytes` bytes. False, and nothing is done, when a source has less.
 #[target_feature(enable = "gfni,avx512f,avx512bw")]
 #[inline]
 fn multiply_tile<const R: usize, const V: usize>(
@@ -68,7 +83,7 @@ fn multiply_tile<const R: usize, const V: usize>(
     sums: &mut [&mut [u8]],
     done: usize,
     bytes: usize,
-) {
+) -> bool {
     let last = mask_of(bytes, V);
     let (from, at) = (job.from + done, job.at + done);
     let mut registers = [[_mm512_setzero_si512(); V]; R];
@@ -80,23 +95,28 @@ fn multiply_tile<const R: usize, const V: usize>(
     let span = from..from + bytes;
     let (pairs, single) = job.sources.as_chunks::<2>();
     for (index, [first, second]) in pairs.iter().enumerate() {
-        match (first.get(span.clone()), second.get(span.clone())) {
-            (None, None) => {}
-            (first, second) => {
-                let first = load(first.unwrap_or(&ZEROES[..bytes]), last);
-                let second = load(second.unwrap_or(&ZEROES[..bytes]), last);
-                add_products(&mut registers, rows, 2 * index, first, second);
-            }
-        }
+        let (first, second) = match (first.get(span.clone()), second.get(span.clone())) {
+            (Some(first), Some(second)) => (first, second),
+            (None, None) if first.is_empty() && second.is_empty() => continue,
+            (Some(first), None) if second.is_empty() => (first, &ZEROES[..bytes]),
+            (None, Some(second)) if first.is_empty() => (&ZEROES[..bytes], second),
+            _ => return false,
+        };
+        add_products(&mut registers, rows, 2 * index, load(first, last), load(second, last));
     }
-    if let [source] = single
-        && let Some(source) = source.get(span)
-    {
-        add_product(&mut registers, rows, 2 * pairs.len(), load(source, last));
+    if let [source] = single {
+        match source.get(span) {
+            Some(source) => {
+                add_product(&mut registers, rows, 2 * pairs.len(), load(source, last));
+            }
+            None if source.is_empty() => {}
+            None => return false,
+        }
     }
     for (registers, sum) in registers.into_iter().zip(&mut *sums) {
         store(&mut sum[at..at + bytes], registers, last);
     }
+    true
 }
 
 /// Adds two sources, the first of which is at `index`, times their coefficients in each row.
@@ -149,25 +169,29 @@ fn matrix(coefficient: u8) -> __m512i {
 /// One sum of sources whose coefficients are 0 or 1.
 #[target_feature(enable = "gfni,avx512f,avx512bw")]
 #[inline(never)]
-fn add_up(job: &Job<'_>, sum: &mut [u8]) {
+fn add_up(job: &Job<'_>, sum: &mut [u8]) -> usize {
     let mut done = 0;
     while job.bytes - done >= TILE {
-        add_up_tile::<WIDTH>(job, sum, done, TILE);
+        if !add_up_tile::<WIDTH>(job, sum, done, TILE) {
+            return done;
+        }
         done += TILE;
     }
     let left = job.bytes - done;
-    match left.div_ceil(VECTOR) {
-        0 => {}
+    let whole = match left.div_ceil(VECTOR) {
+        0 => true,
         1 => add_up_tile::<1>(job, sum, done, left),
         2 => add_up_tile::<2>(job, sum, done, left),
         3 => add_up_tile::<3>(job, sum, done, left),
         _ => add_up_tile::<WIDTH>(job, sum, done, left),
-    }
+    };
+    if whole { job.bytes } else { done }
 }
 
+/// `V` vectors of it, which have `bytes` bytes. False, and nothing is done, when a source has less.
 #[target_feature(enable = "gfni,avx512f,avx512bw")]
 #[inline]
-fn add_up_tile<const V: usize>(job: &Job<'_>, sum: &mut [u8], done: usize, bytes: usize) {
+fn add_up_tile<const V: usize>(job: &Job<'_>, sum: &mut [u8], done: usize, bytes: usize) -> bool {
     let last = mask_of(bytes, V);
     let (from, at) = (job.from + done, job.at + done);
     let [row] = job.rows();
@@ -176,7 +200,11 @@ fn add_up_tile<const V: usize>(job: &Job<'_>, sum: &mut [u8], done: usize, bytes
         registers = load(&sum[at..at + bytes], last);
     }
     for (source, &coefficient) in job.sources.iter().zip(row) {
-        let Some(source) = source.get(from..from + bytes) else { continue };
+        if source.is_empty() {
+            continue;
+        }
+        // Whatever the coefficient: of one tile either all sums are done or none.
+        let Some(source) = source.get(from..from + bytes) else { return false };
         if coefficient == 0 {
             continue;
         }
@@ -186,6 +214,7 @@ fn add_up_tile<const V: usize>(job: &Job<'_>, sum: &mut [u8], done: usize, bytes
         }
     }
     store(&mut sum[at..at + bytes], registers, last);
+    true
 }
 
 /// Bits for the bytes that the last of `vectors` vectors has, when all of them have `bytes`.
