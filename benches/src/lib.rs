@@ -7,6 +7,7 @@
 //! | [`environment`] | the machine a figure was taken on |
 //! | [`data_path`] | the data path as a whole: what `millrace bench data-path` measures |
 //! | [`fec`] | forward error correction: what `millrace bench fec` measures; `unsafe` where it calls ISA-L only |
+//! | [`fec_lab`] | what FEC leaves of a link's losses, against the mathematics; what `scripts/lab-fec` runs |
 //! | [`soak`] | chaos under load: NFs killed, stopped, scaled and reconfigured; what `scripts/soak` runs |
 //! | [`traffic`] | numbered traffic for labs; `unsafe` in its packet sockets and XDP programs only |
 #![deny(unsafe_code)]
@@ -14,6 +15,7 @@
 pub mod data_path;
 pub mod environment;
 pub mod fec;
+pub mod fec_lab;
 pub mod instructions;
 pub mod report;
 pub mod soak;

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use nflib::control::{self, MAX_REPLY_BYTES, NfStatus, Reply, Request, Status};
+use nflib::control::{self, MAX_REPLY_BYTES, NfStatus, Reply, Request, ServiceRef, Status, Target};
 use tempfile::TempDir;
 
 use super::process::Process;
@@ -118,6 +118,14 @@ impl<'a> Lab<'a> {
     /// # Errors
     /// [`Trouble`] when it does not start.
     pub fn with_rings(bench: &'a Bench, ring_capacity: u32, config: &str) -> Result<Self, Trouble> {
+        Self::with_manager(bench, &format!("ring_capacity = {ring_capacity}"), config)
+    }
+
+    /// As [`start`](Self::start), with these lines more in the table `[manager]`.
+    ///
+    /// # Errors
+    /// [`Trouble`] when it does not start.
+    pub fn with_manager(bench: &'a Bench, manager: &str, config: &str) -> Result<Self, Trouble> {
         let dir = tempfile::Builder::new().prefix("millrace-bench-").tempdir()?;
         let file = dir.path().join("config.toml");
         let socket = dir.path().join("manager.sock");
@@ -126,7 +134,7 @@ impl<'a> Lab<'a> {
             &file,
             format!(
                 "[manager]\nsocket = {socket:?}\ncores = [{core}]\n\
-                 ring_capacity = {ring_capacity}\n[pool]\nbuffers = 16384\nhugepages = \"try\"\n{config}"
+                 {manager}\n[pool]\nbuffers = 16384\nhugepages = \"try\"\n{config}"
             ),
         )?;
         let args = ["--config".into(), file.into_os_string()];
@@ -192,6 +200,28 @@ impl<'a> Lab<'a> {
         control::send(&socket, &Request::Status, &[]).map_err(|error| failed(&error))?;
         match control::recv(&socket, MAX_REPLY_BYTES).map_err(|error| failed(&error))?.0 {
             Reply::Status(status) => Ok(*status),
+            other => Err(failed(&format!("{other:?}"))),
+        }
+    }
+
+    /// Hands words to every NF of a service, and returns what one of them answers.
+    ///
+    /// # Errors
+    /// [`Trouble::Failed`] when there is no answer.
+    pub fn call(&self, service: u16, words: &str) -> Result<String, Trouble> {
+        let failed =
+            |error: &dyn std::fmt::Display| Trouble::Failed(format!("service {service}: {error}"));
+        let socket = UnixStream::connect(self.socket()).map_err(|error| failed(&error))?;
+        socket.set_read_timeout(Some(LIMIT))?;
+        let target = Target::Service(ServiceRef::Id(service));
+        let request = Request::Call { target, payload: words.as_bytes().to_vec() };
+        control::send(&socket, &request, &[]).map_err(|error| failed(&error))?;
+        match control::recv(&socket, MAX_REPLY_BYTES).map_err(|error| failed(&error))?.0 {
+            Reply::Called { mut answers } => match answers.pop() {
+                Some((_, Ok(answer))) => Ok(String::from_utf8_lossy(&answer).into_owned()),
+                Some((_, Err(error))) => Err(failed(&error)),
+                None => Err(failed(&"nobody answers")),
+            },
             other => Err(failed(&format!("{other:?}"))),
         }
     }
