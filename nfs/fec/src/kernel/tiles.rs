@@ -24,6 +24,8 @@ pub struct Job<'a> {
     pub bytes: usize,
     /// Whether the sums are added to.
     pub old: Old,
+    /// Whether more of the same sources is wanted next.
+    pub goes_on: bool,
 }
 
 impl<'a> Job<'a> {
@@ -69,6 +71,15 @@ pub fn each<const TILE: usize, const HEIGHT: usize>(
     }
 }
 
+/// Where the work is, as [`Job`] has it.
+#[derive(Clone, Copy)]
+struct Range {
+    from: usize,
+    at: usize,
+    bytes: usize,
+    goes_on: bool,
+}
+
 struct Work<'a, R> {
     coefficients: &'a [u8],
     stride: usize,
@@ -109,11 +120,16 @@ impl<R: Fn(&Job<'_>, &mut [&mut [u8]]) -> usize> Work<'_, R> {
     ) {
         let mut at = 0;
         if sums.len() <= HEIGHT {
-            at = self.run(0, sources, 0, at, length, sums);
+            let range = Range { from: 0, at: 0, bytes: length, goes_on: false };
+            at = self.run(0, sources, range, sums);
         } else {
-            while at < length && self.groups::<HEIGHT>(sources, at, at, TILE.min(length - at), sums)
-            {
-                at += TILE;
+            while at < length {
+                let bytes = TILE.min(length - at);
+                let range = Range { from: at, at, bytes, goes_on: at + bytes < length };
+                if !self.groups::<HEIGHT>(sources, range, sums) {
+                    break;
+                }
+                at += bytes;
             }
         }
         while at < length {
@@ -144,7 +160,8 @@ impl<R: Fn(&Job<'_>, &mut [&mut [u8]]) -> usize> Work<'_, R> {
                 buffer
             };
         }
-        let done = self.groups::<HEIGHT>(&list[..sources.len()], 0, at, bytes, sums);
+        let range = Range { from: 0, at, bytes, goes_on: false };
+        let done = self.groups::<HEIGHT>(&list[..sources.len()], range, sums);
         debug_assert!(done, "no source has less than the tile");
     }
 
@@ -154,28 +171,22 @@ impl<R: Fn(&Job<'_>, &mut [&mut [u8]]) -> usize> Work<'_, R> {
     fn groups<const HEIGHT: usize>(
         &self,
         sources: &[&[u8]],
-        from: usize,
-        at: usize,
-        bytes: usize,
+        range: Range,
         sums: &mut [&mut [u8]],
     ) -> bool {
         let height = sums.len().div_ceil(sums.len().div_ceil(HEIGHT));
         let mut groups = sums.chunks_mut(height).enumerate();
-        groups
-            .all(|(index, sums)| self.run(index * height, sources, from, at, bytes, sums) >= bytes)
+        groups.all(|(index, sums)| {
+            let range = Range { goes_on: range.goes_on && index == 0, ..range };
+            self.run(index * height, sources, range, sums) >= range.bytes
+        })
     }
 
     #[inline]
-    fn run(
-        &self,
-        row: usize,
-        sources: &[&[u8]],
-        from: usize,
-        at: usize,
-        bytes: usize,
-        sums: &mut [&mut [u8]],
-    ) -> usize {
+    fn run(&self, row: usize, sources: &[&[u8]], range: Range, sums: &mut [&mut [u8]]) -> usize {
         let (coefficients, stride) = (&self.coefficients[row * self.stride..], self.stride);
-        (self.run)(&Job { coefficients, stride, sources, from, at, bytes, old: self.old }, sums)
+        let Range { from, at, bytes, goes_on } = range;
+        let old = self.old;
+        (self.run)(&Job { coefficients, stride, sources, from, at, bytes, old, goes_on }, sums)
     }
 }

@@ -1,9 +1,9 @@
 //! GFNI and AVX-512: products of 64 bytes by one GF2P8AFFINEQB each.
 
 use std::arch::x86_64::{
-    __m512i, __mmask64, _mm512_gf2p8affine_epi64_epi8, _mm512_loadu_si512, _mm512_mask_storeu_epi8,
-    _mm512_maskz_loadu_epi8, _mm512_set1_epi64, _mm512_setzero_si512, _mm512_storeu_si512,
-    _mm512_ternarylogic_epi64, _mm512_xor_si512,
+    __m512i, __mmask64, _MM_HINT_T0, _mm_prefetch, _mm512_gf2p8affine_epi64_epi8,
+    _mm512_loadu_si512, _mm512_mask_storeu_epi8, _mm512_maskz_loadu_epi8, _mm512_set1_epi64,
+    _mm512_setzero_si512, _mm512_storeu_si512, _mm512_ternarylogic_epi64, _mm512_xor_si512,
 };
 
 use super::super::Old;
@@ -93,6 +93,7 @@ fn multiply_tile<const R: usize, const V: usize>(
         }
     }
     let span = from..from + bytes;
+    let ahead = job.goes_on || job.bytes - done > bytes;
     let (pairs, single) = job.sources.as_chunks::<2>();
     for (index, [first, second]) in pairs.iter().enumerate() {
         let (first, second) = match (first.get(span.clone()), second.get(span.clone())) {
@@ -102,6 +103,10 @@ fn multiply_tile<const R: usize, const V: usize>(
             (None, Some(second)) if first.is_empty() => (&ZEROES[..bytes], second),
             _ => return false,
         };
+        if V == WIDTH && ahead {
+            prefetch(first, bytes);
+            prefetch(second, bytes);
+        }
         add_products(&mut registers, rows, 2 * index, load(first, last), load(second, last));
     }
     if let [source] = single {
@@ -117,6 +122,16 @@ fn multiply_tile<const R: usize, const V: usize>(
         store(&mut sum[at..at + bytes], registers, last);
     }
     true
+}
+
+/// Asks for the tile behind one of `bytes` bytes, which comes next: so many streams at once are more than
+/// processors find out by themselves.
+#[inline]
+fn prefetch(tile: &[u8], bytes: usize) {
+    for line in (0..TILE).step_by(VECTOR) {
+        // SAFETY: a prefetch reads nothing, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(tile.as_ptr().wrapping_add(bytes + line).cast()) };
+    }
 }
 
 /// Adds two sources, the first of which is at `index`, times their coefficients in each row.
