@@ -124,7 +124,7 @@ fn independent_losses_leave_what_the_formula_says() {
         for (at, p) in [0.01, 0.02, 0.05].into_iter().enumerate() {
             let losses = Gilbert { p, r: 1.0 - p };
             let mut run = Run::new(*k, *m, 1, losses, 100 + (case * 3 + at) as u64);
-            let blocks = 40_000 / (u32::from(*k) * u32::from(*m).min(4)) + 200;
+            let blocks = 100_000 / u32::from(*k) + 1000;
             run.send(blocks * u32::from(*k));
             let expected = model::independent((*k).into(), (*m).into(), p);
             let measured = tally(&run.arrived, (*k).into());
@@ -140,7 +140,7 @@ fn bursts_leave_what_the_chain_says_and_interleaving_helps() {
     let losses = Gilbert::of_loss(0.01, 3.0);
     for (k, m, stride) in [(10, 2, 1), (10, 2, 4), (10, 2, 8), (20, 4, 4)] {
         let mut run = Run::new(k, m, stride, losses, 7);
-        run.send(160_000);
+        run.send(640_000);
         let expected = model::gilbert(k.into(), m.into(), stride.into(), losses).residual;
         // Neighbouring blocks share bursts: the error is that of long stretches.
         let measured = tally(&run.arrived, 1600);
