@@ -10,7 +10,9 @@
 //!                     └──────────── reports ◄────────────────────────┘
 //! ```
 
+pub mod adapt;
 pub mod code;
+pub mod encoder;
 pub mod gf;
 pub mod inner;
 pub mod kernel;

@@ -77,6 +77,9 @@ pub enum WireError {
     /// Another epoch than the one expected.
     #[error("the packet is of another epoch")]
     Epoch,
+    /// A report of packets that were never sent.
+    #[error("the report tells of packets that were never sent")]
+    Impossible,
     /// A report that is not newer than the last.
     #[error("the report is not newer than the last")]
     Replayed,
