@@ -233,7 +233,10 @@ fn what_a_link_loses_is_brought_back_byte_for_byte() {
     assert!(came == all, "each packet came once, byte for byte");
     for frame in &got {
         let headers = Headers::parse(frame);
-        assert_eq!((headers.dst_mac, headers.src_mac), ([2, 0, 0, 0, 0, 0xc], [2, 0, 0, 0, 0, 0xb]));
+        assert_eq!(
+            (headers.dst_mac, headers.src_mac),
+            ([2, 0, 0, 0, 0, 0xc], [2, 0, 0, 0, 0, 0xb])
+        );
         assert_eq!(headers.problem, None);
     }
     // Its reports, which go back to where the packets came from, jump to the encoder of that end.

@@ -7,6 +7,7 @@
 mod chain;
 #[allow(dead_code)]
 mod fec;
+mod fec_encode;
 mod firewall;
 mod forward;
 mod speed_test;
@@ -41,6 +42,8 @@ enum What {
 /// An NF: its name and its own options, beside those of `C`, which all have.
 #[derive(Clone, Subcommand)]
 enum Nf<C: clap::Args> {
+    /// Sends IP packets through a UDP tunnel, with parity packets that repair losses
+    FecEncode(With<C, fec_encode::Options>),
     /// Lets packets pass or drops them, by rules on addresses, protocol and ports
     Firewall(With<C, firewall::Options>),
     /// Passes packets on, unchanged or with exchanged Ethernet addresses
@@ -83,6 +86,9 @@ impl<C: Common> Nf<C> {
         of_process: Option<&ServiceRef>,
     ) -> Result<(&'static str, &C, Box<dyn NetworkFunction>), NfError> {
         Ok(match self {
+            Self::FecEncode(with) => {
+                ("fec-encode", &with.common, Box::new(fec_encode::FecEncode::new(&with.own)?))
+            }
             Self::Firewall(with) => {
                 ("firewall", &with.common, Box::new(firewall::Firewall::new(&with.own)?))
             }

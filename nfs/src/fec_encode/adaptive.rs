@@ -15,7 +15,8 @@ pub struct Adaptive {
     pub floor: f64,
 }
 
-const USAGE: &str = "expected target=SHARE,cap=SHARE,floor=SHARE, as target=1e-5,cap=0.5,floor=1e-4";
+const USAGE: &str =
+    "expected target=SHARE,cap=SHARE,floor=SHARE, as target=1e-5,cap=0.5,floor=1e-4";
 
 impl FromStr for Adaptive {
     type Err = String;
