@@ -12,6 +12,7 @@
 
 pub mod adapt;
 pub mod code;
+pub mod decoder;
 pub mod encoder;
 pub mod gf;
 pub mod inner;
