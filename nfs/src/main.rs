@@ -5,14 +5,13 @@
 #![forbid(unsafe_code)]
 
 mod chain;
-#[allow(dead_code)]
 mod fec;
+mod fec_decode;
 mod fec_encode;
 mod firewall;
 mod forward;
 mod speed_test;
 mod stamp;
-#[allow(dead_code)]
 mod tunnel;
 
 use std::process::ExitCode;
@@ -42,6 +41,8 @@ enum What {
 /// An NF: its name and its own options, beside those of `C`, which all have.
 #[derive(Clone, Subcommand)]
 enum Nf<C: clap::Args> {
+    /// Takes IP packets out of fec-encode's tunnel, and brings lost ones back
+    FecDecode(With<C, fec_decode::Options>),
     /// Sends IP packets through a UDP tunnel, with parity packets that repair losses
     FecEncode(With<C, fec_encode::Options>),
     /// Lets packets pass or drops them, by rules on addresses, protocol and ports
@@ -86,6 +87,9 @@ impl<C: Common> Nf<C> {
         of_process: Option<&ServiceRef>,
     ) -> Result<(&'static str, &C, Box<dyn NetworkFunction>), NfError> {
         Ok(match self {
+            Self::FecDecode(with) => {
+                ("fec-decode", &with.common, Box::new(fec_decode::FecDecode::new(&with.own)?))
+            }
             Self::FecEncode(with) => {
                 ("fec-encode", &with.common, Box::new(fec_encode::FecEncode::new(&with.own)?))
             }

@@ -57,6 +57,8 @@ pub struct End {
     pub key: Option<Key>,
     /// Longest packet that goes through the tunnel, bytes, from its IP header.
     pub inner_mtu_bytes: u16,
+    /// Longest inner packet that can come from a far end, whatever its key, bytes.
+    pub inner_most_bytes: u16,
     /// Longest outer packet, bytes, from its IP header.
     pub mtu_bytes: u16,
 }
@@ -67,7 +69,10 @@ impl End {
     pub fn new(options: &EndOptions) -> Result<Self, NfError> {
         let key = options.key_file.as_deref().map(read_key).transpose()?;
         let inner_mtu_bytes = inner_mtu_bytes(options.mtu, options.local.ip(), key.is_some())?;
-        Ok(Self { key, inner_mtu_bytes, mtu_bytes: options.mtu })
+        let headers = ip_udp_bytes(options.local.ip()) + SOURCE_SHIM_BYTES;
+        // No more than the MTU, and the MTU is enough.
+        let inner_most_bytes = (usize::from(options.mtu) - headers) as u16;
+        Ok(Self { key, inner_mtu_bytes, inner_most_bytes, mtu_bytes: options.mtu })
     }
 
     /// Whether buffers are cut so that the longest packets fit, with the outer headers before them.

@@ -30,6 +30,8 @@ pub struct Counts {
     pub report_unrouted_pkts: u64,
     /// Reports sent.
     pub report_out_pkts: u64,
+    /// Reports that could not be sent: no packet of the peer has come by a port.
+    pub report_unsent_pkts: u64,
     /// ARP requests and neighbour solicitations answered.
     pub neighbour_pkts: u64,
     /// Not for this end: passed on, or dropped.
@@ -40,7 +42,7 @@ pub struct Counts {
 
 impl Counts {
     /// Each with its name.
-    pub fn all(&self) -> [(&'static str, u64); 15] {
+    pub fn all(&self) -> [(&'static str, u64); 16] {
         [
             ("delivered", self.delivered_pkts),
             ("recovered", self.recovered_pkts),
@@ -54,6 +56,7 @@ impl Counts {
             ("reports-in", self.report_in_pkts),
             ("reports-unrouted", self.report_unrouted_pkts),
             ("reports-out", self.report_out_pkts),
+            ("reports-unsent", self.report_unsent_pkts),
             ("neighbour", self.neighbour_pkts),
             ("other", self.other_pkts),
             ("no-headroom", self.no_headroom_pkts),

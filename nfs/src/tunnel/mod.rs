@@ -22,23 +22,40 @@ use nflib::headers::{Headers, Network};
 /// packets that have just come out of a tunnel, whose hash until then was the tunnel's.
 #[must_use]
 pub fn flow_hash(headers: &Headers) -> u32 {
-    let end = |address: &[u8], port: u16| {
-        address.iter().chain(&port.to_be_bytes()).fold(0xcbf2_9ce4_8422_2325, fnv)
-    };
     let (src_port, dst_port) = headers.ports().unwrap_or_default();
     let (src, dst) = match &headers.network {
-        Network::Ipv4(ip) => (end(&ip.src.octets(), src_port), end(&ip.dst.octets(), dst_port)),
-        Network::Ipv6(ip) => (end(&ip.src.octets(), src_port), end(&ip.dst.octets(), dst_port)),
+        Network::Ipv4(ip) => (
+            end_hash(u64::from(ip.src.to_bits()), 0, src_port),
+            end_hash(u64::from(ip.dst.to_bits()), 0, dst_port),
+        ),
+        Network::Ipv6(ip) => {
+            let halves = |bits: u128| ((bits >> 64) as u64, bits as u64);
+            let ((a, b), (c, d)) = (halves(ip.src.to_bits()), halves(ip.dst.to_bits()));
+            (end_hash(a, b, src_port), end_hash(c, d, dst_port))
+        }
         _ => (0, 0),
     };
-    let both: u64 = src ^ dst;
-    let folded = (both ^ (both >> 32)) as u32 ^ u32::from(headers.ip_proto().unwrap_or_default());
+    let both = src.wrapping_add(dst);
+    let folded = (both ^ both >> 32) as u32 ^ u32::from(headers.ip_proto().unwrap_or_default());
     folded.max(1)
 }
 
-/// A step of FNV-1a, 64 bits.
-fn fnv(hash: u64, byte: &u8) -> u64 {
-    (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+/// A hash of one end of a flow.
+fn end_hash(high: u64, low: u64, port: u16) -> u64 {
+    let words = [high, low, port.into()];
+    words.into_iter().fold(FNV_OFFSET, |hash, word| {
+        let product = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        product ^ product >> 29
+    })
+}
+
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// A hash of some bytes: FNV-1a, 64 bits.
+fn fnv<'a>(bytes: impl IntoIterator<Item = &'a u8>) -> u64 {
+    bytes.into_iter().fold(FNV_OFFSET, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }
 
 #[cfg(test)]

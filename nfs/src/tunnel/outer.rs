@@ -101,7 +101,7 @@ impl Encapsulation {
             _ => panic!("both ends of a tunnel have addresses of one IP version"),
         };
         let ports = [ends.local.port().to_be_bytes(), ends.peer.port().to_be_bytes()].concat();
-        let hash = addresses.iter().chain(&ports).fold(0xcbf2_9ce4_8422_2325, fnv);
+        let hash = fnv(addresses.iter().chain(&ports));
         let is_v6 = ends.peer.is_ipv6();
         if is_v6 {
             header.extend(ethertype::IPV6.to_be_bytes());

@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use nflib::{Action, Context, Packet, PacketId};
 
 /// How long the buffer of a consumed packet is kept.
-const KEPT_NS: u64 = 50_000_000;
+const KEPT_NS: u64 = 200_000_000;
 
 /// The buffer of a consumed packet.
 #[derive(Debug)]
@@ -249,8 +249,8 @@ mod tests {
         let mut bench = maker();
         bench.lend(1);
         bench.feed(&[[7; 60]]);
-        assert_eq!(bench.advance(Duration::from_millis(45)), []);
-        let out = bench.advance(Duration::from_millis(30));
+        assert_eq!(bench.advance(Duration::from_millis(190)), []);
+        let out = bench.advance(Duration::from_millis(40));
         assert_eq!(out.len(), 1);
         assert_eq!((out[0].action, bench.nf().stock.buffers()), (Action::Drop, 1));
     }
