@@ -167,3 +167,88 @@ fn a_firewall_names_the_rule_that_is_wrong_in_one_line() {
     assert_eq!(output.status.code(), Some(1));
     assert!(complaint(&output).contains("/nonexistent/rules: "));
 }
+
+/// Options that each end of an FEC tunnel needs, without `left_out`, and `more`.
+fn fec(nf: &str, left_out: &str, more: &[&str]) -> Output {
+    let required = [
+        ("--local", "192.0.2.1:4950"),
+        ("--peer", "198.51.100.1:4950"),
+        ("--mac", "02:00:00:00:00:0a"),
+        ("--next-hop-mac", "02:00:00:00:00:0b"),
+    ];
+    let given = required.iter().filter(|(option, _)| *option != left_out);
+    let given = given.flat_map(|(option, value)| [*option, *value]);
+    let fixed = [nf, "--service", "1", "--no-wait", "--socket", "/nonexistent/millrace.sock"];
+    millrace_nf(&fixed.into_iter().chain(given).chain(more.iter().copied()).collect::<Vec<_>>())
+}
+
+#[test]
+fn either_end_of_an_fec_tunnel_is_ready_with_what_is_required() {
+    for nf in ["fec-encode", "fec-decode"] {
+        // The first thing that it misses is a manager.
+        let output = fec(nf, "", &[]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(complaint(&output).contains("/nonexistent/millrace.sock"));
+        for option in ["--local", "--peer", "--mac", "--next-hop-mac"] {
+            let output = fec(nf, option, &[]);
+            assert_eq!(output.status.code(), Some(2));
+            assert!(complaint(&output).contains(option), "{nf} {option}");
+        }
+    }
+}
+
+#[test]
+fn an_fec_tunnel_that_cannot_be_is_refused_in_one_line_that_says_what_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("key");
+    std::fs::write(&key, "no key").unwrap();
+    let key = key.to_str().unwrap();
+    let both: [(&[&str], i32, &str); 8] = [
+        (&["--mtu", "1323"], 1, "expected at least 1324"),
+        (&["--mtu", "70000"], 2, "70000"),
+        (&["--key-file", "/nonexistent/key"], 1, "/nonexistent/key"),
+        (&["--key-file", key], 1, "32 hexadecimal digits"),
+        (&["--udp-checksum", "sometimes"], 2, "auto, on, off"),
+        (&["--mss-clamp", "maybe"], 2, "on, off"),
+        (&["--to-port", "256"], 2, "256"),
+        (&["--stock", "1"], 2, "--stock"),
+    ];
+    let encode: [(&[&str], i32, &str); 9] = [
+        (&["-k", "0"], 2, "1..=64"),
+        (&["-k", "65"], 2, "1..=64"),
+        (&["-m", "17"], 2, "1..=16"),
+        (&["-m", "2", "--adaptive", "target=1e-4"], 2, "cannot be used with"),
+        (&["--adaptive", "target=2"], 2, "a target above 0"),
+        (&["-k", "2", "--adaptive", "target=1e-4,cap=0.3"], 1, "1/k or more"),
+        (&["-k", "64", "--stride", "32"], 1, "stride 32 with k = 64"),
+        (&["--stride", "far"], 2, "auto:MOST"),
+        (&["--flush-ms", "101"], 2, "1..=100"),
+    ];
+    let decode: [(&[&str], i32, &str); 6] = [
+        (&["--peer", "[2001:db8::1]:4950"], 1, "one IP version"),
+        (&["--peer", "198.51.100.1:4950"], 1, "given twice"),
+        (&["--in-order", "5"], 2, "PACKETS,MS"),
+        (&["--memory-mib", "0"], 2, "--memory-mib"),
+        (&["--report-ms", "99"], 2, "100..=1000"),
+        (&["--reports-to", "a", "--reports-to", "b"], 1, "--reports-to 2 times"),
+    ];
+    let encode = both.iter().chain(&encode).map(|case| ("fec-encode", case));
+    let decode = both.iter().chain(&decode).map(|case| ("fec-decode", case));
+    for (nf, (options, code, expected)) in encode.chain(decode) {
+        let output = fec(nf, "", options);
+        assert_eq!(output.status.code(), Some(*code), "{nf} {options:?}: {output:?}");
+        let said = complaint(&output);
+        assert!(said.contains(expected), "{nf} {options:?}: {said}");
+    }
+    for (option, value) in [
+        ("--local", "192.0.2.1"),
+        ("--peer", "0.0.0.0:4950"),
+        ("--mac", "ff:ff:ff:ff:ff:ff"),
+        ("--next-hop-mac", "02:00"),
+    ] {
+        let output = fec("fec-encode", option, &[option, value]);
+        assert_eq!(output.status.code(), Some(2));
+        let said = complaint(&output);
+        assert!(said.contains(option) && said.contains("expected"), "{said}");
+    }
+}
