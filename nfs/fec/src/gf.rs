@@ -38,6 +38,22 @@ pub const fn inv(a: u8) -> u8 {
     if a == 0 { 0 } else { TABLES.0[255 - TABLES.1[a as usize] as usize] }
 }
 
+/// The logarithm to the base 2.
+///
+/// # Panics
+/// There is none of 0.
+#[must_use]
+pub(crate) const fn log(a: u8) -> u32 {
+    assert!(a != 0, "0 has no logarithm");
+    TABLES.1[a as usize] as u32
+}
+
+/// 2 to the power of `exponent`.
+#[must_use]
+pub(crate) const fn exp(exponent: u32) -> u8 {
+    TABLES.0[(exponent % 255) as usize]
+}
+
 /// `base` to the power of `exponent`; 0⁰ is 1.
 #[must_use]
 pub const fn pow(base: u8, exponent: usize) -> u8 {
@@ -81,6 +97,14 @@ mod tests {
             for b in 0..=255 {
                 assert_eq!(mul(a, b), slow(a, b), "{a} times {b}");
             }
+        }
+    }
+
+    #[test]
+    fn a_logarithm_undoes_a_power_of_two_and_powers_repeat_after_255() {
+        for a in 1..=255 {
+            assert_eq!(exp(log(a)), a);
+            assert_eq!(exp(log(a) + 255 * 7), a);
         }
     }
 

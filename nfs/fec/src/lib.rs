@@ -20,4 +20,5 @@ pub mod kernel;
 pub mod mac;
 pub mod model;
 pub mod report;
+pub mod solve;
 pub mod wire;

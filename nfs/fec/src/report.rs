@@ -1,9 +1,11 @@
 //! Reports: what a decoder tells its encoder, so that redundancy follows loss.
 //!
-//! All counters are totals since the session's epoch began, modulo 2³²: an encoder takes differences,
-//! and so a lost report loses nothing. (RFC 6363 leaves feedback to the scheme.)
+//! All counters are totals since the decoder met the session's epoch, modulo 2³²: an encoder takes
+//! differences, and so a lost report loses nothing. A decoder that was restarted, or had to forget the
+//! session, counts from zero again; the encoder sees it by the run, or by totals that go back.
 #![forbid(unsafe_code)]
 
+use crate::adapt::News;
 use crate::mac::{Key, MAC_BYTES};
 use crate::wire::{self, FLAG_MAC, Stream, TYPE_REPORT, VERSION, WireError};
 
@@ -35,7 +37,9 @@ impl Bursts {
 /// A report. What has been *settled* is past: the packet came, was recovered, or will do neither.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Counts the reports of an epoch.
+    /// One run of the decoder: another after it was restarted.
+    pub run: u8,
+    /// Counts the reports of a run.
     pub number: u32,
     /// The newest sequence number known to exist.
     pub highest: u32,
@@ -66,7 +70,7 @@ impl Report {
         for (word, field) in words.iter_mut().zip(fields) {
             *word = field.to_be_bytes();
         }
-        words[6] = [if key.is_some() { FLAG_MAC } else { 0 }, 0, 0, 0];
+        words[6] = [if key.is_some() { FLAG_MAC } else { 0 }, self.run, 0, 0];
         for (word, count) in words[7..].iter_mut().zip(self.bursts.0) {
             *word = count.to_be_bytes();
         }
@@ -74,6 +78,21 @@ impl Report {
         let (covered, mac) = to.split_at_mut(REPORT_BYTES);
         mac.copy_from_slice(&key.mac(covered));
         REPORT_MAX_BYTES
+    }
+
+    /// What this report adds to `earlier` ones of the same decoder; all of it when it counts from zero.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> News {
+        let goes_back = |now: u32, then: u32| (now.wrapping_sub(then) as i32) < 0;
+        let anew = self.run != earlier.run
+            || goes_back(self.received, earlier.received)
+            || goes_back(self.lost, earlier.lost);
+        let from = if anew { Self::default() } else { *earlier };
+        News {
+            received: self.received.wrapping_sub(from.received),
+            lost: self.lost.wrapping_sub(from.lost),
+            bursts: self.bursts.since(&from.bursts),
+        }
     }
 
     /// Reads a report.
@@ -92,8 +111,8 @@ impl Report {
             return Err(WireError::Short);
         }
         let (words, _) = payload[4..].as_chunks::<4>();
-        let [flags, reserved @ ..] = words[6];
-        if flags & !FLAG_MAC != 0 || reserved != [0; 3] {
+        let [flags, run, reserved @ ..] = words[6];
+        if flags & !FLAG_MAC != 0 || reserved != [0; 2] {
             return Err(WireError::Reserved);
         }
         if wire::without_mac(payload, flags, key)?.len() != REPORT_BYTES {
@@ -102,6 +121,7 @@ impl Report {
         let word = |at: usize| u32::from_be_bytes(words[at]);
         let stream = Stream { epoch, session: u16::from_be_bytes([s0, s1]) };
         let report = Self {
+            run,
             number: word(0),
             highest: word(1),
             received: word(2),
@@ -122,6 +142,7 @@ mod tests {
 
     fn report() -> Report {
         Report {
+            run: 9,
             number: 1,
             highest: 0xfffffff0,
             received: 2,
@@ -157,6 +178,7 @@ mod tests {
             (0, 0x12, WireError::Type),
             (28, 2, WireError::Reserved),
             (28, 1, WireError::MacUnexpected),
+            (30, 1, WireError::Reserved),
             (31, 1, WireError::Reserved),
         ] {
             let mut wrong = bytes;
@@ -175,6 +197,19 @@ mod tests {
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert!(Report::parse(&damaged, Some(&key)).is_err(), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn what_is_new_is_the_difference_or_all_where_the_decoder_counts_from_zero() {
+        let report = |run, received, lost| Report { run, received, lost, ..Default::default() };
+        let news = |later: Report, earlier| {
+            let news = later.since(&earlier);
+            (news.received, news.lost)
+        };
+        assert_eq!(news(report(1, 5, 2), report(1, u32::MAX, 1)), (6, 1));
+        assert_eq!(news(report(2, 500, 20), report(1, 100, 10)), (500, 20));
+        assert_eq!(news(report(1, 50, 20), report(1, 100, 10)), (50, 20));
+        assert_eq!(news(report(1, 500, 3), report(1, 100, 10)), (500, 3));
     }
 
     #[test]

@@ -3,9 +3,9 @@
 
 use super::config::{Reject, Verdict};
 use super::session::{Ready, Session, Shared};
-use super::solver::{Known, Row};
+use super::solver::Symbols;
 use super::window::{NO_BLOCK, Slot, State};
-use crate::code::{CodeId, K_MAX, M_MAX};
+use crate::code::{K_MAX, M_MAX};
 use crate::inner;
 use crate::wire::{INNER_MIN_BYTES, Repair};
 
@@ -230,44 +230,39 @@ impl Session {
     fn solve(&mut self, shared: &mut Shared, index: u16) -> Result<(), Failure> {
         let Some(block) = self.blocks.get(index) else { return Err(Failure::Bad) };
         let coded_bytes = block.coded_bytes;
-        let mut known = [Known::default(); K_MAX];
-        let (mut knowns, mut missing, mut missings) = (0, [0; M_MAX], 0);
+        let mut symbols = Symbols { bytes: [&[]; K_MAX], lengths: [[0; 2]; K_MAX] };
+        let (mut missing, mut rows, mut numbers) = ([0; M_MAX], [0; M_MAX], [0; M_MAX]);
+        let mut kept = block.rows.iter().zip(0..).filter_map(|(kept, row)| Some(((*kept)?, row)));
+        let mut count = 0;
         for at in 0..block.sources() {
-            let slot = self.window.slot(block.number(at));
-            if slot.is_here() {
-                let bytes = self.window.bytes(slot.position, slot.len_bytes.into());
-                let bytes = bytes.ok_or(Failure::Overrun)?;
-                if bytes.len() > coded_bytes {
-                    return Err(Failure::Bad);
-                }
-                known[knowns] = Known { at, bytes };
-                knowns += 1;
+            let number = block.number(at);
+            let slot = self.window.slot(number);
+            let (position, len_bytes, length) = if slot.is_here() {
+                (slot.position, slot.len_bytes.into(), slot.len_bytes.to_be_bytes())
             } else {
-                *missing.get_mut(missings).ok_or(Failure::Bad)? = at;
-                missings += 1;
-            }
-        }
-        let mut rows = [Row::default(); M_MAX];
-        let kept = block.rows.iter().enumerate().filter_map(|(row, kept)| Some((row, (*kept)?)));
-        for (place, (row, Kept { position, length })) in rows.iter_mut().zip(kept).take(missings) {
-            let coded = self.window.bytes(position, coded_bytes).ok_or(Failure::Overrun)?;
-            *place = Row { row, length, coded };
-        }
-        let code: (CodeId, usize) = (block.repair.code, block.repair.k.into());
-        let (known, missing, rows) = (&known[..knowns], &missing[..missings], &rows[..missings]);
-        let lengths = shared.solver.solve(code, known, missing, rows).ok_or(Failure::Bad)?;
-        let mut numbers = [0; M_MAX];
-        for (number, &at) in numbers.iter_mut().zip(missing) {
-            *number = block.number(at);
-        }
-        // One that is wrong makes all the others suspect: they come from the same sums.
-        for (at, &len_bytes) in lengths[..missings].iter().enumerate() {
-            if !is_packet(shared.solver.packet(at, coded_bytes), len_bytes) {
+                let (Kept { position, length }, row) = kept.next().ok_or(Failure::Bad)?;
+                (missing[count], rows[count], numbers[count]) = (at, row, number);
+                count += 1;
+                (position, coded_bytes, length)
+            };
+            if len_bytes > coded_bytes {
                 return Err(Failure::Bad);
             }
+            symbols.lengths[at] = length;
+            symbols.bytes[at] = self.window.bytes(position, len_bytes).ok_or(Failure::Overrun)?;
         }
-        for (at, &number) in numbers[..missings].iter().enumerate() {
-            self.bring_back(shared, number, at, lengths[at]);
+        let Repair { code, k, m, .. } = block.repair;
+        let (missing, rows) = (&missing[..count], &rows[..count]);
+        let code = (code, usize::from(k), usize::from(m));
+        let lengths = shared.solver.solve(code, &symbols, missing, rows, coded_bytes);
+        let lengths = &lengths.ok_or(Failure::Bad)?[..count];
+        // One that is wrong makes all the others suspect: they come from the same sums.
+        let mut solved = (0..count).map(|at| shared.solver.packet(at, coded_bytes)).zip(lengths);
+        if !solved.all(|(coded, &len_bytes)| is_packet(coded, len_bytes)) {
+            return Err(Failure::Bad);
+        }
+        for (at, (&number, &len_bytes)) in numbers.iter().zip(lengths).enumerate() {
+            self.bring_back(shared, number, at, len_bytes);
         }
         Ok(())
     }

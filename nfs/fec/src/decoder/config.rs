@@ -53,6 +53,8 @@ pub struct DecoderConfig {
     pub in_order: Option<InOrder>,
     /// Key of the MACs on repair packets and reports; none without.
     pub key: Option<Key>,
+    /// What reports tell this run of the decoder by: it must differ from that of the last run.
+    pub run: u8,
 }
 
 impl Default for DecoderConfig {
@@ -69,6 +71,7 @@ impl Default for DecoderConfig {
             settle_ns: 200_000_000,
             in_order: None,
             key: None,
+            run: 0,
         }
     }
 }

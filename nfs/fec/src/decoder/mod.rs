@@ -124,8 +124,10 @@ impl Decoder {
             self.shared.report_due_ns = dues.min().unwrap_or(u64::MAX);
             return None;
         };
-        let len = session.write_report(self.config.key.as_ref(), &mut self.report);
         self.shared.stats.reports += 1;
+        // One count for all sessions, so that numbers go up even for one that had to be forgotten.
+        let name = (self.config.run, self.shared.stats.reports as u32);
+        let len = session.write_report(name, self.config.key.as_ref(), &mut self.report);
         Some(&self.report[..len])
     }
 

@@ -371,10 +371,14 @@ impl Session {
     }
 
     /// Writes a report; gives its length.
-    pub fn write_report(&mut self, key: Option<&Key>, to: &mut [u8; REPORT_MAX_BYTES]) -> usize {
+    pub fn write_report(
+        &mut self,
+        (run, number): (u8, u32),
+        key: Option<&Key>,
+        to: &mut [u8; REPORT_MAX_BYTES],
+    ) -> usize {
         self.dirty = false;
-        self.report.number = self.report.number.wrapping_add(1);
-        self.report.highest = self.top as u32;
-        self.report.write(self.stream, key, to)
+        let report = Report { run, number, highest: self.top as u32, ..self.report };
+        report.write(self.stream, key, to)
     }
 }

@@ -430,15 +430,12 @@ impl Encoder {
             return Err(WireError::Impossible);
         }
         let before = self.peer.unwrap_or_default();
-        if self.peer.is_some() && (report.number.wrapping_sub(before.number) as i32) <= 0 {
+        let newer = report.number.wrapping_sub(before.number) as i32 > 0;
+        if self.peer.is_some() && report.run == before.run && !newer {
             return Err(WireError::Replayed);
         }
         self.peer = Some(report);
-        Ok(News {
-            received: report.received.wrapping_sub(before.received),
-            lost: report.lost.wrapping_sub(before.lost),
-            bursts: report.bursts.since(&before.bursts),
-        })
+        Ok(report.since(&before))
     }
 }
 

@@ -89,12 +89,17 @@ impl Pool {
         let mut sums: [&mut [u8]; M_MAX] = Default::default();
         for (sum, symbol) in sums.iter_mut().zip(symbols.chunks_exact_mut(self.symbol_bytes)) {
             let coded = &mut symbol[REPAIR_SHIM_BYTES..];
-            if longest > coded_bytes {
+            if at > 0 && longest > coded_bytes {
                 coded[coded_bytes..longest].fill(0);
             }
             *sum = &mut coded[..longest];
         }
-        kernel.accumulate(&coefficients[..m * count], packets, &mut sums[..m]);
+        let (coefficients, sums) = (&coefficients[..m * count], &mut sums[..m]);
+        if at == 0 {
+            kernel.assign(coefficients, packets, sums);
+        } else {
+            kernel.accumulate(coefficients, packets, sums);
+        }
     }
 
     /// Finishes a block that takes no more packets: its first `repair.m` symbols become packets.
@@ -124,11 +129,7 @@ impl Pool {
         for (place, sum) in places.iter_mut().zip(&mut sums) {
             *place = sum;
         }
-        kernel.accumulate(
-            &coefficients[..rows * sources],
-            &lengths[..sources],
-            &mut places[..rows],
-        );
+        kernel.assign(&coefficients[..rows * sources], &lengths[..sources], &mut places[..rows]);
         let block_bytes = self.symbols * self.symbol_bytes;
         let end = REPAIR_SHIM_BYTES + block.coded_bytes;
         let symbols = &mut self.bytes[usize::from(index) * block_bytes..][..block_bytes];

@@ -294,6 +294,11 @@ fn reports_that_cannot_be_are_refused_and_counted() {
         assert_eq!(bench.encoder.report(0, &bytes), Err(error));
     }
     assert_eq!((bench.encoder.stats().reports, bench.encoder.stats().reports_rejected), (1, 6));
+    // A decoder that was restarted counts from one again.
+    let mut restarted = report(1, 2, 0, newest);
+    restarted[29] = 1;
+    assert_eq!(bench.encoder.report(0, &restarted), Ok(()));
+    assert_eq!(bench.encoder.report(0, &restarted), Err(WireError::Replayed));
 }
 
 #[test]
