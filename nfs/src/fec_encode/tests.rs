@@ -1,8 +1,8 @@
 use clap::Parser;
 use millrace_fec::report::{REPORT_MAX_BYTES, Report};
 use millrace_fec::wire::{self, Stream};
-use nflib::headers::{Fragment, checksum, tcp_flags};
-use nflib::shm::RegionGeometry;
+use nflib::headers::{Fragment, Headers, checksum, tcp_flags};
+use nflib::shm::{RegionGeometry, StateFile};
 use nflib::testing::{BenchOptions, FrameBuilder, Output, TestBench};
 
 use super::*;
@@ -436,6 +436,22 @@ fn to_port_sends_data_and_parity_out_by_that_port() {
     let out = bench.feed(&datagrams(2));
     assert_eq!(out.len(), 3);
     assert!(out.iter().all(|out| out.action == Action::Out(5)));
+}
+
+#[test]
+fn each_run_has_an_epoch_of_its_own_and_a_successor_the_next() {
+    let file = StateFile::create(1).unwrap();
+    let fd = file.fd().try_clone_to_owned().unwrap();
+    let mut before = None;
+    for generation in 1..4 {
+        let state = State::from_fd(&fd, 1, generation).unwrap();
+        let mut nf = nf(&[]);
+        nf.begin(Some(&state));
+        let epoch = self::epoch(&TestBench::new(nf).feed_one(&datagram(0)).unwrap());
+        if let Some(before) = before.replace(epoch) {
+            assert_eq!(epoch, u8::wrapping_add(before, 1));
+        }
+    }
 }
 
 #[test]
