@@ -48,12 +48,17 @@ fn drive(data: &[u8], config: DecoderConfig) {
         }
         fetch(&mut decoder, now_ns);
     }
-    let known = decoder.stats();
-    assert_eq!(known.received, received);
-    fetch(&mut decoder, now_ns + 10_000_000_000);
+    // Whatever came, time alone brings everything to an end.
+    for _ in 0..1000 {
+        let Some(deadline_ns) = decoder.deadline_ns() else { break };
+        now_ns = now_ns.max(deadline_ns);
+        fetch(&mut decoder, now_ns);
+    }
+    assert_eq!(decoder.deadline_ns(), None);
     let stats = decoder.stats();
     assert_eq!(stats.received, received);
-    assert!(stats.recovered <= stats.lost + stats.late && stats.unrecovered <= stats.lost);
+    let gone = stats.recovered + stats.unrecovered;
+    assert!((stats.lost..=stats.lost + stats.late).contains(&gone), "{stats:?}");
     assert!(stats.sessions <= decoder.session_limits().0 as u64);
 }
 
