@@ -14,18 +14,13 @@ use std::path::{Path, PathBuf};
 
 use millrace::ports::pcap::Capture;
 use nflib::control::{Reply, Request, ServiceRef, Target};
-use nflib::headers::{ETHERNET_BYTES, Headers};
+use nflib::headers::Headers;
 use nflib::testing::FrameBuilder;
 use running::{Manager, nf_program, until};
 
 const K: usize = 10;
 const M: usize = 2;
-/// What site A's tunnel end is, and site B's.
-const A: &str = "192.0.2.1:4950";
-const B: &str = "198.51.100.1:4950";
 const WAITING: &str = "wait_for_nfs = true";
-/// Ethernet, IPv4, UDP; then the shim.
-const OUTER_BYTES: usize = ETHERNET_BYTES + 28;
 const SHIM_BYTES: usize = 8;
 const TYPE_SOURCE: u8 = 0x11;
 
@@ -74,9 +69,14 @@ fn inner(frame: &[u8]) -> &[u8] {
     &frame[headers.l3_offset.into()..headers.payload_end.into()]
 }
 
+/// What is inside the tunnel's UDP.
+fn payload(frame: &[u8]) -> &[u8] {
+    Headers::parse(frame).payload(frame)
+}
+
 /// What is inside a source packet of the tunnel; `None` for a parity packet.
 fn carried(frame: &[u8]) -> Option<&[u8]> {
-    let payload = &frame[OUTER_BYTES..];
+    let payload = payload(frame);
     (payload[0] == TYPE_SOURCE).then(|| &payload[SHIM_BYTES..])
 }
 
@@ -139,13 +139,16 @@ fn counted(manager: &Manager, service: &str, what: &[&str], pkts: u64) -> BTreeM
     })
 }
 
+/// A link between two sites, and the ends of their tunnel.
 struct Link {
     folder: tempfile::TempDir,
+    a: &'static str,
+    b: &'static str,
 }
 
 impl Link {
-    fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
+    fn new(a: &'static str, b: &'static str) -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), a, b }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -157,7 +160,7 @@ impl Link {
         write_capture(&self.path("lan-a"), traffic);
         let tables = port("lan", Some(&self.path("lan-a")), None)
             + &port("wan", None, Some(&self.path("wan-a")))
-            + &encoder(A, B, more)
+            + &encoder(self.a, self.b, more)
             + &chain("enc", "out:wan");
         let manager = Manager::start(WAITING, &tables);
         let all = traffic.len() as u64;
@@ -174,7 +177,7 @@ impl Link {
         write_capture(&self.path("wan-b"), arrives);
         let tables = port("wan", Some(&self.path("wan-b")), Some(&self.path("wan-back")))
             + &port("lan", None, Some(&self.path("lan-b")))
-            + &decoder(B, A, more)
+            + &decoder(self.b, self.a, more)
             + &chain("dec", "out:lan");
         let manager = Manager::start(WAITING, &tables);
         counted(&manager, "dec", &["delivered", "recovered"], out);
@@ -193,7 +196,7 @@ struct Decoded {
 
 /// Which block a tunnel packet belongs to: the first packet is one by itself.
 fn block(frame: &[u8]) -> usize {
-    let field = &frame[OUTER_BYTES + 4..OUTER_BYTES + 8];
+    let field = &payload(frame)[4..8];
     let number = u32::from_be_bytes(field.try_into().unwrap()) as usize;
     (number + K - 1) / K
 }
@@ -217,14 +220,16 @@ fn lose(frames: &[Vec<u8>]) -> (Vec<Vec<u8>>, u64) {
     (kept, lost)
 }
 
+const PLAIN: &str = ", \"-m\", \"2\", \"--flush-ms\", \"100\"";
+
 #[test]
-fn what_a_link_loses_is_brought_back_byte_for_byte() {
+fn what_a_link_loses_is_brought_back_byte_for_byte_and_reports_find_their_encoder() {
     if nf_program().is_none() {
         return;
     }
-    let link = Link::new();
+    let link = Link::new("192.0.2.1:4950", "198.51.100.1:4950");
     let traffic = site_traffic(401);
-    let sent = link.encode(&traffic, ", \"-m\", \"2\", \"--flush-ms\", \"100\"");
+    let sent = link.encode(&traffic, PLAIN);
     let data: Vec<_> = sent.iter().filter_map(|frame| carried(frame)).collect();
     let inside: Vec<_> = traffic.iter().map(|frame| inner(frame)).collect();
     assert_eq!(data, inside, "data packets are untouched and in order");
@@ -239,21 +244,22 @@ fn what_a_link_loses_is_brought_back_byte_for_byte() {
     assert!(came == all, "each packet came once, byte for byte");
     for frame in &got {
         let headers = Headers::parse(frame);
-        assert_eq!(
-            (headers.dst_mac, headers.src_mac),
-            ([2, 0, 0, 0, 0, 0xc], [2, 0, 0, 0, 0, 0xb])
-        );
-        assert_eq!(headers.problem, None);
+        assert_eq!(headers.dst_mac, [2, 0, 0, 0, 0, 0xc]);
+        assert_eq!((headers.src_mac, headers.problem), ([2, 0, 0, 0, 0, 0xb], None));
     }
-    // Its reports, which go back to where the packets came from, jump to the encoder of that end.
+    jump(&link, &sent_back);
+}
+
+/// Reports, which went back to where the packets came from, jump to the encoder of that end.
+fn jump(link: &Link, sent_back: &[Vec<u8>]) {
     let report = Headers::parse(&sent_back[0]);
     assert_eq!(report.addresses(), Some(([198, 51, 100, 1].into(), [192, 0, 2, 1].into())));
     assert_eq!(report.dst_mac, [2, 0, 0, 0, 0, 0xa]);
-    write_capture(&link.path("reports"), &sent_back);
+    write_capture(&link.path("reports"), sent_back);
     let tables = port("wan", Some(&link.path("reports")), None)
         + &port("lan", None, Some(&link.path("none")))
-        + &encoder(A, B, "")
-        + &decoder(A, B, ", \"--reports-to\", \"enc\"")
+        + &encoder(link.a, link.b, "")
+        + &decoder(link.a, link.b, ", \"--reports-to\", \"enc\"")
         + &chain("dec", "out:lan")
         + "[[chain]]\nname = \"up\"\nservices = [\"enc\"]\nend = \"out:wan\"\n";
     let manager = Manager::start(WAITING, &tables);
@@ -263,4 +269,23 @@ fn what_a_link_loses_is_brought_back_byte_for_byte() {
     assert_eq!(counted(&manager, "enc", &["reports-stray"], reports)["reports-stray"], reports);
     manager.stop();
     assert!(read_capture(&link.path("none")).is_empty(), "a site sees nothing of the tunnel");
+}
+
+#[test]
+fn over_ipv6_with_a_key_and_in_order_nothing_is_missing_and_nothing_out_of_turn() {
+    if nf_program().is_none() {
+        return;
+    }
+    let link = Link::new("[2001:db8::a]:4950", "[2001:db8::b]:4950");
+    std::fs::write(link.path("key"), "000102030405060708090a0b0c0d0e0f").unwrap();
+    let key = format!(", \"--key-file\", \"{}\"", link.path("key").display());
+    let traffic = site_traffic(301);
+    let sent = link.encode(&traffic, &(PLAIN.to_owned() + &key));
+    let (arrives, lost) = lose(&sent);
+    assert!(lost > 20, "{lost}");
+    let more = ", \"--in-order\", \"256,200\"".to_owned() + &key;
+    let Decoded { got, .. } = link.decode(&arrives, traffic.len() as u64, &more);
+    let came: Vec<_> = got.iter().map(|frame| inner(frame)).collect();
+    let all: Vec<_> = traffic.iter().map(|frame| inner(frame)).collect();
+    assert!(came == all, "each packet came in its turn, byte for byte");
 }

@@ -127,7 +127,8 @@ impl FecDecode {
         let peer = self.peers.get_mut(number);
         let payload = &packet.bytes()[outer.payload.clone()];
         let verdict = peer.decoder.receive(ctx.now_ns(), payload);
-        if !matches!(verdict, Verdict::Reject(_)) && packet.ingress_port() != NO_PORT {
+        let is_its = matches!(verdict, Verdict::Deliver { .. } | Verdict::Held | Verdict::Repair);
+        if is_its && packet.ingress_port() != NO_PORT {
             peer.back = Some(Back { port: packet.ingress_port(), mac: headers.src_mac });
         }
         match verdict {

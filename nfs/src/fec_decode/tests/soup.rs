@@ -5,6 +5,9 @@ use proptest::prelude::*;
 use super::*;
 
 proptest! {
+    // Each has the memory of some sessions.
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn any_bytes_from_a_peer_are_survived_and_every_buffer_is_accounted_for(
         payloads in proptest::collection::vec(
