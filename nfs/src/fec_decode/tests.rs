@@ -419,9 +419,10 @@ fn peers_and_services_that_do_not_fit_are_refused_in_one_line() {
         (&["--peer", "192.0.2.1:4950"][..], "--peer 192.0.2.1:4950 is given twice"),
         (&["--peer", "[2001:db8::1]:4950"], "one IP version"),
         (&["--reports-to", "a", "--reports-to", "b"], "--reports-to 2 times"),
-        (&["--memory-mib", "1"], "bytes of memory"),
+        (&["--memory-mib", "1"], "--memory-mib 1: "),
+        (&["--memory-mib", "2", "--peer", "192.0.2.9:1"], "for each of 2 peers"),
+        (&["--memory-mib", "4", "--window-kib", "5000"], "--memory-mib 4: "),
         (&["--mtu", "1280"], "expected at least 1324"),
-        (&["--in-order", "1024,1000"], "in-order release"),
     ] {
         let error = refusal(more);
         assert!(error.contains(expected) && error.lines().count() == 1, "{more:?}: {error}");

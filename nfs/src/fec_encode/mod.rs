@@ -12,19 +12,18 @@ mod counts;
 mod judging;
 mod options;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use nflib::burst::MAX_BURST_PKTS;
 use nflib::control::StateSpec;
 use nflib::headers::ETHERNET_BYTES;
 use nflib::settings::{self, Setting, Settings};
 use nflib::{Action, Burst, Context, NetworkFunction, NfError, Packet, PacketId, Setup};
-use nflib::{Inherited, State};
 
 use millrace_fec::wire::SOURCE_SHIM_BYTES;
 
 use crate::fec::{self, End, Switch};
-use crate::tunnel::outer::{self, Encapsulation, Ends, HEADER_BYTES_MAX};
+use crate::tunnel::outer::{Encapsulation, Ends, HEADER_BYTES_MAX};
 use crate::tunnel::stock::Stock;
 use crate::tunnel::too_big;
 
@@ -34,9 +33,6 @@ pub use options::Options;
 
 /// Parts of cut packets that may wait for the end of their burst.
 const PIECES_MAX: usize = 4 * MAX_BURST_PKTS;
-
-/// The epoch, a word.
-const STATE: StateSpec = StateSpec { words: 1, version: 1 };
 
 type Shim = [u8; SOURCE_SHIM_BYTES];
 
@@ -243,20 +239,6 @@ impl FecEncode {
             }
         }
     }
-
-    /// Names this run, once: the one after that of the NF before, or by the clock where there was none.
-    fn begin(&mut self, state: Option<&State>) {
-        if std::mem::replace(&mut self.began, true) {
-            return;
-        }
-        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let before = state.filter(|state| state.inherited() != Inherited::Nothing);
-        let epoch = before.map_or(seconds, |state| state.get(0).wrapping_add(1)) as u8;
-        if let Some(state) = state {
-            state.change(|words| words.set(0, epoch.into()));
-        }
-        self.coders.begin(epoch);
-    }
 }
 
 impl Settings for FecEncode {
@@ -318,7 +300,9 @@ impl NetworkFunction for FecEncode {
             )));
         }
         self.stock.forget();
-        self.begin(setup.state.as_ref());
+        if !std::mem::replace(&mut self.began, true) {
+            self.coders.begin(fec::run_number(setup.state.as_ref()));
+        }
         Ok(())
     }
 
@@ -354,7 +338,7 @@ impl NetworkFunction for FecEncode {
     }
 
     fn state(&self) -> Option<StateSpec> {
-        Some(STATE)
+        Some(fec::STATE)
     }
 
     fn tick_interval(&self) -> Option<Duration> {
