@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use millrace_fec::adapt::{Redundancy, Stride};
+use millrace_fec::adapt::{Adaptive, Redundancy, Stride};
 use millrace_fec::decoder::{Decoder, DecoderConfig, Verdict};
 use millrace_fec::encoder::{Encoder, EncoderConfig};
 use millrace_fec::inner;
@@ -39,23 +39,24 @@ struct Run {
     decoder: Decoder,
     link: Link,
     arrived: Vec<bool>,
+    now_ns: u64,
 }
 
 impl Run {
     fn new(k: u8, m: u8, stride: u8, losses: Gilbert, seed: u64) -> Self {
-        let config = EncoderConfig {
-            k,
-            redundancy: Redundancy::Fixed { m },
-            stride: Stride::Fixed(stride),
-            first_sequence: 0xffff_fff0,
-            ..Default::default()
-        };
+        Self::with(k, Redundancy::Fixed { m }, Stride::Fixed(stride), losses, seed)
+    }
+
+    fn with(k: u8, redundancy: Redundancy, stride: Stride, losses: Gilbert, seed: u64) -> Self {
+        let first_sequence = 0xffff_fff0;
+        let config = EncoderConfig { k, redundancy, stride, first_sequence, ..Default::default() };
         let rng = fastrand::Rng::with_seed(seed);
         Self {
             encoder: Encoder::new(config, Kernel::best(), 1).unwrap(),
             decoder: Decoder::new(DecoderConfig::default(), Kernel::best()).unwrap(),
             link: Link { rng, losses, bad: false },
             arrived: Vec::new(),
+            now_ns: 0,
         }
     }
 
@@ -64,9 +65,9 @@ impl Run {
             let packet = packet(self.arrived.len() as u32);
             self.arrived.push(false);
             let mut shim = [[0; 8]];
-            self.encoder.add(0, &[&packet], &mut shim).unwrap();
+            self.encoder.add(self.now_ns, &[&packet], &mut shim).unwrap();
             let mut line = VecDeque::from([[&shim[0][..], &packet].concat()]);
-            while let Some(repair) = self.encoder.next_repair(0) {
+            while let Some(repair) = self.encoder.next_repair(self.now_ns) {
                 line.push_back(repair.to_vec());
             }
             for payload in line {
@@ -78,16 +79,37 @@ impl Run {
     }
 
     fn take(&mut self, payload: &[u8]) {
-        match self.decoder.receive(0, payload) {
+        match self.decoder.receive(self.now_ns, payload) {
             Verdict::Deliver { inner_offset } => {
                 deliver(&mut self.arrived, &payload[inner_offset..]);
             }
             Verdict::Repair => {}
             other => panic!("{other:?}"),
         }
-        while let Some(packet) = self.decoder.next_recovered(0) {
+        while let Some(packet) = self.decoder.next_recovered(self.now_ns) {
             deliver(&mut self.arrived, packet);
         }
+    }
+
+    /// Sends so many packets, 10,000 a second, while reports come back; tells the residual loss of the
+    /// second half of them and how many repair packets went with each packet of it.
+    fn send_in_time(&mut self, packets: u32, losses: Gilbert) -> (f64, f64) {
+        self.link.losses = losses;
+        let mut middle = (0, 0);
+        for at in 0..packets {
+            if at == packets / 2 {
+                middle = (self.arrived.len(), self.encoder.stats().repair_pkts);
+            }
+            self.now_ns += 100_000;
+            self.send(1);
+            while let Some(report) = self.decoder.next_report(self.now_ns) {
+                self.encoder.report(self.now_ns, report).unwrap();
+            }
+        }
+        let half = &self.arrived[middle.0..];
+        let lost = half.iter().filter(|came| !**came).count();
+        let repairs = self.encoder.stats().repair_pkts - middle.1;
+        (lost as f64 / half.len() as f64, repairs as f64 / half.len() as f64)
     }
 
     /// Lets all windows pass, and checks the books against what came through.
@@ -124,7 +146,7 @@ fn independent_losses_leave_what_the_formula_says() {
         for (at, p) in [0.01, 0.02, 0.05].into_iter().enumerate() {
             let losses = Gilbert { p, r: 1.0 - p };
             let mut run = Run::new(*k, *m, 1, losses, 100 + (case * 3 + at) as u64);
-            let blocks = 40_000 / (u32::from(*k) * u32::from(*m).min(4)) + 200;
+            let blocks = 100_000 / u32::from(*k) + 1000;
             run.send(blocks * u32::from(*k));
             let expected = model::independent((*k).into(), (*m).into(), p);
             let measured = tally(&run.arrived, (*k).into());
@@ -140,7 +162,7 @@ fn bursts_leave_what_the_chain_says_and_interleaving_helps() {
     let losses = Gilbert::of_loss(0.01, 3.0);
     for (k, m, stride) in [(10, 2, 1), (10, 2, 4), (10, 2, 8), (20, 4, 4)] {
         let mut run = Run::new(k, m, stride, losses, 7);
-        run.send(160_000);
+        run.send(640_000);
         let expected = model::gilbert(k.into(), m.into(), stride.into(), losses).residual;
         // Neighbouring blocks share bursts: the error is that of long stretches.
         let measured = tally(&run.arrived, 1600);
@@ -162,4 +184,21 @@ fn every_number_is_received_recovered_or_unrecovered_and_nothing_else() {
     // Repair packets of every block came, and every one that was not whole was solved or given up.
     let hurt = stats.blocks_solved + stats.blocks_failed;
     assert!(hurt > 0 && hurt < stats.blocks && stats.blocks <= (20_000 + 8 * 2048) / 10 + 4);
+}
+
+#[test]
+fn adaptive_redundancy_goes_off_without_loss_and_keeps_the_target_with_it() {
+    let aim = Adaptive { target: 1e-3, overhead_max: 0.6, floor: 1e-3 };
+    let (redundancy, stride) = (Redundancy::Adaptive(aim), Stride::Adaptive { max: 16 });
+    let mut run = Run::with(10, redundancy, stride, Gilbert { p: 0.0, r: 1.0 }, 5);
+    assert_eq!(run.send_in_time(60_000, Gilbert { p: 0.0, r: 1.0 }), (0.0, 0.0));
+    let (residual, overhead) = run.send_in_time(120_000, Gilbert { p: 0.03, r: 0.97 });
+    assert!(residual < aim.target && (0.2..0.45).contains(&overhead), "{residual} {overhead}");
+    // The same loss in bursts of 4: the stride grows.
+    let (residual, overhead) = run.send_in_time(120_000, Gilbert::of_loss(0.03, 4.0));
+    let stats = run.encoder.stats();
+    assert!(stats.stride >= 4, "{stats:?}");
+    assert!(residual < 4.0 * aim.target && overhead < 0.6, "{residual} {overhead}");
+    // Eight seconds after the last loss its memory is below half the floor, two later parity is off.
+    assert_eq!(run.send_in_time(240_000, Gilbert { p: 0.0, r: 1.0 }), (0.0, 0.0));
 }

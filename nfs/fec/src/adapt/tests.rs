@@ -121,6 +121,16 @@ fn what_is_fixed_stays() {
 }
 
 #[test]
+fn one_burst_in_fifty_counts_for_the_stride_and_one_in_two_hundred_does_not() {
+    let stride = |long: f64| {
+        let mut bursts = [0.0; BURST_BINS];
+        (bursts[0], bursts[7]) = (1000.0 - long, long);
+        choose_stride(10, 2, &bursts, 32)
+    };
+    assert_eq!((stride(20.0), stride(5.0)), (4, 1));
+}
+
+#[test]
 fn a_cap_of_thirty_percent_allows_three_for_ten() {
     let aim = |overhead_max| Adaptive { overhead_max, ..AIM };
     assert_eq!((aim(0.3).m_max(10), aim(0.29).m_max(10)), (3, 2));

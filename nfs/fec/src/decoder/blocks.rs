@@ -93,6 +93,11 @@ impl Session {
             shared.stats.repairs_late += 1;
             return Verdict::Repair;
         }
+        if first <= self.top && self.window.slot(first).whole {
+            shared.stats.repairs += 1;
+            shared.stats.repairs_unused += 1;
+            return Verdict::Repair;
+        }
         let Ok(known) = self.find(&repair, first, coded.len()) else {
             return Verdict::Reject(Reject::Inconsistent);
         };
@@ -161,6 +166,7 @@ impl Session {
             wanted += usize::from(slot.state == State::Missing);
         }
         if wanted == 0 {
+            self.window.slot_mut(first).whole = missing == 0;
             return None;
         }
         if self.blocks.free.is_empty()
@@ -204,7 +210,9 @@ impl Session {
     /// Solves a block once it can be, which is once.
     fn try_solve(&mut self, shared: &mut Shared, index: u16) {
         let Some(block) = self.blocks.get(index) else { return };
+        let first = block.first;
         if block.missing == 0 {
+            self.window.slot_mut(first).whole = true;
             self.forget(index);
             return;
         }
@@ -214,6 +222,7 @@ impl Session {
         match self.solve(shared, index) {
             Ok(()) => {
                 shared.stats.blocks_solved += 1;
+                self.window.slot_mut(first).whole = true;
                 self.forget(index);
             }
             Err(failure) => {

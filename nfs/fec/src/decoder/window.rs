@@ -33,11 +33,13 @@ pub(super) struct Slot {
     pub state: State,
     /// It is the first of a block that was counted.
     pub counted: bool,
+    /// It is the first of a block of which all packets are here.
+    pub whole: bool,
 }
 
 impl Slot {
     pub const fn new(state: State) -> Self {
-        Self { position: 0, len_bytes: 0, block: NO_BLOCK, state, counted: false }
+        Self { position: 0, len_bytes: 0, block: NO_BLOCK, state, counted: false, whole: false }
     }
 
     /// A number that is known to exist since now.

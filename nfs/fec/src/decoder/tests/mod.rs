@@ -364,6 +364,22 @@ fn the_session_that_was_silent_for_longest_is_given_up() {
 }
 
 #[test]
+fn what_nobody_fetched_of_a_session_that_was_given_up_is_counted_and_not_mixed_up() {
+    let all = payloads(&mut encoder(4, 1, 1, 1), 0..4);
+    let mut decoder = decoder(small());
+    for payload in without(&all, &[2]) {
+        decoder.receive(0, &payload);
+    }
+    for session in 1..=decoder.session_limits().0 as u16 {
+        let stream = Stream { epoch: 1, session };
+        decoder.receive(session.into(), &[&source_shim(stream, 0)[..], &packet(1)].concat());
+    }
+    assert_eq!((decoder.stats().recovered, decoder.stats().sessions_evicted), (1, 1));
+    assert_eq!(decoder.next_recovered(100), None);
+    assert_eq!(decoder.stats().undelivered, 1);
+}
+
+#[test]
 fn reports_tell_what_was_settled_and_bursts_by_their_length() {
     let all = payloads(&mut encoder(10, 1, 1, 1), 0..100);
     let lost = [5, 20, 21, 22, 50, 51, 52, 53];
