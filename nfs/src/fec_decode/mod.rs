@@ -47,6 +47,7 @@ pub struct FecDecode {
     ethernet: [u8; ETHERNET_BYTES],
     mss_clamp: bool,
     counts: Counts,
+    /// It was set up before: a manager that comes back finds it in the same run.
     began: bool,
     leaving: bool,
 }

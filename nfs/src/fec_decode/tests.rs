@@ -283,6 +283,18 @@ fn in_order_release_waits_for_what_is_brought_back_and_owes_no_mark() {
 }
 
 #[test]
+fn in_order_release_puts_packets_that_overtook_each_other_back_in_order() {
+    let frames = datagrams(8);
+    let sent = tunnel(&mut encoder(V4, &["-k", "10"]), &frames);
+    for order in [[0, 2, 3, 1, 4, 5, 6, 7], [0, 7, 6, 5, 4, 3, 2, 1], [0, 2, 1, 4, 3, 7, 5, 6]] {
+        let came = order.map(|at| &sent[at]);
+        let mut bench = decoder(V4, &["--in-order", "64,100"]);
+        assert_eq!(let_out(bench.feed(&came)), inside(&frames));
+        assert_counts(&mut bench, &["no-buffer=0"]);
+    }
+}
+
+#[test]
 fn in_order_release_goes_on_without_what_does_not_come_in_time() {
     let frames = datagrams(4);
     let sent = tunnel(&mut encoder(V4, &["-k", "10"]), &frames);

@@ -64,6 +64,7 @@ pub struct FecEncode {
     limiter: too_big::Limiter,
     mss_clamp: bool,
     counts: Counts,
+    /// It was set up before: a manager that comes back finds it in the same run.
     began: bool,
     leaving: bool,
 }
