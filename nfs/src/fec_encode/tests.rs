@@ -486,3 +486,21 @@ fn a_burst_of_any_sizes_and_sessions_keeps_its_order_in_each_session() {
     }
     assert_eq!(next.iter().sum::<u32>(), 20 * 64);
 }
+
+#[test]
+fn behind_other_nfs_of_one_process_it_does_the_same() {
+    struct First;
+    impl NetworkFunction for First {}
+    let stages: Vec<(String, Box<dyn NetworkFunction>)> = vec![
+        ("first".into(), Box::new(First)),
+        ("fec-encode".into(), Box::new(nf(&["-k", "4", "-m", "2"]))),
+    ];
+    let mut bench = TestBench::new(nflib::Fused::new(stages).unwrap());
+    assert!(bench.lend(64).is_empty());
+    let out = bench.feed(&datagrams(10));
+    assert_eq!(order(&out), [0, 1, 2, 3, -1, -1, 4, 5, 6, 7, -1, -1, 8, 9]);
+    let counts = String::from_utf8(bench.message(None, b"2 get counts").unwrap()).unwrap();
+    assert!(counts.contains("data=10 ") && counts.contains("parity=4 "), "{counts}");
+    assert_eq!(bench.leave().iter().filter(|out| out.action == Action::Next).count(), 2);
+    assert_eq!(bench.held_pkts(), 0);
+}
