@@ -19,7 +19,7 @@ const PROGRAM: &str = "millrace-bench";
 #[derive(Args, Debug)]
 #[command(disable_help_flag = true)]
 pub struct Options {
-    /// What to measure, and how: `data-path`; `--help` tells
+    /// What to measure, and how: `data-path` or `fec`; `--help` tells
     #[arg(value_name = "WORDS", trailing_var_arg = true, allow_hyphen_values = true)]
     words: Vec<OsString>,
 }

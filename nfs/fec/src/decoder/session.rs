@@ -24,6 +24,10 @@ use crate::wire::{SOURCE_SHIM_BYTES, Stream};
 /// For so long after a change of epoch, packets of the epoch before are refused.
 const OLD_EPOCH_NS: u64 = 10_000_000_000;
 
+/// So many packets in a row, all from behind the window and each the successor of the one before, are
+/// an encoder that was restarted and took its old epoch by chance: one restart in 256.
+const RESTART_PKTS: u32 = 64;
+
 /// A packet that waits to be fetched.
 #[derive(Debug)]
 pub(super) struct Ready {
@@ -81,6 +85,8 @@ pub(super) struct Session {
     release: u64,
     /// The number that would confirm a jump.
     jump: Option<u64>,
+    /// Packets in a row from behind the window, and the number that would be the next.
+    behind: (u32, u32),
     /// The epoch and number that would confirm a new epoch.
     new_epoch: Option<(u8, u32)>,
     /// The epoch before, and until when its packets are refused.
@@ -105,6 +111,7 @@ impl Session {
             mark: (0, 0),
             release: 0,
             jump: None,
+            behind: (0, 0),
             new_epoch: None,
             old_epoch: None,
             report: Report::default(),
@@ -124,6 +131,7 @@ impl Session {
         self.mark = (self.top, now_ns);
         self.release = self.top;
         (self.run, self.jump, self.new_epoch) = (0, None, None);
+        self.behind = (0, 0);
         self.report = Report::default();
         shared.wake(now_ns + shared.settle_ns);
     }
@@ -179,7 +187,13 @@ impl Session {
         sequence: u32,
         inner: &[u8],
     ) -> Verdict {
-        let number = self.extend(sequence);
+        let mut number = self.extend(sequence);
+        if self.is_restart(number, sequence) {
+            shared.stats.epochs += 1;
+            self.finish(shared);
+            self.start(shared, now_ns, self.stream, sequence);
+            number = self.top;
+        }
         if number > self.top + self.window.pkts() {
             if self.jump != Some(number) {
                 self.jump = Some(number + 1);
@@ -210,6 +224,17 @@ impl Session {
         self.release += u64::from(next);
         self.release(shared, now_ns, self.top);
         if next { deliver } else { Verdict::Held }
+    }
+
+    /// Whether this packet shows that the encoder began its numbers anew in the same epoch.
+    fn is_restart(&mut self, number: u64, sequence: u32) -> bool {
+        if number + self.window.pkts() > self.top {
+            return false;
+        }
+        let (in_a_row, next) = self.behind;
+        let in_a_row = if sequence == next { in_a_row + 1 } else { 1 };
+        self.behind = (in_a_row, sequence.wrapping_add(1));
+        in_a_row >= RESTART_PKTS
     }
 
     /// Why a source packet, of a number up to the newest, is not taken, if it is not.

@@ -103,7 +103,7 @@ proptest! {
     #[test]
     fn every_repair_packet_is_the_sum_it_says_and_every_packet_is_in_one_block(
         k in 1..=12u8, m in 1..=4u8, stride in 1..=5u8, keyed: bool,
-        bursts in proptest::collection::vec(proptest::collection::vec(20..90usize, 0..70), 0..8),
+        bursts in proptest::collection::vec(proptest::collection::vec(20..90usize, 0..=BURST_MAX_PKTS), 0..8),
         gaps_ms in proptest::collection::vec(0..5u64, 8),
     ) {
         let key = keyed.then(|| Key::new([3; 16]));

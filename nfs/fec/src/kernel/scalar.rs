@@ -14,6 +14,8 @@ const CHUNK: usize = 64;
 /// Sources gone through at once, for which there are lists.
 const SLAB: usize = 64;
 
+// Not part of the choice of a kernel, which is to be short.
+#[inline(never)]
 pub fn run(coefficients: &[u8], sources: &[&[u8]], sums: &mut [&mut [u8]], old: Old) {
     for (row, sum) in sums.iter_mut().enumerate() {
         if old == Old::Lost {

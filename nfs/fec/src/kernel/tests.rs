@@ -180,3 +180,16 @@ fn coefficients_may_be_more_than_needed_and_sums_or_sources_none() {
 fn too_few_coefficients_are_refused() {
     Kernel::best().accumulate(&[1], &[&[1], &[2]], &mut [&mut [0]]);
 }
+
+#[test]
+fn a_tile_that_stops_at_a_short_source_has_been_added_to_no_sum_before() {
+    // The first sum does not want the short source, and the second one meets it.
+    for kernel in Kernel::available() {
+        let (long, short) = ([3; 300], [5; 10]);
+        let mut sums = [[7; 300]; 2];
+        let [first, second] = &mut sums;
+        kernel.accumulate(&[1, 0, 1, 1], &[&long, &short], &mut [first, second]);
+        assert_eq!(sums[0], [7 ^ 3; 300], "{}", kernel.name());
+        assert_eq!((sums[1][0], sums[1][299]), (7 ^ 3 ^ 5, 7 ^ 3), "{}", kernel.name());
+    }
+}

@@ -14,13 +14,13 @@ pub struct Job<'a> {
     /// For each of the sums a row, `stride` apart.
     coefficients: &'a [u8],
     stride: usize,
-    /// Those that do not have all of the range are to be left out.
+    /// Empty ones are to be left out.
     pub sources: &'a [&'a [u8]],
     /// Where the range is in the sources.
     pub from: usize,
     /// Where it is in the sums.
     pub at: usize,
-    /// How long it is: any number of whole tiles, or less than one.
+    /// How long it is: any number of tiles, of which the last may be cut short where ends are masked.
     pub bytes: usize,
     /// Whether the sums are added to.
     pub old: Old,
@@ -47,6 +47,10 @@ pub enum Ends {
 }
 
 /// Has `run` do everything, in tiles of `TILE` bytes and at most `HEIGHT` sums at once.
+///
+/// It goes through a job's tiles, stops before the first of which a source has less than it reads, and
+/// returns how many bytes it has done: the rest is then done with copies that are filled up. So nobody
+/// need look at lengths beforehand.
 #[inline]
 pub fn each<const TILE: usize, const HEIGHT: usize>(
     coefficients: &[u8],
@@ -54,7 +58,7 @@ pub fn each<const TILE: usize, const HEIGHT: usize>(
     sums: &mut [&mut [u8]],
     old: Old,
     ends: Ends,
-    run: impl Fn(&Job<'_>, &mut [&mut [u8]]),
+    run: impl Fn(&Job<'_>, &mut [&mut [u8]]) -> usize,
 ) {
     let Some(length) = sums.first().map(|sum| sum.len()) else { return };
     let mut work = Work { coefficients, stride: sources.len(), old, ends, run };
@@ -73,7 +77,7 @@ struct Work<'a, R> {
     run: R,
 }
 
-impl<R: Fn(&Job<'_>, &mut [&mut [u8]])> Work<'_, R> {
+impl<R: Fn(&Job<'_>, &mut [&mut [u8]]) -> usize> Work<'_, R> {
     /// Sums of different lengths, one after the other; and any number of sources.
     #[cold]
     fn odd<const TILE: usize, const HEIGHT: usize>(
@@ -103,34 +107,19 @@ impl<R: Fn(&Job<'_>, &mut [&mut [u8]])> Work<'_, R> {
         sums: &mut [&mut [u8]],
         length: usize,
     ) {
-        let even = self.even::<TILE>(sources, length);
+        let mut at = 0;
         if sums.len() <= HEIGHT {
-            let whole = even - even % TILE;
-            for (at, bytes) in [(0, whole), (whole, even - whole)] {
-                if bytes > 0 {
-                    self.run(0, sources, at, at, bytes, sums);
-                }
-            }
+            at = self.run(0, sources, 0, at, length, sums);
         } else {
-            for at in (0..even).step_by(TILE) {
-                self.groups::<HEIGHT>(sources, at, at, TILE.min(even - at), sums);
+            while at < length && self.groups::<HEIGHT>(sources, at, at, TILE.min(length - at), sums)
+            {
+                at += TILE;
             }
         }
-        for at in (even..length).step_by(TILE) {
+        while at < length {
             self.filled_up::<TILE, HEIGHT>(sources, at, TILE.min(length - at), sums);
+            at += TILE;
         }
-    }
-
-    /// How far the sources have all that a kernel reads.
-    #[inline]
-    fn even<const TILE: usize>(&self, sources: &[&[u8]], length: usize) -> usize {
-        let whole = length - length % TILE;
-        let wanted = if self.ends == Ends::Masked { length } else { whole };
-        if sources.iter().all(|source| source.len() >= wanted) {
-            return wanted;
-        }
-        let shortest = sources.iter().map(|source| source.len()).min().unwrap_or(0);
-        shortest - shortest % TILE
     }
 
     /// A tile of which some sources have less than the whole: those are copied, and zeroes put behind.
@@ -155,10 +144,12 @@ impl<R: Fn(&Job<'_>, &mut [&mut [u8]])> Work<'_, R> {
                 buffer
             };
         }
-        self.groups::<HEIGHT>(&list[..sources.len()], 0, at, bytes, sums);
+        let done = self.groups::<HEIGHT>(&list[..sources.len()], 0, at, bytes, sums);
+        debug_assert!(done, "no source has less than the tile");
     }
 
     /// One tile of all sums, of which the kernel takes so many at once that all turns are about equal.
+    /// False, and nothing is done, when a source has less than the tile.
     #[inline]
     fn groups<const HEIGHT: usize>(
         &self,
@@ -167,11 +158,11 @@ impl<R: Fn(&Job<'_>, &mut [&mut [u8]])> Work<'_, R> {
         at: usize,
         bytes: usize,
         sums: &mut [&mut [u8]],
-    ) {
+    ) -> bool {
         let height = sums.len().div_ceil(sums.len().div_ceil(HEIGHT));
-        for (index, sums) in sums.chunks_mut(height).enumerate() {
-            self.run(index * height, sources, from, at, bytes, sums);
-        }
+        let mut groups = sums.chunks_mut(height).enumerate();
+        groups
+            .all(|(index, sums)| self.run(index * height, sources, from, at, bytes, sums) >= bytes)
     }
 
     #[inline]
@@ -183,8 +174,8 @@ impl<R: Fn(&Job<'_>, &mut [&mut [u8]])> Work<'_, R> {
         at: usize,
         bytes: usize,
         sums: &mut [&mut [u8]],
-    ) {
+    ) -> usize {
         let (coefficients, stride) = (&self.coefficients[row * self.stride..], self.stride);
-        (self.run)(&Job { coefficients, stride, sources, from, at, bytes, old: self.old }, sums);
+        (self.run)(&Job { coefficients, stride, sources, from, at, bytes, old: self.old }, sums)
     }
 }

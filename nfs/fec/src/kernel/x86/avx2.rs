@@ -39,7 +39,7 @@ macro_rules! kernel {
         }
 
         #[target_feature(enable = $features)]
-        fn multiply(job: &Job<'_>, sums: &mut [&mut [u8]]) {
+        fn multiply(job: &Job<'_>, sums: &mut [&mut [u8]]) -> usize {
             match sums.len() {
                 1 => multiply_tiles::<1>(job, sums),
                 2 => multiply_tiles::<2>(job, sums),
@@ -51,7 +51,7 @@ macro_rules! kernel {
         /// `R` sums.
         #[target_feature(enable = $features)]
         #[inline(never)]
-        fn multiply_tiles<const R: usize>(job: &Job<'_>, sums: &mut [&mut [u8]]) {
+        fn multiply_tiles<const R: usize>(job: &Job<'_>, sums: &mut [&mut [u8]]) -> usize {
             let rows: [&[u8]; R] = job.rows();
             for done in (0..job.bytes).step_by(TILE) {
                 let (from, at) = (job.from + done, job.at + done);
@@ -62,7 +62,10 @@ macro_rules! kernel {
                     }
                 }
                 for (index, source) in job.sources.iter().enumerate() {
-                    let Some(source) = source.get(from..from + TILE) else { continue };
+                    if source.is_empty() {
+                        continue;
+                    }
+                    let Some(source) = source.get(from..from + TILE) else { return done };
                     let [first, second] = load(source);
                     let (first, second) = ($split(first), $split(second));
                     for (registers, row) in registers.iter_mut().zip(rows) {
@@ -76,12 +79,13 @@ macro_rules! kernel {
                     store(&mut sum[at..], registers);
                 }
             }
+            job.bytes
         }
 
         /// One sum of sources whose coefficients are 0 or 1.
         #[target_feature(enable = $features)]
         #[inline(never)]
-        fn add_up(job: &Job<'_>, sums: &mut [&mut [u8]]) {
+        fn add_up(job: &Job<'_>, sums: &mut [&mut [u8]]) -> usize {
             let [row] = job.rows();
             for done in (0..job.bytes).step_by(TILE) {
                 let (from, at) = (job.from + done, job.at + done);
@@ -90,7 +94,11 @@ macro_rules! kernel {
                     registers = load(&whole(sums[0], at));
                 }
                 for (source, &coefficient) in job.sources.iter().zip(row) {
-                    let Some(source) = source.get(from..from + TILE) else { continue };
+                    if source.is_empty() {
+                        continue;
+                    }
+                    // Whatever the coefficient: of one tile either all sums are done or none.
+                    let Some(source) = source.get(from..from + TILE) else { return done };
                     if coefficient == 0 {
                         continue;
                     }
@@ -100,6 +108,7 @@ macro_rules! kernel {
                 }
                 store(&mut sums[0][at..], &registers);
             }
+            job.bytes
         }
 
         #[target_feature(enable = $features)]

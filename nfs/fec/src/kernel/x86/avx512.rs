@@ -3,7 +3,7 @@
 use std::arch::x86_64::{
     __m512i, __mmask64, _mm512_gf2p8affine_epi64_epi8, _mm512_loadu_si512, _mm512_mask_storeu_epi8,
     _mm512_maskz_loadu_epi8, _mm512_set1_epi64, _mm512_setzero_si512, _mm512_storeu_si512,
-    _mm512_xor_si512,
+    _mm512_ternarylogic_epi64, _mm512_xor_si512,
 };
 
 use super::super::Old;
@@ -18,116 +18,203 @@ const WIDTH: usize = 4;
 const TILE: usize = WIDTH * VECTOR;
 /// Sums of a tile: each vector that is fetched serves so many products. 6 · 4 sums, 4 vectors of a
 /// source and what is between fit the 32 registers.
-const HEIGHT: usize = 6;
+const HEIGHT: usize = 5;
+/// Stands in for a source that has ended.
+static ZEROES: [u8; TILE] = [0; TILE];
 
 #[target_feature(enable = "gfni,avx512f,avx512bw")]
 pub fn run(coefficients: &[u8], sources: &[&[u8]], sums: &mut [&mut [u8]], old: Old) {
-    let ends = Ends::Masked;
     if coefficients.iter().all(|&coefficient| coefficient <= 1) {
-        let run = |job: &Job<'_>, sums: &mut [&mut [u8]]| add_up(job, sums);
-        tiles::each::<TILE, 1>(coefficients, sources, sums, old, ends, run);
+        run_xor(coefficients, sources, sums, old);
     } else {
-        let run = |job: &Job<'_>, sums: &mut [&mut [u8]]| multiply(job, sums);
-        tiles::each::<TILE, HEIGHT>(coefficients, sources, sums, old, ends, run);
+        run_products(coefficients, sources, sums, old);
     }
 }
 
-#[target_feature(enable = "gfni,avx512f,avx512bw")]
-fn multiply(job: &Job<'_>, sums: &mut [&mut [u8]]) {
-    match sums.len() {
-        1 => multiply_rows::<1>(job, sums),
-        2 => multiply_rows::<2>(job, sums),
-        3 => multiply_rows::<3>(job, sums),
-        4 => multiply_rows::<4>(job, sums),
-        5 => multiply_rows::<5>(job, sums),
-        _ => multiply_rows::<HEIGHT>(job, sums),
-    }
-}
-
-#[target_feature(enable = "gfni,avx512f,avx512bw")]
-fn multiply_rows<const R: usize>(job: &Job<'_>, sums: &mut [&mut [u8]]) {
-    match job.bytes.div_ceil(VECTOR) {
-        1 => multiply_tiles::<R, 1>(job, sums),
-        2 => multiply_tiles::<R, 2>(job, sums),
-        3 => multiply_tiles::<R, 3>(job, sums),
-        _ => multiply_tiles::<R, WIDTH>(job, sums),
-    }
-}
-
-/// `R` sums, `V` vectors of each at once. Not part of its callers, so that its loop has the registers
-/// alone.
 #[target_feature(enable = "gfni,avx512f,avx512bw")]
 #[inline(never)]
-fn multiply_tiles<const R: usize, const V: usize>(job: &Job<'_>, sums: &mut [&mut [u8]]) {
+fn run_xor(coefficients: &[u8], sources: &[&[u8]], sums: &mut [&mut [u8]], old: Old) {
+    let run = |job: &Job<'_>, sums: &mut [&mut [u8]]| add_up(job, sums[0]);
+    tiles::each::<TILE, 1>(coefficients, sources, sums, old, Ends::Masked, run);
+}
+
+#[target_feature(enable = "gfni,avx512f,avx512bw")]
+#[inline(never)]
+fn run_products(coefficients: &[u8], sources: &[&[u8]], sums: &mut [&mut [u8]], old: Old) {
+    let run = |job: &Job<'_>, sums: &mut [&mut [u8]]| match sums.len() {
+        1 => multiply::<1>(job, sums),
+        2 => multiply::<2>(job, sums),
+        3 => multiply::<3>(job, sums),
+        4 => multiply::<4>(job, sums),
+        _ => multiply::<HEIGHT>(job, sums),
+    };
+    tiles::each::<TILE, HEIGHT>(coefficients, sources, sums, old, Ends::Masked, run);
+}
+
+/// `R` sums. Not part of its caller, so that its loops have the registers alone.
+#[target_feature(enable = "gfni,avx512f,avx512bw")]
+#[inline(never)]
+fn multiply<const R: usize>(job: &Job<'_>, sums: &mut [&mut [u8]]) -> usize {
     let rows: [&[u8]; R] = job.rows();
-    for done in (0..job.bytes).step_by(V * VECTOR) {
-        let (bytes, last) = tile::<V>(job.bytes - done);
-        let (from, at) = (job.from + done, job.at + done);
-        let mut registers = [[_mm512_setzero_si512(); V]; R];
-        if job.old == Old::Kept {
-            for (registers, sum) in registers.iter_mut().zip(&*sums) {
-                *registers = load(&sum[at..at + bytes], last);
-            }
+    let mut done = 0;
+    while job.bytes - done >= TILE {
+        if !multiply_tile::<R, WIDTH>(job, &rows, sums, done, TILE) {
+            return done;
         }
-        for (index, source) in job.sources.iter().enumerate() {
-            let Some(source) = source.get(from..from + bytes) else { continue };
-            let vectors: [__m512i; V] = load(source, last);
-            for (registers, row) in registers.iter_mut().zip(rows) {
-                // SAFETY: a row has as many coefficients as there are sources.
-                let coefficient = unsafe { *row.get_unchecked(index) };
-                let matrix = _mm512_set1_epi64(MATRICES[usize::from(coefficient)].cast_signed());
-                for (register, vector) in registers.iter_mut().zip(vectors) {
-                    let product = _mm512_gf2p8affine_epi64_epi8::<0>(vector, matrix);
-                    *register = _mm512_xor_si512(*register, product);
-                }
-            }
-        }
-        for (registers, sum) in registers.into_iter().zip(&mut *sums) {
-            store(&mut sum[at..at + bytes], registers, last);
+        done += TILE;
+    }
+    let left = job.bytes - done;
+    let whole = match left.div_ceil(VECTOR) {
+        0 => true,
+        1 => multiply_tile::<R, 1>(job, &rows, sums, done, left),
+        2 => multiply_tile::<R, 2>(job, &rows, sums, done, left),
+        3 => multiply_tile::<R, 3>(job, &rows, sums, done, left),
+        _ => multiply_tile::<R, WIDTH>(job, &rows, sums, done, left),
+    };
+    if whole { job.bytes } else { done }
+}
+
+/// `V` vectors of each, which have `bytes` bytes. False, and nothing is done, when a source has less.
+#[target_feature(enable = "gfni,avx512f,avx512bw")]
+#[inline]
+fn multiply_tile<const R: usize, const V: usize>(
+    job: &Job<'_>,
+    rows: &[&[u8]; R],
+    sums: &mut [&mut [u8]],
+    done: usize,
+    bytes: usize,
+) -> bool {
+    let last = mask_of(bytes, V);
+    let (from, at) = (job.from + done, job.at + done);
+    let mut registers = [[_mm512_setzero_si512(); V]; R];
+    if job.old == Old::Kept {
+        for (registers, sum) in registers.iter_mut().zip(&*sums) {
+            *registers = load(&sum[at..at + bytes], last);
         }
     }
+    let span = from..from + bytes;
+    let (pairs, single) = job.sources.as_chunks::<2>();
+    for (index, [first, second]) in pairs.iter().enumerate() {
+        let (first, second) = match (first.get(span.clone()), second.get(span.clone())) {
+            (Some(first), Some(second)) => (first, second),
+            (None, None) if first.is_empty() && second.is_empty() => continue,
+            (Some(first), None) if second.is_empty() => (first, &ZEROES[..bytes]),
+            (None, Some(second)) if first.is_empty() => (&ZEROES[..bytes], second),
+            _ => return false,
+        };
+        add_products(&mut registers, rows, 2 * index, load(first, last), load(second, last));
+    }
+    if let [source] = single {
+        match source.get(span) {
+            Some(source) => {
+                add_product(&mut registers, rows, 2 * pairs.len(), load(source, last));
+            }
+            None if source.is_empty() => {}
+            None => return false,
+        }
+    }
+    for (registers, sum) in registers.into_iter().zip(&mut *sums) {
+        store(&mut sum[at..at + bytes], registers, last);
+    }
+    true
+}
+
+/// Adds two sources, the first of which is at `index`, times their coefficients in each row.
+#[target_feature(enable = "gfni,avx512f,avx512bw")]
+#[inline]
+fn add_products<const R: usize, const V: usize>(
+    registers: &mut [[__m512i; V]; R],
+    rows: &[&[u8]; R],
+    index: usize,
+    first: [__m512i; V],
+    second: [__m512i; V],
+) {
+    for (registers, row) in registers.iter_mut().zip(rows) {
+        debug_assert!(index + 1 < row.len());
+        // SAFETY: a row has as many coefficients as there are sources.
+        let pair = unsafe { row.as_ptr().add(index).cast::<u16>().read_unaligned() };
+        let [one, other] = [matrix(pair as u8), matrix((pair >> 8) as u8)];
+        for ((register, first), second) in registers.iter_mut().zip(first).zip(second) {
+            let first = _mm512_gf2p8affine_epi64_epi8::<0>(first, one);
+            let second = _mm512_gf2p8affine_epi64_epi8::<0>(second, other);
+            *register = _mm512_ternarylogic_epi64::<0x96>(*register, first, second);
+        }
+    }
+}
+
+/// The same of one source.
+#[target_feature(enable = "gfni,avx512f,avx512bw")]
+#[inline]
+fn add_product<const R: usize, const V: usize>(
+    registers: &mut [[__m512i; V]; R],
+    rows: &[&[u8]; R],
+    index: usize,
+    source: [__m512i; V],
+) {
+    for (registers, row) in registers.iter_mut().zip(rows) {
+        let matrix = matrix(row[index]);
+        for (register, vector) in registers.iter_mut().zip(source) {
+            let product = _mm512_gf2p8affine_epi64_epi8::<0>(vector, matrix);
+            *register = _mm512_xor_si512(*register, product);
+        }
+    }
+}
+
+#[target_feature(enable = "gfni,avx512f,avx512bw")]
+#[inline]
+fn matrix(coefficient: u8) -> __m512i {
+    _mm512_set1_epi64(MATRICES[usize::from(coefficient)].cast_signed())
 }
 
 /// One sum of sources whose coefficients are 0 or 1.
 #[target_feature(enable = "gfni,avx512f,avx512bw")]
-fn add_up(job: &Job<'_>, sums: &mut [&mut [u8]]) {
-    match job.bytes.div_ceil(VECTOR) {
-        1 => add_up_tiles::<1>(job, sums[0]),
-        2 => add_up_tiles::<2>(job, sums[0]),
-        3 => add_up_tiles::<3>(job, sums[0]),
-        _ => add_up_tiles::<WIDTH>(job, sums[0]),
-    }
-}
-
-#[target_feature(enable = "gfni,avx512f,avx512bw")]
 #[inline(never)]
-fn add_up_tiles<const V: usize>(job: &Job<'_>, sum: &mut [u8]) {
-    let [row] = job.rows();
-    for done in (0..job.bytes).step_by(V * VECTOR) {
-        let (bytes, last) = tile::<V>(job.bytes - done);
-        let (from, at) = (job.from + done, job.at + done);
-        let mut registers = [_mm512_setzero_si512(); V];
-        if job.old == Old::Kept {
-            registers = load(&sum[at..at + bytes], last);
+fn add_up(job: &Job<'_>, sum: &mut [u8]) -> usize {
+    let mut done = 0;
+    while job.bytes - done >= TILE {
+        if !add_up_tile::<WIDTH>(job, sum, done, TILE) {
+            return done;
         }
-        for (source, &coefficient) in job.sources.iter().zip(row) {
-            let Some(source) = source.get(from..from + bytes) else { continue };
-            if coefficient == 0 {
-                continue;
-            }
-            let vectors: [__m512i; V] = load(source, last);
-            for (register, vector) in registers.iter_mut().zip(vectors) {
-                *register = _mm512_xor_si512(*register, vector);
-            }
-        }
-        store(&mut sum[at..at + bytes], registers, last);
+        done += TILE;
     }
+    let left = job.bytes - done;
+    let whole = match left.div_ceil(VECTOR) {
+        0 => true,
+        1 => add_up_tile::<1>(job, sum, done, left),
+        2 => add_up_tile::<2>(job, sum, done, left),
+        3 => add_up_tile::<3>(job, sum, done, left),
+        _ => add_up_tile::<WIDTH>(job, sum, done, left),
+    };
+    if whole { job.bytes } else { done }
 }
 
-/// Bytes of the next tile of at most `V` vectors, and the bits of those in its last vector.
-fn tile<const V: usize>(left: usize) -> (usize, __mmask64) {
-    let bytes = left.min(V * VECTOR);
-    (bytes, mask_of(bytes, V))
+/// `V` vectors of it, which have `bytes` bytes. False, and nothing is done, when a source has less.
+#[target_feature(enable = "gfni,avx512f,avx512bw")]
+#[inline]
+fn add_up_tile<const V: usize>(job: &Job<'_>, sum: &mut [u8], done: usize, bytes: usize) -> bool {
+    let last = mask_of(bytes, V);
+    let (from, at) = (job.from + done, job.at + done);
+    let [row] = job.rows();
+    let mut registers = [_mm512_setzero_si512(); V];
+    if job.old == Old::Kept {
+        registers = load(&sum[at..at + bytes], last);
+    }
+    for (source, &coefficient) in job.sources.iter().zip(row) {
+        if source.is_empty() {
+            continue;
+        }
+        // Whatever the coefficient: of one tile either all sums are done or none.
+        let Some(source) = source.get(from..from + bytes) else { return false };
+        if coefficient == 0 {
+            continue;
+        }
+        let vectors: [__m512i; V] = load(source, last);
+        for (register, vector) in registers.iter_mut().zip(vectors) {
+            *register = _mm512_xor_si512(*register, vector);
+        }
+    }
+    store(&mut sum[at..at + bytes], registers, last);
+    true
 }
 
 /// Bits for the bytes that the last of `vectors` vectors has, when all of them have `bytes`.
