@@ -172,13 +172,13 @@ fn start_ends(lab: &mut Lab<'_>, core: u32, options: &Options) -> Result<(), Tro
     #[rustfmt::skip]
     lab.nf(core, &[
         "fec-decode", "--service", &service[1], "--local", there, "--mac", their_mac,
-        "--peer", here, "--next-hop-mac", our_mac, "--report-ms", "1000", "--mtu", "9000",
+        "--peer", here, "--next-hop-mac", our_mac, "--report-ms", "1000", "--mtu", "1700",
     ])?;
     #[rustfmt::skip]
     lab.nf(core, &[
         "fec-encode", "--service", &service[0], "--local", here, "--mac", our_mac,
         "--peer", there, "--next-hop-mac", their_mac, "-k", &k, "-m", &m,
-        "--stride", &stride, "--flush-ms", "100", "--mtu", "9000",
+        "--stride", &stride, "--flush-ms", "100", "--mtu", "1700",
     ])?;
     Ok(())
 }

@@ -198,7 +198,7 @@ struct Decoded {
 fn block(frame: &[u8]) -> usize {
     let field = &payload(frame)[4..8];
     let number = u32::from_be_bytes(field.try_into().unwrap()) as usize;
-    (number + K - 1) / K
+    number.div_ceil(K)
 }
 
 /// A link that loses up to M packets of each block, parity among them, but none of the first, which came

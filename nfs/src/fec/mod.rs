@@ -4,12 +4,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, ValueEnum};
 use millrace_fec::mac::{Key, MAC_BYTES};
 use millrace_fec::wire::{REPAIR_SHIM_BYTES, SOURCE_SHIM_BYTES};
+use nflib::control::StateSpec;
 use nflib::headers::ETHERNET_BYTES;
-use nflib::{NfError, Setup};
+use nflib::{Inherited, NfError, Setup, State};
 
 use crate::tunnel::options::{self, Mac};
 use crate::tunnel::outer::{UdpChecksum, ip_udp_bytes};
@@ -93,6 +95,22 @@ impl End {
     }
 }
 
+/// What an end keeps for its successor: the number of its run, a word.
+pub const STATE: StateSpec = StateSpec { words: 1, version: 1 };
+
+/// The number of this run, by which the far end tells that what counts has begun anew: the one after that
+/// of the NF before, or by the clock where there was none.
+#[must_use]
+pub fn run_number(state: Option<&State>) -> u8 {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let before = state.filter(|state| state.inherited() != Inherited::Nothing);
+    let run = before.map_or(seconds, |state| state.get(0).wrapping_add(1)) as u8;
+    if let Some(state) = state {
+        state.change(|words| words.set(0, run.into()));
+    }
+    run
+}
+
 /// That both ends' addresses are of one IP version.
 ///
 /// # Errors
@@ -136,6 +154,8 @@ fn read_key(path: &Path) -> Result<Key, NfError> {
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
+
+    use nflib::shm::StateFile;
 
     use super::*;
 
@@ -185,6 +205,15 @@ mod tests {
         }
         let error = read_key("/nonexistent/key".as_ref()).unwrap_err().to_string();
         assert!(error.contains("/nonexistent/key") && error.lines().count() == 1, "{error}");
+    }
+
+    #[test]
+    fn each_run_has_a_number_of_its_own_and_a_successor_the_next() {
+        let file = StateFile::create(1).unwrap();
+        let fd = file.fd().try_clone_to_owned().unwrap();
+        let run = |generation| run_number(Some(&State::from_fd(&fd, 1, generation).unwrap()));
+        let first = run(1);
+        assert_eq!([run(2), run(3)], [1, 2].map(|more| first.wrapping_add(more)));
     }
 
     #[test]

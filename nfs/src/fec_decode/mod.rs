@@ -12,7 +12,7 @@ mod peers;
 
 use std::time::Duration;
 
-use nflib::control::ServiceRef;
+use nflib::control::{ServiceRef, StateSpec};
 use nflib::descriptor::NO_PORT;
 use nflib::headers::{ETHERNET_BYTES, Headers, Network, ethertype};
 use nflib::settings::{self, Setting, Settings};
@@ -47,6 +47,8 @@ pub struct FecDecode {
     ethernet: [u8; ETHERNET_BYTES],
     mss_clamp: bool,
     counts: Counts,
+    /// It was set up before: a manager that comes back finds it in the same run.
+    began: bool,
 }
 
 impl FecDecode {
@@ -62,11 +64,12 @@ impl FecDecode {
         ethernet[..6].copy_from_slice(&options.next_hop_mac.0);
         ethernet[6..12].copy_from_slice(&options.inner_mac.unwrap_or(options.end.mac).0);
         Ok(Self {
-            peers: Peers::new(options, &end)?,
+            peers: Peers::new(options, &end, fec::run_number(None))?,
             stock: Stock::new(LEFTOVERS_MAX + waiting),
             ethernet,
             mss_clamp: options.end.mss_clamp == Switch::On,
             counts: Counts::default(),
+            began: false,
             end,
             options: options.clone(),
         })
@@ -304,6 +307,10 @@ impl NetworkFunction for FecDecode {
     fn setup(&mut self, setup: &Setup) -> Result<(), NfError> {
         self.end.check_buffers(setup)?;
         self.stock.forget();
+        if !std::mem::replace(&mut self.began, true) {
+            let run = fec::run_number(setup.state.as_ref());
+            self.peers = Peers::new(&self.options, &self.end, run)?;
+        }
         self.peers.route_reports(&setup.jump_services);
         Ok(())
     }
@@ -327,6 +334,10 @@ impl NetworkFunction for FecDecode {
 
     fn stock_pkts(&self) -> u32 {
         self.options.stock
+    }
+
+    fn state(&self) -> Option<StateSpec> {
+        Some(fec::STATE)
     }
 
     fn jumps_to(&self) -> Vec<ServiceRef> {

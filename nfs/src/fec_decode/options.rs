@@ -38,6 +38,11 @@ pub struct Options {
     #[arg(long, value_name = "MIB", default_value_t = 64)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub memory_mib: u32,
+    /// Memory of a session for copies of its newest packets: of all packets of a block, and of those
+    /// that come between its first and its last parity packet
+    #[arg(long, value_name = "KIB", default_value_t = 1024)]
+    #[arg(value_parser = clap::value_parser!(u32).range(256..=1_048_576))]
+    pub window_kib: u32,
     /// How often to report to each peer's encoder what was lost, 100 to 1000
     #[arg(long, value_name = "MS", default_value_t = 200)]
     #[arg(value_parser = clap::value_parser!(u16).range(100..=1000))]
@@ -74,9 +79,9 @@ impl FromStr for InOrder {
     fn from_str(text: &str) -> Result<Self, String> {
         let (pkts, ms) = text.split_once(',').unwrap_or_default();
         let number = |text: &str, most: u16| text.parse().ok().filter(|n| (1..=most).contains(n));
-        match (number(pkts, 1024), number(ms, 1000)) {
+        match (number(pkts, 1024), number(ms, 200)) {
             (Some(pkts), Some(ms)) => Ok(Self { pkts, ms }),
-            _ => Err("expected PACKETS,MS: 1 to 1024 packets and 1 to 1000 ms, as 128,20".into()),
+            _ => Err("expected PACKETS,MS: 1 to 1024 packets and 1 to 200 ms, as 128,20".into()),
         }
     }
 }
@@ -96,7 +101,7 @@ mod tests {
         let in_order: InOrder = "128,20".parse().unwrap();
         assert_eq!(in_order, InOrder { pkts: 128, ms: 20 });
         assert_eq!(in_order.to_string().parse(), Ok(in_order));
-        for text in ["", "128", "0,20", "128,0", "1025,20", "128,1001", "128,20,3", "a,b"] {
+        for text in ["", "128", "0,20", "128,0", "1025,20", "128,201", "128,20,3", "a,b"] {
             assert!(text.parse::<InOrder>().unwrap_err().contains("128,20"), "{text}");
         }
     }

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
-use millrace_fec::decoder::{Decoder, DecoderConfig, DecoderStats, InOrder};
+use millrace_fec::decoder::{Decoder, DecoderConfig, DecoderConfigError, DecoderStats, InOrder};
 use millrace_fec::kernel::Kernel;
 use nflib::descriptor::PortId;
 use nflib::headers::MacAddr;
@@ -46,7 +46,7 @@ pub struct Peers(Vec<Peer>);
 impl Peers {
     /// # Errors
     /// One line about the first option that is wrong.
-    pub fn new(options: &Options, end: &End) -> Result<Self, NfError> {
+    pub fn new(options: &Options, end: &End, run: u8) -> Result<Self, NfError> {
         let count = options.peers.len();
         if count > PEERS_MAX {
             return Err(NfError::new(format!("{count} peers; expected at most {PEERS_MAX}")));
@@ -57,7 +57,7 @@ impl Peers {
                 format!("--reports-to {to} times; expected once, or for each of {count} peers");
             return Err(NfError::new(what));
         }
-        let config = config(options, end, count);
+        let config = DecoderConfig { run, ..config(options, end, count) };
         let kernel = Kernel::best();
         let mut peers: Vec<Peer> = Vec::with_capacity(count);
         for &address in &options.peers {
@@ -65,7 +65,7 @@ impl Peers {
                 return Err(NfError::new(format!("--peer {address} is given twice")));
             }
             let decoder = Decoder::new(config.clone(), kernel)
-                .map_err(|error| NfError::new(error.to_string()))?;
+                .map_err(|error| NfError::new(complaint(options, &error)))?;
             let (local, local_mac) = (options.end.local, options.end.mac.0);
             // Of the Ethernet destination it is told with each packet.
             let ends = Ends { local, peer: address, local_mac, next_hop_mac: [0; 6] };
@@ -127,9 +127,22 @@ impl Peers {
     }
 }
 
+/// What is wrong, by the option that says it.
+fn complaint(options: &Options, error: &DecoderConfigError) -> String {
+    let (mib, peers) = (options.memory_mib, options.peers.len());
+    match error {
+        DecoderConfigError::Memory { bytes, session_bytes } => format!(
+            "--memory-mib {mib}: {bytes} bytes for each of {peers} peers; expected at least \
+             {session_bytes}, which one session takes"
+        ),
+        other => other.to_string(),
+    }
+}
+
 fn config(options: &Options, end: &End, peers: usize) -> DecoderConfig {
     DecoderConfig {
         inner_max_bytes: end.inner_most_bytes.into(),
+        window_bytes: options.window_kib as usize * 1024,
         memory_bytes: (options.memory_mib as usize * (1 << 20)) / peers.max(1),
         report_ns: u64::from(options.report_ms) * 1_000_000,
         in_order: options.in_order.map(|bound| InOrder {
@@ -142,7 +155,7 @@ fn config(options: &Options, end: &End, peers: usize) -> DecoderConfig {
 }
 
 /// A decoder's counts, with their names.
-fn named(stats: &DecoderStats) -> [(&'static str, u64); 18] {
+fn named(stats: &DecoderStats) -> [(&'static str, u64); 20] {
     [
         ("received", stats.received),
         ("lost", stats.lost),
@@ -157,6 +170,8 @@ fn named(stats: &DecoderStats) -> [(&'static str, u64); 18] {
         ("blocks", stats.blocks),
         ("blocks-solved", stats.blocks_solved),
         ("blocks-failed", stats.blocks_failed),
+        ("blocks-overrun", stats.blocks_overrun),
+        ("blocks-bad", stats.blocks_bad),
         ("skipped", stats.skipped),
         ("undelivered", stats.undelivered),
         ("sessions", stats.sessions),

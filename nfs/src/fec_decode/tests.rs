@@ -282,6 +282,18 @@ fn in_order_release_waits_for_what_is_brought_back_and_owes_no_mark() {
 }
 
 #[test]
+fn in_order_release_puts_packets_that_overtook_each_other_back_in_order() {
+    let frames = datagrams(8);
+    let sent = tunnel(&mut encoder(V4, &["-k", "10"]), &frames);
+    for order in [[0, 2, 3, 1, 4, 5, 6, 7], [0, 7, 6, 5, 4, 3, 2, 1], [0, 2, 1, 4, 3, 7, 5, 6]] {
+        let came = order.map(|at| &sent[at]);
+        let mut bench = decoder(V4, &["--in-order", "64,100"]);
+        assert_eq!(let_out(bench.feed(&came)), inside(&frames));
+        assert_counts(&mut bench, &["no-buffer=0"]);
+    }
+}
+
+#[test]
 fn in_order_release_goes_on_without_what_does_not_come_in_time() {
     let frames = datagrams(4);
     let sent = tunnel(&mut encoder(V4, &["-k", "10"]), &frames);
@@ -418,9 +430,10 @@ fn peers_and_services_that_do_not_fit_are_refused_in_one_line() {
         (&["--peer", "192.0.2.1:4950"][..], "--peer 192.0.2.1:4950 is given twice"),
         (&["--peer", "[2001:db8::1]:4950"], "one IP version"),
         (&["--reports-to", "a", "--reports-to", "b"], "--reports-to 2 times"),
-        (&["--memory-mib", "1"], "bytes of memory"),
+        (&["--memory-mib", "1"], "--memory-mib 1: "),
+        (&["--memory-mib", "2", "--peer", "192.0.2.9:1"], "for each of 2 peers"),
+        (&["--memory-mib", "4", "--window-kib", "5000"], "--memory-mib 4: "),
         (&["--mtu", "1280"], "expected at least 1324"),
-        (&["--in-order", "1024,1000"], "in-order release"),
     ] {
         let error = refusal(more);
         assert!(error.contains(expected) && error.lines().count() == 1, "{more:?}: {error}");

@@ -12,14 +12,13 @@ mod counts;
 mod judging;
 mod options;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use nflib::burst::MAX_BURST_PKTS;
 use nflib::control::StateSpec;
 use nflib::headers::ETHERNET_BYTES;
 use nflib::settings::{self, Setting, Settings};
 use nflib::{Action, Burst, Context, NetworkFunction, NfError, Packet, PacketId, Setup};
-use nflib::{Inherited, State};
 
 use millrace_fec::wire::SOURCE_SHIM_BYTES;
 
@@ -34,9 +33,6 @@ pub use options::Options;
 
 /// Parts of cut packets that may wait for the end of their burst.
 const PIECES_MAX: usize = 4 * MAX_BURST_PKTS;
-
-/// The epoch, a word.
-const STATE: StateSpec = StateSpec { words: 1, version: 1 };
 
 type Shim = [u8; SOURCE_SHIM_BYTES];
 
@@ -68,6 +64,7 @@ pub struct FecEncode {
     limiter: too_big::Limiter,
     mss_clamp: bool,
     counts: Counts,
+    /// It was set up before: a manager that comes back finds it in the same run.
     began: bool,
 }
 
@@ -241,20 +238,6 @@ impl FecEncode {
             }
         }
     }
-
-    /// Names this run, once: the one after that of the NF before, or by the clock where there was none.
-    fn begin(&mut self, state: Option<&State>) {
-        if std::mem::replace(&mut self.began, true) {
-            return;
-        }
-        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let before = state.filter(|state| state.inherited() != Inherited::Nothing);
-        let epoch = before.map_or(seconds, |state| state.get(0).wrapping_add(1)) as u8;
-        if let Some(state) = state {
-            state.change(|words| words.set(0, epoch.into()));
-        }
-        self.coders.begin(epoch);
-    }
 }
 
 impl Settings for FecEncode {
@@ -311,7 +294,9 @@ impl NetworkFunction for FecEncode {
             )));
         }
         self.stock.forget();
-        self.begin(setup.state.as_ref());
+        if !std::mem::replace(&mut self.began, true) {
+            self.coders.begin(fec::run_number(setup.state.as_ref()));
+        }
         Ok(())
     }
 
@@ -343,7 +328,7 @@ impl NetworkFunction for FecEncode {
     }
 
     fn state(&self) -> Option<StateSpec> {
-        Some(STATE)
+        Some(fec::STATE)
     }
 
     fn tick_interval(&self) -> Option<Duration> {

@@ -199,7 +199,8 @@ pub struct Datagram {
     pub payload: Range<usize>,
 }
 
-/// The UDP datagram that a frame carries, if it carries a whole one. A tag of a VLAN is no matter.
+/// The UDP datagram that a frame carries, if it carries a whole one and no VLAN tag: outer packets have
+/// none.
 #[must_use]
 pub fn datagram(frame: &[u8], headers: &Headers) -> Option<Datagram> {
     let Transport::Udp { src, dst } = headers.transport else { return None };
@@ -209,7 +210,7 @@ pub fn datagram(frame: &[u8], headers: &Headers) -> Option<Datagram> {
         _ => return None,
     };
     let (from, to) = headers.addresses()?;
-    if headers.fragment() != Fragment::Whole {
+    if headers.fragment() != Fragment::Whole || !headers.vlan_tags().is_empty() {
         return None;
     }
     let udp_at = usize::from(headers.l4_offset);
