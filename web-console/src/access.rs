@@ -187,6 +187,7 @@ fn random_word() -> std::io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::os::unix::fs::PermissionsExt as _;
 
     const TOKEN: &str = "0123456789abcdef01234567";
@@ -254,5 +255,16 @@ mod tests {
         assert!(refused(&"x".repeat(5000), 0o600).contains("expected one line"));
         let gone = Access::by_file(Path::new("/nonexistent"), false).unwrap_err().to_string();
         assert!(gone.starts_with("--token-file /nonexistent: "), "{gone}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_but_the_right_one_is_let_in(bytes: Vec<u8>, name in 0..2) {
+            let name = [header::AUTHORIZATION, header::COOKIE][name as usize].clone();
+            let Ok(value) = header::HeaderValue::from_bytes(&bytes) else { return Ok(()) };
+            let secrets = Secrets { token: TOKEN.into(), session: "s".repeat(64) };
+            let access = Access { secrets: Some(secrets), ..Access::open() };
+            prop_assert!(!access.admits(&HeaderMap::from_iter([(name, value)])));
+        }
     }
 }

@@ -174,6 +174,7 @@ fn is_port(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn asked_of(names: &Names, target: &str, headers: &[(&str, &str)]) -> Result<(), &'static str> {
         let mut request = axum::http::Request::builder().uri(target);
@@ -272,5 +273,31 @@ mod tests {
             |origin| asked_of(&names, "/", &[("host", "localhost:8080"), ("origin", origin)]);
         assert_eq!(from("https://localhost:8080"), Ok(()));
         assert_eq!(from("http://localhost:8080"), Err("foreign_origin"));
+    }
+
+    proptest! {
+        #[test]
+        fn whoever_is_answered_named_this_machine_or_an_address(
+            host in r"(localhost|127\.0\.0\.1|\[::1\]|10\.0\.0\.1)?[a-z0-9.:\[\]]{0,5}",
+            origin in r"((http://)?(localhost|127\.0\.0\.1)?[a-z0-9.:]{0,3})?",
+        ) {
+            let mut request = axum::http::Request::builder().uri("/").header("host", &host);
+            if !origin.is_empty() {
+                request = request.header("origin", &origin);
+            }
+            // What is no header at all never comes this far.
+            let Ok(request) = request.body(()) else { return Ok(()) };
+            let names = Names { any_address: true, ..Names::default() };
+            if check(&names, request.uri(), request.headers()).is_ok() {
+                let bare = host.rsplit_once(':').map_or(&*host, |(bare, _)| bare);
+                let bare = bare.trim_matches(['[', ']']);
+                let is_ours = bare.eq_ignore_ascii_case("localhost")
+                    || bare.parse::<IpAddr>().is_ok()
+                    || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+                prop_assert!(is_ours, "{host:?}");
+                let own = format!("http://{host}");
+                prop_assert!(origin.is_empty() || origin == own);
+            }
+        }
     }
 }

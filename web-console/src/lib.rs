@@ -13,6 +13,7 @@
 
 pub mod access;
 pub mod api;
+pub mod connections;
 pub mod demand;
 pub mod guard;
 pub mod history;

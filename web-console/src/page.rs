@@ -34,7 +34,7 @@ macro_rules! files {
 /// Whether a path is answered without a token: what shows the form that asks for it.
 #[must_use]
 pub fn is_open(path: &str) -> bool {
-    matches!(path, "/login" | "/login.js" | "/style.css" | "/icon.svg")
+    matches!(path, "/login" | "/login.js" | "/style.css" | "/views.css" | "/icon.svg")
 }
 
 files! {

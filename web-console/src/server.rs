@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use crate::access::{Access, TokenError};
+use crate::connections;
 use crate::demand::Demand;
 use crate::guard::Names;
 use crate::manager::Asker;
@@ -170,17 +171,12 @@ impl Server {
         let listener = tokio::net::TcpListener::from_std(self.listener).map_err(&listening)?;
         let (readings, stopping) = (shared.readings.live.clone(), shared.stopping.clone());
         let app = router(shared);
-        let stopped = told(stopping);
         let server = match tls {
             Some(acceptor) => {
                 let listener = TlsListener::new(listener, acceptor).map_err(&listening)?;
-                let server = axum::serve(listener, app).with_graceful_shutdown(stopped);
-                tokio::spawn(server.into_future())
+                tokio::spawn(connections::serve(listener, app, stopping))
             }
-            None => {
-                let server = axum::serve(listener, app).with_graceful_shutdown(stopped);
-                tokio::spawn(server.into_future())
-            }
+            None => tokio::spawn(connections::serve(listener, app, stopping)),
         };
         ready();
         let ended = tokio::select! {
@@ -194,12 +190,6 @@ impl Server {
         }
         ended
     }
-}
-
-/// Ends when `stopping` turns true.
-async fn told(mut stopping: watch::Receiver<bool>) {
-    // An error means that the sender is gone, which is as good a reason.
-    let _ = stopping.wait_for(|&stopping| stopping).await;
 }
 
 /// Ends when there will be no more readings.

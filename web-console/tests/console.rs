@@ -6,7 +6,7 @@ use common::{Answer, Console, FakeManager, LIMIT, command};
 use nflib::control::Status;
 use nix::sys::signal::Signal;
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -171,6 +171,19 @@ fn bytes_that_are_no_http_end_that_connection_only() {
     let long = "x".repeat(1 << 20);
     let _ = std::panic::catch_unwind(|| console.open(&format!("GET /{long} HTTP/1.1\r\n")));
     assert_eq!(console.get("/healthz").code, 200);
+}
+
+#[test]
+fn who_opens_many_connections_and_says_nothing_keeps_others_out_for_a_while_at_most() {
+    if !common::long_is_wanted() {
+        return;
+    }
+    let (_dir, socket) = socket();
+    let console = Console::start(&socket);
+    // More than are served at once.
+    let silent: Vec<_> = (0..600).map(|_| TcpStream::connect(console.address).unwrap()).collect();
+    assert_eq!(console.get("/healthz").code, 200);
+    drop(silent);
 }
 
 #[test]
