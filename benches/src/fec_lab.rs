@@ -26,8 +26,11 @@ const DECODER: u16 = 2;
 /// The ends, for the NFs' options.
 const ENDS: [[&str; 2]; 2] =
     [["192.0.2.1:4950", "02:00:00:00:0a:01"], ["198.51.100.1:4950", "02:00:00:00:0b:01"]];
-/// Drops that belong to the experiment: the link's losses, and packets that end at an NF (parity, spent).
-const EXPECTED_DROPS: [&str; 3] = ["fault_loss", "nf_drop", "loan_returned"];
+/// Where reports go, which no rule takes to anybody here.
+const REPORTS_TO: &str = "192.0.2.1";
+/// Drops that belong to the experiment: the link's losses, packets that end at an NF (parity, spent), and
+/// reports.
+const EXPECTED_DROPS: [&str; 4] = ["fault_loss", "nf_drop", "loan_returned", "rule_drop"];
 /// Time without any arrival after which nothing more comes: several flush timers.
 const QUIET: Duration = Duration::from_millis(600);
 
@@ -151,6 +154,10 @@ then = {{ chain = "away" }}
 [[rule]]
 match = {{ in_port = "link" }}
 then = {{ chain = "home" }}
+[[rule]]
+priority = 9
+match = {{ in_port = "link", eth_type = "ipv4", ip_dst = "{REPORTS_TO}" }}
+then = {{ drop = true }}
 "#,
             self.fault()
         )

@@ -206,6 +206,10 @@ impl Worker {
     pub fn turn(&mut self, receiving: bool) -> usize {
         let mut moved = if self.waiting.is_empty() { 0 } else { self.release_waiting() };
         moved += self.continue_change();
+        if !self.loans.is_empty() {
+            // Before the packets that may want them: rings keep their order.
+            moved += self.lend();
+        }
         if receiving && self.transition.as_ref().is_none_or(Transition::has_room) {
             // In turn: where rings are nearly full, he who is first has them all.
             let ports = self.ports.len();
@@ -215,9 +219,6 @@ impl Worker {
                 }
             }
             self.first_port = if self.first_port + 1 < ports { self.first_port + 1 } else { 0 };
-        }
-        if !self.loans.is_empty() {
-            moved += self.lend();
         }
         self.flush_nfs();
         if self.owners.held_buffers() > 0 {

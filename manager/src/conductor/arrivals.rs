@@ -128,6 +128,10 @@ impl Conductor {
         match result {
             Ok(fds) => {
                 self.replan = true;
+                if request.keeps_stock {
+                    // A worker that is lost ends the manager anyway.
+                    let _ = self.promise_stock(instance, fabric);
+                }
                 Ok(Welcome { attached, fds })
             }
             Err(error) => {

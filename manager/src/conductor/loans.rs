@@ -66,6 +66,21 @@ impl Conductor {
         refuse(ErrorCode::Exhausted, message)
     }
 
+    /// Promises an NF its stock, which it gets with the first packets.
+    pub(super) fn promise_stock(
+        &mut self,
+        instance: u32,
+        fabric: &mut Fabric,
+    ) -> Result<(), FabricError> {
+        let Some(record) = self.registry.get_mut(instance) else { return Ok(()) };
+        record.loan_due = false;
+        let (nf, pkts, service) = (record.nf, record.loan_pkts, record.service);
+        let mut chains = self.model_to_be().chains();
+        // One at least has it, or the NF had been refused.
+        let chain = chains.find(|chain| chain.services.contains(&service)).map(|chain| chain.id);
+        chain.map_or(Ok(()), |chain| fabric.lend(nf, pkts, chain))
+    }
+
     /// Lends what is due, to NFs whose chain is complete: sooner, their packets would be lost.
     pub(super) fn lend(&mut self, fabric: &mut Fabric) -> Result<(), FabricError> {
         let due = self.registry.nfs().filter(|nf| nf.loan_due && nf.state == NfState::Running);

@@ -76,6 +76,16 @@ impl Instances {
         }
     }
 
+    /// Whether this NF is one of them.
+    #[must_use]
+    pub fn has(&self, nf: NfNumber) -> bool {
+        match self {
+            Self::None => false,
+            Self::One(one) => *one == nf,
+            Self::Many(buckets) => buckets.owners().contains(&nf),
+        }
+    }
+
     /// Binary logarithm of how finely flows are told apart.
     #[must_use]
     pub fn log2(&self) -> u32 {

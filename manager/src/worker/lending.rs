@@ -4,7 +4,8 @@
 //! NF on the route of the chain that the conductor chose. It is written down like any packet, counted as
 //! `lent`, and comes back like any packet. It is lent once.
 //!
-//! An NF that keeps a stock is lent another for each that it used, as it says by a word of its channel;
+//! An NF that keeps a stock gets it in the turn in which packets may come to it, and before them. It is
+//! lent another for each that it used, as it says by a word of its channel;
 //! one that lies gets no more than leaves an eighth of the pool, an
 //! isolated one half of it. What lies in stock would be waited for when
 //! chains change. So it is recalled then, and lent anew for the route that is in force; a loan says by
@@ -109,7 +110,9 @@ impl Worker {
     fn lend_to(&mut self, loan: &Loan) -> usize {
         let nf = self.nfs.get_mut(usize::from(loan.nf)).and_then(Option::as_mut);
         let Some(edge) = nf.filter(|edge| !edge.closed) else { return 0 };
-        let Some((route, hop)) = place_on(&self.plan, loan.chain, edge.service) else { return 0 };
+        let user = edge.stock.is_some().then_some(loan.nf);
+        let place = place_on(&self.plan, loan.chain, edge.service, user);
+        let Some((route, hop)) = place else { return 0 };
         // Half of the ring at most: the other is for packets of ports.
         let waiting = edge.to_nf.in_flight().unwrap_or(u32::MAX) as usize + edge.staged.len();
         let room = (edge.to_nf.capacity() as usize / 2).saturating_sub(waiting);
@@ -145,11 +148,17 @@ impl Worker {
 }
 
 /// Where a packet that an NF of this service makes begins: on this chain, or on any when that does not
-/// have the service any more.
-fn place_on(plan: &Plan, chain: ChainId, service: ServiceId) -> Option<(RouteId, u8)> {
+/// have the service any more. `user`: only once packets come to this NF.
+fn place_on(
+    plan: &Plan,
+    chain: ChainId,
+    service: ServiceId,
+    user: Option<NfNumber>,
+) -> Option<(RouteId, u8)> {
     let of = |route: &Arc<Route>| {
         let hop = route.hops.iter().position(|hop| hop.id == service)?;
-        Some((route.id, u8::try_from(hop).ok()?))
+        let is_there = user.is_none_or(|nf| route.hops[hop].instances.has(nf));
+        Some((route.id, u8::try_from(hop).ok()?)).filter(|_| is_there)
     };
     plan.route_of(chain).and_then(of).or_else(|| plan.current_routes().find_map(of))
 }

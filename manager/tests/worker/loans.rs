@@ -196,6 +196,27 @@ fn an_nf_that_keeps_a_stock_is_lent_another_buffer_for_each_it_asks_for() {
 }
 
 #[test]
+fn a_stock_comes_in_the_turn_of_the_first_packets_and_before_them() {
+    let mut bench = Bench::with_chains(vec![chain(0, &[1])]);
+    bench.keeps_stock = true;
+    let mut nf = bench.join(1, false);
+    bench.worker.owe(nf.nf, 2, 0);
+    bench.turn();
+    assert!(nf.receive().is_empty(), "no plan names it");
+    bench.inject(3);
+    bench.change();
+    bench.turn();
+    let got = nf.receive();
+    let loans: Vec<_> = got.iter().map(Delivery::is_loan).collect();
+    assert_eq!(loans, [true, true, false, false, false]);
+    for delivery in &got {
+        nf.pass(delivery, ActionCode::Drop, 0);
+    }
+    bench.turn();
+    bench.assert_all_back();
+}
+
+#[test]
 fn an_nf_that_asks_without_end_leaves_buffers_to_the_ports() {
     for isolated in [false, true] {
         let mut bench = Bench::sized(vec![chain(0, &[1])], 128, 256);
