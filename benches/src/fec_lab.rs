@@ -53,6 +53,8 @@ pub struct Options {
     pub frame_bytes: u32,
     /// Chooses which packets are lost.
     pub seed: u64,
+    /// Expect what a code with one parity packet less would leave.
+    pub spoil: bool,
 }
 
 /// What the link does.
@@ -97,14 +99,15 @@ pub struct Outcome {
 impl Options {
     fn expectation(&self, sent: u64) -> (f64, f64) {
         let blocks = sent / u64::from(self.k);
+        let m = self.m - u32::from(self.spoil);
         match self.losses {
             Losses::Independent(p) => {
-                let expected = model::independent(self.k, self.m, p);
+                let expected = model::independent(self.k, m, p);
                 (expected.residual, expected.se(blocks))
             }
             Losses::Bursts(gilbert) => {
-                let expected = model::gilbert(self.k, self.m, self.stride, gilbert);
-                (expected.residual, model::gilbert_se(self.k, self.m, self.stride, gilbert, sent))
+                let expected = model::gilbert(self.k, m, self.stride, gilbert);
+                (expected.residual, model::gilbert_se(self.k, m, self.stride, gilbert, sent))
             }
         }
     }
@@ -383,6 +386,7 @@ mod tests {
             rate_pps: 1,
             frame_bytes: 60,
             seed: 1,
+            spoil: false,
         }
     }
 

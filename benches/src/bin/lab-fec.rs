@@ -43,6 +43,9 @@ struct Cli {
     /// Chooses which packets are lost
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Hold it against a code with one parity packet less: the run must then fail, which shows that it can
+    #[arg(long)]
+    spoil: bool,
     /// Measure what the whole way costs instead, against the same without FEC
     #[arg(long)]
     whole_path: bool,
@@ -74,6 +77,7 @@ fn work(cli: &Cli) -> Result<(bool, String), Trouble> {
         rate_pps: cli.rate,
         frame_bytes: cli.frame_bytes,
         seed: cli.seed,
+        spoil: cli.spoil,
     };
     let line = |value: Result<String, serde_json::Error>| {
         value.map_err(|error| Trouble::Failed(error.to_string()))
