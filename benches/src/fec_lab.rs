@@ -15,7 +15,7 @@ use millrace_fec::model::{self, Gilbert};
 use nflib::control::Status;
 use serde::Serialize;
 
-use crate::data_path::lab::{Lab, Window};
+use crate::data_path::lab::Lab;
 use crate::data_path::{Bench, Trouble};
 
 /// Distance from the expectation, in standard errors, from which on a measurement is wrong.
@@ -305,7 +305,8 @@ fn judge(
 pub struct WholePath {
     /// What was measured.
     pub work: String,
-    /// Data packets that arrived, with FEC, in millions a second and second of CPU time.
+    /// Data packets that arrived, with FEC, in millions for each second of the two NFs' CPU time: what one
+    /// core does for both ends.
     pub ours: f64,
     /// Its unit.
     pub unit: &'static str,
@@ -315,7 +316,7 @@ pub struct WholePath {
     pub peer_value: f64,
     /// Ours to the peer's.
     pub ratio: f64,
-    /// Inner Gbit/s and second of CPU time, with FEC.
+    /// Inner Gbit for each second of that time, with FEC.
     pub gbps: f64,
     /// The same without.
     pub peer_gbps: f64,
@@ -342,11 +343,10 @@ pub fn whole_path(bench: &Bench, options: &Options) -> Result<WholePath, Trouble
             Ok(port(&lab.status()?, "out").map_or(0, |port| port.tx_pkts))
         };
         let before = arrived(&lab)?;
-        let Window { manager_cpu_s, nfs, .. } = lab.measure_for(bench.window)?;
+        let window = lab.measure_for(bench.window)?;
         let pkts = arrived(&lab)? - before;
         lab.finish()?;
-        let cpu_s = manager_cpu_s + nfs.iter().map(|nf| nf.cpu_s).sum::<f64>();
-        Ok(pkts as f64 / cpu_s.max(1e-9) / 1e6)
+        Ok(pkts as f64 / window.nfs_cpu_s().max(1e-9) / 1e6)
     };
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..bench.reps {
@@ -358,7 +358,7 @@ pub fn whole_path(bench: &Bench, options: &Options) -> Result<WholePath, Trouble
     Ok(WholePath {
         work: format!("port to port, {}+{}, {} bytes", options.k, options.m, options.frame_bytes),
         ours,
-        unit: "M data packets/s CPU",
+        unit: "M data packets/s CPU of both NFs",
         peer: "the same way without FEC",
         peer_value,
         ratio: ours / peer_value,
