@@ -84,7 +84,7 @@ write_config() {
     port_config wan-b server "$((SEED * 2 + 2))"
     port_config server wan-b
     local -a encode=(forward) decode_a=(forward) decode_b=(forward) to_a=() to_b=()
-    if [[ $1 == fec ]]; then
+    if [[ $1 == fec ]] && ((OFF == 0)); then
         encode=(fec-encode -k "$K" -m "$M")
         to_a=(--local "$SITE_B" --mac "$SITE_B_MAC" --peer "$SITE_A" --next-hop-mac "$SITE_A_MAC")
         to_b=(--local "$SITE_A" --mac "$SITE_A_MAC" --peer "$SITE_B" --next-hop-mac "$SITE_B_MAC")
@@ -131,12 +131,12 @@ kernel_drops() {
     done
 }
 
-# read_counts SERVICE: what an FEC NF has counted, into the array C.
+# read_counts SERVICE SETTING: what an FEC NF has counted, into the array C.
 declare -A C=()
 read_counts() {
     local answer word
     C=()
-    answer=$(millrace nf call "$1" get counts 2>"$STATE/log/call.log") || {
+    answer=$(millrace nf call "$1" get "$2" 2>"$STATE/log/call.log") || {
         tail_of "$STATE/log/call.log"
         die "the NF of service $1 does not answer"
     }
@@ -158,12 +158,13 @@ link_losses() {
     LINK_LOST=$((LINK_LOST_THERE + COUNT))
 }
 
-traffic_settled() { read_status && [[ ${S[accounting.held_pkts]-} == 0 ]]; }
+# settle: what was on its way when an application ended arrives, answers to it too.
+settle() { sleep "$(awk -v "ms=$DELAY_MS" 'BEGIN { print 0.3 + 3 * ms / 1000 }')"; }
 
 # stop_manager CASE: the account of every drop, then `millrace down`.
 stop_manager() {
     local label=${LABEL[$1]} rx dropped others=0 code=0 i
-    await 5 traffic_settled || true
+    settle
     read_status || die "the manager no longer answers"
     count accounting.rx_pkts; rx=$COUNT
     count accounting.dropped_pkts; dropped=$COUNT
@@ -173,8 +174,8 @@ stop_manager() {
         [[ -n ${S[drops.$i.reason]-} ]] || break
         count "drops.$i.pkts"
         case ${S[drops.$i.reason]} in
-            # Losses of the link; parity packets that have done their work.
-            fault_loss | nf_drop) meant=$((meant + COUNT)) ;;
+            # Losses of the link, parity packets that have done their work, empty buffers not needed.
+            fault_loss | nf_drop | loan_returned) meant=$((meant + COUNT)) ;;
             *) others=$((others + COUNT)) ;;
         esac
     done

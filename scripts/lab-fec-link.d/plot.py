@@ -4,8 +4,8 @@
     ./scripts/lab-fec-link --json | ./scripts/lab-fec-link.d/plot.py >link.svg
 
 Three panels: TCP goodput; the share of requests that took longer than a time; the share of datagrams that
-had not come after a time, in which those that never came stay. Both times are on logarithmic axes, as are the
-shares: what FEC changes is the tail.
+had not come after a time, in which those that never came stay. Shares are on logarithmic axes, and times
+where they differ much: what FEC changes is the tail.
 """
 
 import json
@@ -71,7 +71,7 @@ def nice_step(most, steps):
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
 
 
-def goodput(picture, runs, left, right):
+def goodput(picture, runs, left, right, what):
     controls = [name for name in CONTROLS if (f"tcp_{name}", True) in runs]
     value = lambda name, fec: runs[f"tcp_{name}", fec]["goodput_mbit"]
     most = max(value(name, fec) for name in controls for fec, _, _ in CASES)
@@ -91,43 +91,52 @@ def goodput(picture, runs, left, right):
             shown = f"{value(name, fec):.3g}"
             picture.text(x + width / 2, y(value(name, fec)) - 5, shown, f"value {kind}", "middle")
         picture.text(left + slot * (number + 0.5), BOTTOM + 18, name, anchor="middle")
-    picture.text((left + right) / 2, BOTTOM + 38, "congestion control of the sender", anchor="middle")
+    picture.text((left + right) / 2, BOTTOM + 38, what, anchor="middle")
+
+
+def time_axis(least, most, left, right):
+    """Where a time stands, and which are named; logarithmic if the times differ much."""
+    if most > 5 * least:
+        named = [factor * 10**power for power in range(6) for factor in (1, 2, 5)]
+        first = max([ms for ms in named if ms <= least], default=1)
+        last = most * 1.15
+        x = lambda ms: left + (right - left) * math.log(ms / first) / math.log(last / first)
+        return x, [ms for ms in named if first <= ms <= last]
+    step = nice_step(max(1, most - least), 7)
+    first = step * math.floor(least / step)
+    last = max(most + step / 2, first + step)
+    x = lambda ms: left + (right - left) * (ms - first) / (last - first)
+    return x, [first + step * at for at in range(int((last - first) / step) + 1)]
 
 
 def tails(picture, runs, run, left, right, what):
     """One panel of shares that are later than a time."""
     both = {fec: runs[run, fec] for fec, _, _ in CASES}
     times = [point[0] for result in both.values() for point in result["later_than"]]
-    first = 10 ** math.floor(math.log10(max(1, min(times) - 1)))
-    first *= max(factor for factor in (1, 2, 5) if first * factor <= max(1, min(times) - 1))
-    last = max(times) * 1.15
     decades = math.ceil(math.log10(max(result["sent"] for result in both.values())))
-    x = lambda ms: left + (right - left) * math.log(ms / first) / math.log(last / first)
+    x, ticks = time_axis(max(1, min(times) - 1), max(times), left, right)
     y = lambda share: TOP + (BOTTOM - TOP) * min(1, -math.log10(max(share, 1e-12)) / decades)
     for power in range(decades + 1):
         picture.line(left, y(10**-power), right, y(10**-power), "grid")
         percent = 10 ** (2 - power)
         picture.text(left - 6, y(10**-power) + 4, f"{percent:g} %", anchor="end")
-    for power in range(6):
-        for factor in (1, 2, 5):
-            ms = factor * 10**power
-            if first <= ms <= last:
-                picture.line(x(ms), TOP, x(ms), BOTTOM, "grid")
-                picture.text(x(ms), BOTTOM + 18, f"{ms}", anchor="middle")
+    for ms in ticks:
+        picture.line(x(ms), TOP, x(ms), BOTTOM, "grid")
+        picture.text(x(ms), BOTTOM + 18, f"{ms:g}", anchor="middle")
     picture.line(left, BOTTOM, right, BOTTOM, "axis")
     picture.text((left + right) / 2, BOTTOM + 38, what, anchor="middle")
     for fec, kind, _ in CASES:
         result = both[fec]
-        points, share = [(x(first), y(1))], 1.0
+        points, share = [(left, y(1))], 1.0
         for ms, later in result["later_than"]:
             # A step, not a slope: nothing is known between.
             points += [(x(ms), y(share)), (x(ms), y(later))]
             share = later
         if result["missing"]:
             points.append((right, y(share)))
-            # Below the line if there is no room above it.
             text = f"{share * 100:.2g} % never came"
-            picture.text(right - 4, y(share) - 6, text, f"value {kind}", "end")
+            # Above the one curve and below the other, which comes down from the left.
+            picture.text(right - 4, y(share) + (17 if fec else -6), text, f"value {kind}", "end")
         picture.curve(points, kind)
 
 
@@ -155,9 +164,9 @@ def main():
     picture.text(WIDTH - 20, 23, link, anchor="end")
     for left, title in [(70, "TCP goodput"), (350, "Requests over TCP"), (690, "Datagrams")]:
         picture.text(left - 50, 48, title, "title")
-    goodput(picture, runs, 70, 280)
+    goodput(picture, runs, 70, 280, f'sender paced to {last["rate_mbit"]} Mbit/s')
     tails(picture, runs, "requests", 358, 612, "share not answered after … ms")
-    tails(picture, runs, "datagrams", 692, 940, "share not come after … ms")
+    tails(picture, runs, "datagrams", 692, 940, "share that had not come after … ms")
     sys.stdout.write(picture.svg(f"TCP, requests and datagrams without and with FEC: {link}"))
 
 

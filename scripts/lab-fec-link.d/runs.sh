@@ -100,29 +100,31 @@ die_of() {
 
 # begin_run CASE: from now on losses and parity are this run's.
 begin_run() {
-    await 5 traffic_settled || true
     totals "$1"
     BEFORE=("${TOTALS[@]}")
 }
 BEFORE=()
 
 # totals CASE: sets TOTALS to the link's losses, those on the way to the server, data and parity packets of
-# both encoders, and packets brought back.
+# both encoders, and packets that were brought back, and that could not be.
 totals() {
     link_losses
-    TOTALS=("$LINK_LOST" "$LINK_LOST_THERE" 0 0 0)
-    [[ $1 == fec ]] || return 0
+    TOTALS=("$LINK_LOST" "$LINK_LOST_THERE" 0 0 0 0)
+    [[ $1 == fec && $OFF == 0 ]] || return 0
     local name
     for name in a-out b-out; do
-        read_counts "$name"
+        read_counts "$name" counts
         TOTALS[2]=$((TOTALS[2] + ${C[data]-0}))
         TOTALS[3]=$((TOTALS[3] + ${C[parity]-0}))
         UNMADE[$name]=${C[no-buffer]-0}
     done
     for name in a-in b-in; do
-        read_counts "$name"
-        TOTALS[4]=$((TOTALS[4] + ${C[recovered]-0}))
+        read_counts "$name" counts
         UNMADE[$name]=${C[no-buffer]-0}
+        # Of its one peer.
+        read_counts "$name" peers
+        TOTALS[4]=$((TOTALS[4] + ${C[recovered]-0}))
+        TOTALS[5]=$((TOTALS[5] + ${C[unrecovered]-0}))
     done
 }
 # Packets that found no buffer to be made in, for each FEC NF.
@@ -131,12 +133,13 @@ declare -A UNMADE=()
 # end_run CASE RUN MEASURED: keeps and prints what was measured, and what the link and the NFs did meanwhile.
 end_run() {
     local case=$1 run=$2 measured=$3 key fec=false
-    await 5 traffic_settled || true
+    settle
     totals "$case"
-    local -a names=(link_lost link_lost_to_server data_pkts parity_pkts recovered_pkts)
+    local -a names=(link_lost link_lost_to_server data_pkts parity_pkts recovered_pkts
+        unrecovered_pkts)
     local line at here=''
     [[ $case != fec ]] || fec=true
-    for at in 0 1 2 3 4; do
+    for at in "${!names[@]}"; do
         ((at < 2)) || [[ $fec == true ]] || continue
         here+=", \"${names[at]}\": $((TOTALS[at] - BEFORE[at]))"
     done

@@ -82,7 +82,7 @@ goodput_ratio() {
     got plain "tcp_$1" goodput_mbit; without=$GOT
     got fec "tcp_$1" goodput_mbit
     RATIO=$(awk -v "with=${GOT:-0}" -v "without=${without:-0}" \
-        'BEGIN { printf "%.2f", without > 0 ? with / without : 0 }')
+        'BEGIN { ratio = 0; if (without > 0) ratio = with / without; printf "%.2f", ratio }')
 }
 
 # add_members: the last line says what was run, and the figures in short.
@@ -92,6 +92,7 @@ add_members() {
     member k "$K"
     member m "$M"
     member delay_ms "$DELAY_MS"
+    member rate_mbit "$RATE_MBIT"
     member seconds "$RUN_S"
     member seed "$SEED"
     for case in "${CASES[@]}"; do
