@@ -8,7 +8,7 @@ use std::fmt;
 pub struct Counts {
     /// Data packets that came and were let out.
     pub delivered_pkts: u64,
-    /// Packets that were brought back and let out.
+    /// Packets let out that were brought back or, with `--in-order`, had waited for their turn.
     pub recovered_pkts: u64,
     /// Congestion marks taken over from the outer header.
     pub ecn_marked_pkts: u64,
