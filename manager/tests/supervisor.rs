@@ -187,7 +187,7 @@ fn a_killed_nf_is_reaped_and_another_started() {
     let wanted = b.wanted(2, SLEEP);
     b.supervisor.set_wanted(&[wanted]);
     let mut pids = vec![b.started(), b.started()];
-    for (round, pause_ms) in [(1, 0), (2, 100), (3, 200)] {
+    for (round, pause_ms) in [(1, 3), (2, 100), (3, 200)] {
         let pid = pids.pop().unwrap();
         kill_9(pid);
         let (how, again, _) = b.exited();
@@ -216,7 +216,7 @@ fn exit_codes_decide_what_comes_next() {
     assert_eq!(why.as_deref(), Some("given up: exit code 2: nf: no such flag"));
     let again = b.wanted(1, "printf 'no room' >&2; exit 1");
     b.supervisor.set_wanted(&[again]);
-    assert_eq!(b.exited(), (How::Code(1), Some(Duration::ZERO), Some("no room".into())));
+    assert_eq!(b.exited(), (How::Code(1), Some(Duration::from_millis(3)), Some("no room".into())));
 }
 
 #[test]
@@ -346,7 +346,7 @@ fn one_that_cannot_be_started_says_why_in_one_line() {
     let broken = b.script("broken", "#!/no/such/interpreter\n");
     b.supervisor.set_wanted(&[command(&broken)]);
     let (how, again, said) = b.exited();
-    assert_eq!((how, again), (How::Code(125), Some(Duration::ZERO)));
+    assert_eq!((how, again), (How::Code(125), Some(Duration::from_millis(3))));
     assert!(said.unwrap().starts_with(&format!("cannot be started: {broken}: No such file")));
 }
 
