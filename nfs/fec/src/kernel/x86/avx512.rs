@@ -20,7 +20,7 @@ const TILE: usize = WIDTH * VECTOR;
 /// source and what is between fit the 32 registers.
 const HEIGHT: usize = 5;
 /// Vectors of a tile of at most three sums: 3 · 8 sums fit the registers, and so long a run over each
-/// source needs no prefetching by us.
+/// source was not found to gain from prefetching.
 const LONG: usize = 8;
 /// Stands in for a source that has ended.
 static ZEROES: [u8; TILE] = [0; TILE];
@@ -54,34 +54,32 @@ fn run_products(coefficients: &[u8], sources: &[&[u8]], sums: &mut [&mut [u8]], 
     tiles::each::<TILE, HEIGHT>(coefficients, sources, sums, old, Ends::Masked, run);
 }
 
-/// At most three sums: in tiles of eight vectors, and source by source. Longer runs over each source are
-/// what the processor's own prefetching and its decoders do best with, and eight products of each matrix
-/// keep the multipliers busy without pairs. Not part of its caller, so that its loops have the registers
-/// alone.
+/// At most three sums: in longer tiles, and source by source. Eight products of each matrix keep the
+/// multipliers busy without pairs, which would cost instructions. Not part of its caller, so that its loops
+/// have the registers alone.
 #[target_feature(enable = "gfni,avx512f,avx512bw")]
 #[inline(never)]
 fn multiply_few<const R: usize>(job: &Job<'_>, sums: &mut [&mut [u8]]) -> usize {
     let rows: [&[u8]; R] = job.rows();
     let mut done = 0;
-    while job.bytes - done >= LONG * VECTOR {
-        if !multiply_long::<R, LONG>(job, &rows, sums, done, LONG * VECTOR) {
+    loop {
+        let bytes = (job.bytes - done).min(LONG * VECTOR);
+        let whole = match bytes.div_ceil(VECTOR) {
+            0 => return done,
+            1 => multiply_long::<R, 1>(job, &rows, sums, done, bytes),
+            2 => multiply_long::<R, 2>(job, &rows, sums, done, bytes),
+            3 => multiply_long::<R, 3>(job, &rows, sums, done, bytes),
+            4 => multiply_long::<R, 4>(job, &rows, sums, done, bytes),
+            5 => multiply_long::<R, 5>(job, &rows, sums, done, bytes),
+            6 => multiply_long::<R, 6>(job, &rows, sums, done, bytes),
+            7 => multiply_long::<R, 7>(job, &rows, sums, done, bytes),
+            _ => multiply_long::<R, LONG>(job, &rows, sums, done, bytes),
+        };
+        if !whole {
             return done;
         }
-        done += LONG * VECTOR;
+        done += bytes;
     }
-    let left = job.bytes - done;
-    let whole = match left.div_ceil(VECTOR) {
-        0 => true,
-        1 => multiply_long::<R, 1>(job, &rows, sums, done, left),
-        2 => multiply_long::<R, 2>(job, &rows, sums, done, left),
-        3 => multiply_long::<R, 3>(job, &rows, sums, done, left),
-        4 => multiply_long::<R, 4>(job, &rows, sums, done, left),
-        5 => multiply_long::<R, 5>(job, &rows, sums, done, left),
-        6 => multiply_long::<R, 6>(job, &rows, sums, done, left),
-        7 => multiply_long::<R, 7>(job, &rows, sums, done, left),
-        _ => multiply_long::<R, LONG>(job, &rows, sums, done, left),
-    };
-    if whole { job.bytes } else { done }
 }
 
 /// `V` vectors of each, which have `bytes` bytes. False, and nothing is done, when a source has less.
@@ -102,9 +100,11 @@ fn multiply_long<const R: usize, const V: usize>(
             *registers = load(&sum[at..at + bytes], last);
         }
     }
+    let span = from..from + bytes;
+    let rows = *rows;
     for (index, source) in job.sources.iter().enumerate() {
-        match source.get(from..from + bytes) {
-            Some(source) => add_product(&mut registers, rows, index, load(source, last)),
+        match source.get(span.clone()) {
+            Some(source) => add_product(&mut registers, &rows, index, load(source, last)),
             None if source.is_empty() => {}
             None => return false,
         }
