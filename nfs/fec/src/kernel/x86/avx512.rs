@@ -19,6 +19,9 @@ const TILE: usize = WIDTH * VECTOR;
 /// Sums of a tile: each vector that is fetched serves so many products. 6 · 4 sums, 4 vectors of a
 /// source and what is between fit the 32 registers.
 const HEIGHT: usize = 5;
+/// Vectors of a tile of at most three sums: 3 · 8 sums fit the registers, and so long a run over each
+/// source was not found to gain from prefetching.
+const LONG: usize = 8;
 /// Stands in for a source that has ended.
 static ZEROES: [u8; TILE] = [0; TILE];
 
@@ -42,13 +45,74 @@ fn run_xor(coefficients: &[u8], sources: &[&[u8]], sums: &mut [&mut [u8]], old: 
 #[inline(never)]
 fn run_products(coefficients: &[u8], sources: &[&[u8]], sums: &mut [&mut [u8]], old: Old) {
     let run = |job: &Job<'_>, sums: &mut [&mut [u8]]| match sums.len() {
-        1 => multiply::<1>(job, sums),
-        2 => multiply::<2>(job, sums),
-        3 => multiply::<3>(job, sums),
+        1 => multiply_few::<1>(job, sums),
+        2 => multiply_few::<2>(job, sums),
+        3 => multiply_few::<3>(job, sums),
         4 => multiply::<4>(job, sums),
         _ => multiply::<HEIGHT>(job, sums),
     };
     tiles::each::<TILE, HEIGHT>(coefficients, sources, sums, old, Ends::Masked, run);
+}
+
+/// At most three sums: in longer tiles, and source by source. Eight products of each matrix keep the
+/// multipliers busy without pairs, which would cost instructions. Not part of its caller, so that its loops
+/// have the registers alone.
+#[target_feature(enable = "gfni,avx512f,avx512bw")]
+#[inline(never)]
+fn multiply_few<const R: usize>(job: &Job<'_>, sums: &mut [&mut [u8]]) -> usize {
+    let rows: [&[u8]; R] = job.rows();
+    let mut done = 0;
+    loop {
+        let bytes = (job.bytes - done).min(LONG * VECTOR);
+        let whole = match bytes.div_ceil(VECTOR) {
+            0 => return done,
+            1 => multiply_long::<R, 1>(job, &rows, sums, done, bytes),
+            2 => multiply_long::<R, 2>(job, &rows, sums, done, bytes),
+            3 => multiply_long::<R, 3>(job, &rows, sums, done, bytes),
+            4 => multiply_long::<R, 4>(job, &rows, sums, done, bytes),
+            5 => multiply_long::<R, 5>(job, &rows, sums, done, bytes),
+            6 => multiply_long::<R, 6>(job, &rows, sums, done, bytes),
+            7 => multiply_long::<R, 7>(job, &rows, sums, done, bytes),
+            _ => multiply_long::<R, LONG>(job, &rows, sums, done, bytes),
+        };
+        if !whole {
+            return done;
+        }
+        done += bytes;
+    }
+}
+
+/// `V` vectors of each, which have `bytes` bytes. False, and nothing is done, when a source has less.
+#[target_feature(enable = "gfni,avx512f,avx512bw")]
+#[inline]
+fn multiply_long<const R: usize, const V: usize>(
+    job: &Job<'_>,
+    rows: &[&[u8]; R],
+    sums: &mut [&mut [u8]],
+    done: usize,
+    bytes: usize,
+) -> bool {
+    let last = mask_of(bytes, V);
+    let (from, at) = (job.from + done, job.at + done);
+    let mut registers = [[_mm512_setzero_si512(); V]; R];
+    if job.old == Old::Kept {
+        for (registers, sum) in registers.iter_mut().zip(&*sums) {
+            *registers = load(&sum[at..at + bytes], last);
+        }
+    }
+    let span = from..from + bytes;
+    let rows = *rows;
+    for (index, source) in job.sources.iter().enumerate() {
+        match source.get(span.clone()) {
+            Some(source) => add_product(&mut registers, &rows, index, load(source, last)),
+            None if source.is_empty() => {}
+            None => return false,
+        }
+    }
+    for (registers, sum) in registers.into_iter().zip(&mut *sums) {
+        store(&mut sum[at..at + bytes], registers, last);
+    }
+    true
 }
 
 /// `R` sums. Not part of its caller, so that its loops have the registers alone.
@@ -157,7 +221,7 @@ fn add_products<const R: usize, const V: usize>(
     }
 }
 
-/// The same of one source.
+/// The same of one source; vector by vector, so that they are loaded in the order in which they lie.
 #[target_feature(enable = "gfni,avx512f,avx512bw")]
 #[inline]
 fn add_product<const R: usize, const V: usize>(
@@ -166,11 +230,16 @@ fn add_product<const R: usize, const V: usize>(
     index: usize,
     source: [__m512i; V],
 ) {
-    for (registers, row) in registers.iter_mut().zip(rows) {
-        let matrix = matrix(row[index]);
-        for (register, vector) in registers.iter_mut().zip(source) {
+    let mut matrices = [_mm512_setzero_si512(); R];
+    for (place, row) in matrices.iter_mut().zip(rows) {
+        debug_assert!(index < row.len());
+        // SAFETY: a row has as many coefficients as there are sources.
+        *place = matrix(unsafe { *row.get_unchecked(index) });
+    }
+    for (at, vector) in source.into_iter().enumerate() {
+        for (registers, matrix) in registers.iter_mut().zip(matrices) {
             let product = _mm512_gf2p8affine_epi64_epi8::<0>(vector, matrix);
-            *register = _mm512_xor_si512(*register, product);
+            registers[at] = _mm512_xor_si512(registers[at], product);
         }
     }
 }
