@@ -304,7 +304,7 @@ fn over_tls_it_answers_to_those_who_speak_it() {
     let mut answer = Vec::new();
     let _ = plain.read_to_end(&mut answer);
     assert!(!answer.starts_with(b"HTTP/1.1 200"));
-    let ask = || over_tls(&console, certificate, &token);
+    let ask = || over_tls(&console, certificate, token);
     // The manager may not have been asked yet.
     let mut answers = (0..200).map(|_| ask()).inspect(|text| {
         assert!(text.starts_with("HTTP/1.1 200"), "{text}");
