@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use millrace_fec::model::{self, Gilbert};
 use nflib::control::Status;
 use serde::Serialize;
+use serde_json::json;
 
 use crate::data_path::lab::Lab;
 use crate::data_path::{Bench, Trouble};
@@ -67,7 +68,7 @@ pub enum Losses {
 }
 
 /// The last line.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Outcome {
     /// The measurement agrees with the expectation, and every packet is accounted for.
     pub ok: bool,
@@ -90,10 +91,35 @@ pub struct Outcome {
     /// Blocks that the decoder could not bring back.
     pub blocks_failed: u64,
     /// What is wrong, if anything is.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<String>,
     /// As it was asked for.
     pub seed: u64,
+}
+
+impl Outcome {
+    /// It, as one line of JSON.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let mut fields = vec![
+            ("ok", json!(self.ok)),
+            ("sent", json!(self.sent)),
+            ("lost", json!(self.lost)),
+            ("recovered", json!(self.recovered)),
+            ("residual", json!(self.residual)),
+            ("expected", json!(self.expected)),
+            ("se", json!(self.se)),
+            ("distance_se", json!(self.distance_se)),
+            ("overhead", json!(self.overhead)),
+            ("blocks_failed", json!(self.blocks_failed)),
+            ("seed", json!(self.seed)),
+        ];
+        if !self.ok {
+            fields.push(("error", json!(self.faults.join("; "))));
+        }
+        let fields: Vec<_> =
+            fields.iter().map(|(name, value)| format!("\"{name}\": {value}")).collect();
+        format!("{{{}}}", fields.join(", "))
+    }
 }
 
 impl Options {
@@ -408,8 +434,10 @@ mod tests {
         assert!(good.ok, "{:?}", good.faults);
         assert_eq!((good.lost, good.recovered), (20_000, 20_000 - lost));
         assert!((good.overhead - 0.2).abs() < 1e-9);
+        assert!(good.line().starts_with("{\"ok\": true, \"sent\": 1000000, \"lost\": 20000, "));
         let far = judged(1_000_000 - 2 * lost, 980_000, 20_000 - 2 * lost);
         assert!(!far.ok && far.faults[0].contains("standard errors"), "{:?}", far.faults);
+        assert!(far.line().starts_with("{\"ok\": false") && far.line().contains("standard errors"));
         let unequal = judged(1_000_000 - lost, 980_000, 19_999 - lost);
         assert!(!unequal.ok && unequal.faults[0].contains("arrived whole"), "{:?}", unequal.faults);
     }

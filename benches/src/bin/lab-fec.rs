@@ -79,18 +79,15 @@ fn work(cli: &Cli) -> Result<(bool, String), Trouble> {
         seed: cli.seed,
         spoil: cli.spoil,
     };
-    let line = |value: Result<String, serde_json::Error>| {
-        value.map_err(|error| Trouble::Failed(error.to_string()))
-    };
     if cli.whole_path {
-        let row = whole_path(&bench, &options)?;
-        return Ok((true, line(serde_json::to_string(&row))?));
+        let row = serde_json::to_string(&whole_path(&bench, &options)?);
+        return Ok((true, row.map_err(|error| Trouble::Failed(error.to_string()))?));
     }
     let outcome = run(&bench, &options)?;
     for fault in &outcome.faults {
         eprintln!("lab-fec: {fault}");
     }
-    Ok((outcome.ok, line(serde_json::to_string(&outcome))?))
+    Ok((outcome.ok, outcome.line()))
 }
 
 #[allow(clippy::print_stdout)] // the result
