@@ -32,6 +32,7 @@
 //! | [`nf`] | the [`NetworkFunction`] trait |
 //! | [`message`], [`settings`] | messages to other NFs, and settings of a running one |
 //! | [`args`], [`runtime`] | the command line of an NF, and its loop |
+//! | [`observe`] | what is seen of packets on their way: marks, taps and events |
 //! | [`resting`] | when a polling thread spins, yields and sleeps; workers use it, too |
 //! | [`trail`] | the NFs that a packet met, written into the packet; for labs |
 //! | [`testing`] | a bench to test an NF without a manager |
@@ -49,6 +50,7 @@ pub mod headers;
 pub mod log;
 pub mod message;
 pub mod nf;
+pub mod observe;
 pub mod packet;
 pub mod resting;
 pub mod runtime;

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod frame;
+pub mod observe;
 pub mod rates;
 pub mod spec;
 pub mod status;
@@ -21,6 +22,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use observe::*;
 pub use spec::{
     Access, ChainSpec, Change, ChangeOf, Confine, Edit, MatchSpec, OnDeath, OnStuck, RuleSpec,
     ServiceRef, ServiceSpec, ThenSpec,
@@ -28,11 +30,12 @@ pub use spec::{
 pub use status::*;
 
 use crate::descriptor::ServiceId;
+use crate::observe::TapSpec;
 use crate::shm::channel::ChannelGeometry;
 use crate::shm::{LAYOUT_VERSION, RegionGeometry, recv_with_fds, send_with_fds};
 
 /// Version of these messages. A peer of another version is refused with [`ErrorCode::Version`].
-pub const PROTOCOL_VERSION: u32 = 5;
+pub const PROTOCOL_VERSION: u32 = 6;
 /// Where the manager listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/millrace/manager.sock";
 /// Longest frame a manager accepts from a peer, bytes: room for a configuration file of some 20,000
@@ -100,6 +103,34 @@ pub enum Request {
     Buffers {
         /// One to tell more about.
         buffer: Option<u32>,
+    },
+    /// Where packets can be captured. Answered by [`Reply::CapturePoints`].
+    CapturePoints,
+    /// Capture packets. Answered by [`Reply::Capturing`], with the end of a pipe from which a pcapng file is
+    /// read; the capture ends when that end is closed, when a limit is reached, or with the manager.
+    Capture(CaptureRequest),
+    /// Captures under way. Answered by [`Reply::Captures`].
+    Captures,
+    /// Follow packets. Answered by [`Reply::Tracing`].
+    Trace(TraceRequest),
+    /// What was seen of packets followed. Answered by [`Reply::Traces`].
+    Traces {
+        /// Of one trace; `None`: of all, without their packets.
+        id: Option<u64>,
+    },
+    /// Mark no more packets for a trace, and forget it. Answered by [`Reply::Done`].
+    ForgetTrace {
+        /// Which.
+        id: u64,
+    },
+    /// How long packets take. Answered by [`Reply::Latency`].
+    Latency,
+    /// What is left of NFs that crashed. Answered by [`Reply::Crashes`].
+    Crashes,
+    /// The files of a crash. Answered by [`Reply::Crash`], with a descriptor for each.
+    Crash {
+        /// Its name.
+        name: String,
     },
     /// Hand a message to an NF and wait for what it answers. Answered by [`Reply::Called`].
     Call {
@@ -256,6 +287,11 @@ pub enum Reply {
         /// The NF at the other end.
         nf: u16,
     },
+    /// To an attached NF: the taps that are set at it from now on, all of them.
+    Taps {
+        /// At most [`MAX_TAPS`](crate::observe::MAX_TAPS).
+        taps: Vec<TapSpec>,
+    },
     /// To an attached NF: answer with [`Request::Synced`] when all messages before are acted on.
     Sync {
         /// The number to answer with.
@@ -290,6 +326,40 @@ pub enum Reply {
     Explained(Box<Explanation>),
     /// Answer to [`Request::Buffers`].
     Buffers(Box<BufferReport>),
+    /// Answer to [`Request::CapturePoints`].
+    CapturePoints {
+        /// All there are now.
+        points: Vec<CapturePoint>,
+    },
+    /// Answer to [`Request::Capture`]; the reading end of a pipe comes along.
+    Capturing {
+        /// Number of the capture.
+        id: u64,
+    },
+    /// Answer to [`Request::Captures`].
+    Captures {
+        /// By number.
+        captures: Vec<CaptureStatus>,
+    },
+    /// Answer to [`Request::Trace`].
+    Tracing {
+        /// Number of the trace.
+        id: u64,
+    },
+    /// Answer to [`Request::Traces`].
+    Traces {
+        /// By number.
+        traces: Vec<TraceStatus>,
+    },
+    /// Answer to [`Request::Latency`].
+    Latency(Box<LatencyReport>),
+    /// Answer to [`Request::Crashes`].
+    Crashes {
+        /// Newest first.
+        crashes: Vec<CrashStatus>,
+    },
+    /// Answer to [`Request::Crash`]; a descriptor for each of its files comes along, in their order.
+    Crash(Box<CrashStatus>),
     /// Answer to [`Request::Call`]: what each NF called said, by instance id.
     Called {
         /// Answers.
