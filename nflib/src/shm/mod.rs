@@ -7,12 +7,14 @@
 #![allow(unsafe_code)]
 
 mod alarm;
+mod black_box;
 mod bytes;
 pub mod channel;
 mod doorbells;
 mod edge_ring;
 mod fds;
 mod hints;
+mod last_words;
 mod lost_pages;
 mod mapping;
 mod privileges;
@@ -28,12 +30,14 @@ mod survey;
 pub(crate) mod sync;
 
 pub use alarm::{AlarmReceiver, AlarmSender, WorkerAlarm, worker_alarm};
+pub use black_box::{BlackBox, MAX_RECORDED_PKTS, RecordedPacket, Recorder, RecorderTerms};
 pub(crate) use bytes::{Lease, PacketMemory};
 pub use channel::{Channel, ChannelError, ChannelGeometry, LAYOUT_VERSION, NfCounter};
 pub use doorbells::{Doorbell, Doorbells, global_barrier, register_for_global_barrier};
 pub use edge_ring::EdgeRing;
 pub use fds::{MAX_FDS, recv_with_fds, send_with_fds};
 pub use hints::{advise_huge_pages, prefetch};
+pub use last_words::{LastWords, PanicWords, SignalWords, leave_last_words};
 pub use lost_pages::{lost_pages, replace_lost_pages};
 pub use mapping::{Mapping, PageKind};
 pub use privileges::{
