@@ -47,6 +47,11 @@ fn manager_keys(old: &ManagerConfig, new: &ManagerConfig, keys: &mut Vec<String>
             flow_cache,
             track_flows,
             journal,
+            recorder_pkts,
+            recorder_bytes,
+            crash_dir,
+            crash_bundles,
+            crash_bytes,
         },
         old,
         new

@@ -33,7 +33,9 @@ use crate::args::{self, NfArgs, PlainArgs};
 use crate::control::{AttachRequest, ControlError, ErrorReply};
 use crate::log::LogError;
 use crate::nf::{NetworkFunction, NfError};
-use crate::shm::{ChannelError, Inherited, RegionError, RingError, catch_stop_signals};
+use crate::shm::{
+    ChannelError, Inherited, RegionError, RingError, catch_stop_signals, leave_last_words,
+};
 use attach::attach;
 use limits::Limits;
 use turns::{Ending, Turns};
@@ -183,6 +185,7 @@ pub fn run_as(name: &str, nf: impl NetworkFunction, args: &NfArgs) -> ExitCode {
 fn start(name: &str, nf: impl NetworkFunction, args: &NfArgs) -> Result<(), RunError> {
     crate::log::init(&args.log)?;
     let stop = catch_stop_signals().map_err(RunError::Signals)?;
+    leave_last_words().map_err(RunError::Signals)?;
     run_until(name, nf, args, stop)
 }
 
