@@ -13,10 +13,14 @@
 #![forbid(unsafe_code)]
 
 mod event;
+mod filter;
+mod taps;
 
 use serde::{Deserialize, Serialize};
 
 pub use event::{Event, EventKind, NOBODY};
+pub use filter::{Filter, FilterError};
+pub use taps::{Catch, TapSet};
 
 use crate::control::FilterStep;
 use crate::descriptor::PortId;
