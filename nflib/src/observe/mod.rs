@@ -13,10 +13,13 @@
 #![forbid(unsafe_code)]
 
 mod event;
+mod filter;
+pub mod fuzz;
 
 use serde::{Deserialize, Serialize};
 
 pub use event::{Event, EventKind, NOBODY};
+pub use filter::{Filter, FilterError};
 
 use crate::control::FilterStep;
 use crate::descriptor::PortId;
