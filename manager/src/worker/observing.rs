@@ -165,14 +165,16 @@ impl Watch {
             return None;
         }
         let key = FlowKey::parse_start(header, packet.len_bytes.into(), ingress, 0, 0);
-        let mut takers = self.traces.iter().zip(&mut self.matched).filter(|(trace, matched)| {
-            trace.matches.matches(&key) && {
-                **matched += 1;
-                (**matched - 1).is_multiple_of(trace.one_in.max(1)) && trace.claim()
+        for (trace, matched) in self.traces.iter().zip(&mut self.matched) {
+            if trace.matches.matches(&key) {
+                let turn = matched.is_multiple_of(trace.one_in.max(1));
+                *matched = matched.wrapping_add(1);
+                if turn && trace.claim() {
+                    return Some(trace.slot);
+                }
             }
-        });
-        let slot = takers.next().map(|(trace, _)| trace.slot);
-        slot
+        }
+        None
     }
 
     /// A packet has come in: marks it and tells of it, as it is to be.

@@ -14,6 +14,7 @@
 
 mod event;
 mod filter;
+pub mod fuzz;
 mod taps;
 
 use serde::{Deserialize, Serialize};
