@@ -17,6 +17,7 @@ mod hints;
 mod last_words;
 mod lost_pages;
 mod mapping;
+mod marks;
 mod privileges;
 mod process;
 mod region;
@@ -28,6 +29,7 @@ mod signals;
 mod state;
 mod survey;
 pub(crate) mod sync;
+mod tap;
 
 pub use alarm::{AlarmReceiver, AlarmSender, WorkerAlarm, worker_alarm};
 pub use black_box::{BlackBox, MAX_RECORDED_PKTS, RecordedPacket, Recorder, RecorderTerms};
@@ -40,6 +42,7 @@ pub use hints::{advise_huge_pages, prefetch};
 pub use last_words::{LastWords, PanicWords, SignalWords, leave_last_words};
 pub use lost_pages::{lost_pages, replace_lost_pages};
 pub use mapping::{Mapping, PageKind};
+pub use marks::{Mark, MarkTable, Marks};
 pub use privileges::{
     FilterStep, clear_ambient_capabilities, clear_bounding_capabilities, clear_capabilities,
     install_syscall_filter, landlock_version,
@@ -57,6 +60,7 @@ pub use scribble::Scribble;
 pub use signals::catch_stop_signals;
 pub use state::{Inherited, MAX_STATE_WORDS, State, StateChange, StateFile};
 pub(crate) use survey::{Survey, survey};
+pub use tap::{TAP_WORDS, TapBroken, TapFile, TapMemory, TapReader, TapWriter};
 
 /// A buffer's number in the packet region, `0..buffers`. Buffers are named by number, never by
 /// address, because every process maps the region where it likes.
