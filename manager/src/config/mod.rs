@@ -453,8 +453,10 @@ fn validate_recorder(manager: &ManagerConfig) -> Result<(), String> {
         ));
     }
     if *crash_bundles == 0 {
-        return Err("manager.crash_bundles is 0: expected at least 1; crash_dir = \"off\" keeps none"
-            .into());
+        return Err(
+            "manager.crash_bundles is 0: expected at least 1; crash_dir = \"off\" keeps none"
+                .into(),
+        );
     }
     Ok(())
 }

@@ -69,8 +69,8 @@ pub enum RunError {
     Refused(ErrorReply),
     /// What is to be mapped did not come along.
     #[error(
-        "the manager sent {found} descriptors, expected 4 (region, channel, routes, doorbells); use one \
-         release"
+        "the manager sent {found} descriptors, expected 7 (region, channel, routes, doorbells, marks, event \
+         ring, black box); use one release"
     )]
     Descriptors {
         /// How many came.
@@ -91,7 +91,7 @@ pub enum RunError {
     /// The doorbells cannot be mapped.
     #[error("doorbells: {0}")]
     Doorbells(io::Error),
-    /// The table of marks or the event ring cannot be mapped.
+    /// The table of marks, the event ring or the black box cannot be mapped.
     #[error("observation: {0}")]
     Observation(io::Error),
     /// The state region cannot be mapped.
