@@ -16,6 +16,7 @@ use nflib::descriptor::ServiceId;
 use nflib::shm::channel::NfCounter;
 use nflib::shm::{BlackBox, Channel, Doorbell, Doorbells, LAYOUT_VERSION, Region, TapFile};
 
+use crate::crash::bundle::ProcessNote;
 use crate::plan::NfNumber;
 use crate::stats::{Counter, NfCounters};
 
@@ -76,6 +77,8 @@ pub struct NfRecord {
     pub pid: i32,
     /// Its user.
     pub uid: u32,
+    /// What is known of its process.
+    pub process: ProcessNote,
     /// Readable when the process has ended; `None` if it had ended before we could ask.
     pub pidfd: Option<OwnedFd>,
     /// The rings.
@@ -309,6 +312,7 @@ impl Registry {
             name: new.name,
             pid: new.peer.pid,
             uid: new.peer.uid,
+            process: ProcessNote::of(new.peer.pid, new.peer.uid),
             pidfd: nflib::shm::pidfd_open(new.peer.pid).ok(),
             channel: new.channel,
             tap: new.tap,

@@ -24,7 +24,7 @@ const MAX_INLINED: usize = 32;
 /// Longest name of a function, bytes.
 const MAX_NAME_BYTES: usize = 512;
 /// Beginnings of names of functions that are on their way to a panic, or below every NF.
-const MACHINERY: [&str; 12] = [
+const MACHINERY: [&str; 11] = [
     "std::",
     "core::",
     "alloc::",
@@ -33,7 +33,6 @@ const MACHINERY: [&str; 12] = [
     "<alloc::",
     "__rust",
     "rust_",
-    "_R",
     "_Unwind_",
     "nflib::shm::last_words",
     "<nflib::shm::last_words",
@@ -160,7 +159,8 @@ fn by_symbols<'a>(object: &object::File<'a, &'a ReadCache<File>>, found: &mut Fu
         let (start, size) = (symbol.address(), symbol.size());
         for (_, address, functions) in found.iter_mut() {
             let inside = address.checked_sub(start).is_some_and(|at| at < size);
-            if inside && functions.is_empty()
+            if inside
+                && functions.is_empty()
                 && let Ok(name) = symbol.name()
             {
                 functions.push(Function { name: demangled(name), at: None });
@@ -229,13 +229,15 @@ fn demangled(name: &str) -> String {
 /// The function that is most likely at fault: the innermost that is not on the way to a panic.
 #[must_use]
 pub fn culprit(frames: &[Frame]) -> Option<&Function> {
-    let own = frames.iter().find_map(|frame| is_library(frame).then_some(()).is_none().then_some(frame));
+    let own = frames.iter().find(|frame| !is_library(frame));
     let program = own.and_then(|frame| frame.module.as_ref()).map(|(path, _)| path.as_str());
     let of_program = |frame: &&Frame| {
         program.is_some() && frame.module.as_ref().map(|(path, _)| path.as_str()) == program
     };
     let functions = frames.iter().filter(of_program).flat_map(|frame| &frame.functions);
-    functions.clone().find(|f| !MACHINERY.iter().any(|begin| f.name.starts_with(begin)))
+    functions
+        .clone()
+        .find(|f| !MACHINERY.iter().any(|begin| f.name.starts_with(begin)))
         .or_else(|| frames.iter().flat_map(|frame| &frame.functions).next())
 }
 
@@ -301,7 +303,10 @@ mod tests {
         assert!(function.at.as_ref().unwrap().contains("backtrace.rs:"), "{function:?}");
         assert_eq!(frames[1], Frame { address: 16, ..Frame::default() });
         let text = text(&frames);
-        assert!(text.contains("a_function_to_be_found\n") && text.contains("   1: 0x10\n"), "{text}");
+        assert!(
+            text.contains("a_function_to_be_found\n") && text.contains("   1: 0x10\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -73,7 +73,8 @@ impl Evidence {
         for (packet, peer) in &in_hand {
             copying.copy(PacketKind::InHand, *packet, *peer);
         }
-        let is_held = |b: &BufferIndex| !rings.passed_on.contains(b) && !in_hand_buffers.contains(b);
+        let is_held =
+            |b: &BufferIndex| !rings.passed_on.contains(b) && !in_hand_buffers.contains(b);
         let held: Vec<_> = record.channel.held_buffers().into_iter().filter(is_held).collect();
         copying.copy_held(&held, &record.black_box);
         for (packet, peer) in &rings.waiting {

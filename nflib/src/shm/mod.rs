@@ -56,7 +56,7 @@ pub use ring::{
 pub use routes::{
     HopEntry, MAX_HOPS, MAX_ROUTES, MAX_SET_ENTRIES, NO_NF, RouteTable, RouteTableWriter, bucket_of,
 };
-pub use scribble::Scribble;
+pub use scribble::{Scribble, write_to_null};
 pub use signals::catch_stop_signals;
 pub use state::{Inherited, MAX_STATE_WORDS, State, StateChange, StateFile};
 pub(crate) use survey::{Survey, survey};
