@@ -17,6 +17,7 @@
 pub mod backtrace;
 pub mod bundle;
 pub mod evidence;
+pub mod reading;
 pub mod store;
 
 use std::collections::{HashMap, HashSet, VecDeque};
