@@ -16,8 +16,8 @@ use crate::runtime::outputs::Outputs;
 use crate::runtime::passage::Passage;
 use crate::shm::channel::ChannelGeometry;
 use crate::shm::{
-    Channel, Consumer, Doorbells, EdgeRing, HopEntry, HugePages, Producer, Region, RegionGeometry,
-    RouteTableWriter, SharedRing,
+    BlackBox, Channel, Consumer, Doorbells, EdgeRing, HopEntry, HugePages, Producer, Recorder,
+    RecorderTerms, Region, RegionGeometry, RouteTableWriter, SharedRing,
 };
 
 /// Hops of the circle's route; then a packet comes out and is put in again.
@@ -34,12 +34,15 @@ pub struct HopOptions {
     pub ring_capacity: u32,
     /// How buffers are cut.
     pub region: RegionGeometry,
+    /// What each NF records; `None`: nothing. The clock stands still, so that an NF which does not record
+    /// all is beyond its budget from the second burst on.
+    pub recorder: Option<RecorderTerms>,
 }
 
 impl Default for HopOptions {
     fn default() -> Self {
         let region = RegionGeometry { buffers: 4096, stride_bytes: 2048, headroom_bytes: 256 };
-        Self { in_flight_pkts: 32, ring_capacity: 4096, region }
+        Self { in_flight_pkts: 32, ring_capacity: 4096, region, recorder: None }
     }
 }
 
@@ -63,7 +66,7 @@ impl<N: NetworkFunction> Hop<N> {
     /// One line: an NF refused its setup, there is no memory, or the options contradict each other.
     pub fn circle(nfs: Vec<N>, options: HopOptions) -> Result<Self, NfError> {
         let fault = |error: std::io::Error| NfError::new(format!("circle of NFs: {error}"));
-        let HopOptions { in_flight_pkts, ring_capacity, region } = options;
+        let HopOptions { in_flight_pkts, ring_capacity, region, .. } = options;
         let most = (ring_capacity / 2).min(region.buffers);
         if nfs.is_empty() || nfs.len() > ROUTE_HOPS || in_flight_pkts > most {
             return Err(NfError::new(format!(
@@ -111,7 +114,7 @@ impl<N: NetworkFunction> Hop<N> {
 
     fn add(&mut self, nf: N, number: u16, routes: &RouteTableWriter) -> Result<(), NfError> {
         let fault = |what: String| NfError::new(format!("circle of NFs: {what}"));
-        let HopOptions { ring_capacity, region, .. } = self.options;
+        let HopOptions { ring_capacity, region, recorder, .. } = self.options;
         let service = number + 1;
         let setup = Setup {
             service,
@@ -129,12 +132,17 @@ impl<N: NetworkFunction> Hop<N> {
         self.lanes.push(channel.manager_ends(0).ok_or_else(no_rings)?);
         let fd = routes.read_only_fd().map_err(|error| fault(error.to_string()))?;
         let table = crate::shm::RouteTable::from_fd(&fd).map_err(|e| fault(e.to_string()))?;
-        self.nfs.push(Passage::new(
+        let mut passage = Passage::new(
             Engine::new(nf, Arc::clone(&self.region), setup, 1, 0)?,
             Inputs::new([taken].into_iter()),
             Outputs::new([returned].into_iter(), region.buffers, service, table),
             Arc::new(channel),
-        ));
+        );
+        if let Some(terms) = recorder {
+            let black_box = Arc::new(BlackBox::create(terms).map_err(|e| fault(e.to_string()))?);
+            passage.recorder = Recorder::new(black_box, Arc::clone(&self.region), 0);
+        }
+        self.nfs.push(passage);
         Ok(())
     }
 
