@@ -107,10 +107,10 @@ impl Lab {
             if let Some(ended) = self.manager.try_wait().context("millrace-manager")? {
                 bail!("millrace-manager ended ({ended}): {}", self.last_line());
             }
-            if let Some(status) = self.status()? {
-                if let Some(outcome) = self.judge(&status, sent_pkts, &mut moved)? {
-                    return Ok(outcome);
-                }
+            if let Some(status) = self.status()?
+                && let Some(outcome) = self.judge(&status, sent_pkts, &mut moved)?
+            {
+                return Ok(outcome);
             }
             if interrupted.load(Ordering::Relaxed) {
                 bail!("interrupted");
