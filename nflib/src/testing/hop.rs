@@ -11,13 +11,16 @@ use crate::control::ServiceRef;
 use crate::descriptor::{Delivery, NO_PORT, Returned, ServiceId};
 use crate::engine::Engine;
 use crate::nf::{NetworkFunction, NfError, Setup};
+use crate::observe::{TapPoint, TapSpec};
 use crate::runtime::inputs::Inputs;
+use crate::runtime::lookout::Lookout;
 use crate::runtime::outputs::Outputs;
 use crate::runtime::passage::Passage;
 use crate::shm::channel::ChannelGeometry;
 use crate::shm::{
-    BlackBox, Channel, Consumer, Doorbells, EdgeRing, HopEntry, HugePages, Producer, Recorder,
-    RecorderTerms, Region, RegionGeometry, RouteTableWriter, SharedRing,
+    BlackBox, Channel, Consumer, Doorbells, EdgeRing, HopEntry, HugePages, MarkTable, Marks,
+    Producer, Recorder, RecorderTerms, Region, RegionGeometry, RouteTableWriter, SharedRing,
+    TapFile, TapReader,
 };
 
 /// Hops of the circle's route; then a packet comes out and is put in again.
@@ -34,6 +37,9 @@ pub struct HopOptions {
     pub ring_capacity: u32,
     /// How buffers are cut.
     pub region: RegionGeometry,
+    /// A tap takes so many bytes of each packet that an NF passes on; `None`: nothing is looked at, and
+    /// could be.
+    pub tapped_bytes: Option<u16>,
     /// What each NF records; `None`: nothing. The clock stands still, so that an NF which does not record
     /// all is beyond its budget from the second burst on.
     pub recorder: Option<RecorderTerms>,
@@ -42,7 +48,7 @@ pub struct HopOptions {
 impl Default for HopOptions {
     fn default() -> Self {
         let region = RegionGeometry { buffers: 4096, stride_bytes: 2048, headroom_bytes: 256 };
-        Self { in_flight_pkts: 32, ring_capacity: 4096, region, recorder: None }
+        Self { in_flight_pkts: 32, ring_capacity: 4096, region, tapped_bytes: None, recorder: None }
     }
 }
 
@@ -56,6 +62,9 @@ pub struct Hop<N> {
     /// Packets that wait to be put in.
     outside: Vec<Delivery>,
     region: Arc<Region>,
+    marks: Arc<MarkTable>,
+    /// What each NF tells, to be read when it is looked for.
+    told: Vec<TapReader<Arc<TapFile>>>,
 }
 
 impl<N: NetworkFunction> Hop<N> {
@@ -88,6 +97,8 @@ impl<N: NetworkFunction> Hop<N> {
             options,
             outside: Vec::new(),
             region: Arc::clone(&region),
+            marks: MarkTable::create(geometry.buffers).map_err(fault)?,
+            told: Vec::new(),
         };
         for (nf, number) in nfs.into_iter().zip(0..) {
             circle.add(nf, number, &routes)?;
@@ -138,12 +149,27 @@ impl<N: NetworkFunction> Hop<N> {
             Outputs::new([returned].into_iter(), region.buffers, service, table),
             Arc::new(channel),
         );
+        let lookout = self.lookout().map_err(|error| fault(error.to_string()))?;
+        passage.lookout = Some(Box::new(lookout));
         if let Some(terms) = recorder {
             let black_box = Arc::new(BlackBox::create(terms).map_err(|e| fault(e.to_string()))?);
             passage.recorder = Recorder::new(black_box, Arc::clone(&self.region), 0);
         }
         self.nfs.push(passage);
         Ok(())
+    }
+
+    /// What an NF tells of its packets, as with a manager.
+    fn lookout(&mut self) -> std::io::Result<Lookout> {
+        let marks = Marks::from_fd(&self.marks.read_only_fd()?, self.options.region.buffers)?;
+        let file = TapFile::create()?;
+        let mut lookout = Lookout::new(marks, &file, Arc::clone(&self.region));
+        if let Some(snap_bytes) = self.options.tapped_bytes {
+            let at = TapPoint::NfOut;
+            lookout.set_taps(&[TapSpec { id: 0, at, filter: Vec::new(), snap_bytes }]);
+        }
+        self.told.push(file.reader());
+        Ok(lookout)
     }
 
     /// Gives every NF in turn a look at its inputs, `rounds` times; returns how many packets they took,
@@ -157,6 +183,12 @@ impl<N: NetworkFunction> Hop<N> {
             let mut moved_pkts = 0;
             for nf in &mut self.nfs {
                 moved_pkts += nf.turn(0).map_err(|error| NfError::new(error.to_string()))?;
+            }
+            if self.options.tapped_bytes.is_some() {
+                for told in &mut self.told {
+                    let read = told.drain(usize::MAX, &mut |_, _| ());
+                    read.map_err(|error| NfError::new(error.to_string()))?;
+                }
             }
             if moved_pkts == 0 {
                 self.put_in().map_err(|error| NfError::new(error.to_string()))?;
