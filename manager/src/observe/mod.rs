@@ -8,5 +8,22 @@
 
 pub mod directory;
 pub mod histogram;
+pub mod journeys;
 
 pub use directory::{Directory, DirectoryKeeper, HopName, NfName, RouteName, ServiceName};
+
+use crate::plan::NfNumber;
+
+/// Whose ring an event was read from: what it says of itself is not asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Source {
+    /// A worker, by its number.
+    Worker(u16),
+    /// An NF.
+    Nf {
+        /// Its number.
+        nf: NfNumber,
+        /// Its instance id.
+        instance: u32,
+    },
+}
