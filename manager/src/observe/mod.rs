@@ -9,6 +9,7 @@
 pub mod directory;
 pub mod histogram;
 pub mod journeys;
+pub mod pcapng;
 
 pub use directory::{Directory, DirectoryKeeper, HopName, NfName, RouteName, ServiceName};
 
