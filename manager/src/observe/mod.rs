@@ -9,5 +9,7 @@
 pub mod directory;
 pub mod histogram;
 pub mod pcapng;
+pub mod point_list;
+pub mod points;
 
 pub use directory::{Directory, DirectoryKeeper, HopName, NfName, RouteName, ServiceName};
