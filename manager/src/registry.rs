@@ -14,7 +14,7 @@ use std::time::Instant;
 use nflib::control::{AttachRequest, ErrorCode, ErrorReply, NfStatus, PROTOCOL_VERSION};
 use nflib::descriptor::ServiceId;
 use nflib::shm::channel::NfCounter;
-use nflib::shm::{Channel, Doorbell, Doorbells, LAYOUT_VERSION, Region};
+use nflib::shm::{Channel, Doorbell, Doorbells, LAYOUT_VERSION, Region, TapFile};
 
 use crate::plan::NfNumber;
 use crate::stats::{Counter, NfCounters};
@@ -80,6 +80,8 @@ pub struct NfRecord {
     pub pidfd: Option<OwnedFd>,
     /// The rings.
     pub channel: Arc<Channel>,
+    /// What it tells of packets.
+    pub tap: Arc<TapFile>,
     /// How to wake it.
     pub bell: Doorbell,
     /// The file of its doorbell, or of all of its domain.
@@ -191,6 +193,8 @@ pub struct Newcomer {
     pub peer: Peer,
     /// Its rings.
     pub channel: Arc<Channel>,
+    /// What it tells of packets.
+    pub tap: Arc<TapFile>,
     /// The core it is told to run on.
     pub core: Option<u32>,
     /// See [`NfRecord::jumps`].
@@ -311,6 +315,7 @@ impl Registry {
             uid: new.peer.uid,
             pidfd: nflib::shm::pidfd_open(new.peer.pid).ok(),
             channel: new.channel,
+            tap: new.tap,
             bell,
             bells,
             isolated: new.isolated,

@@ -15,11 +15,13 @@
 mod event;
 mod filter;
 pub mod fuzz;
+mod taps;
 
 use serde::{Deserialize, Serialize};
 
 pub use event::{Event, EventKind, NOBODY};
 pub use filter::{Filter, FilterError};
+pub use taps::{Catch, TapSet};
 
 use crate::control::FilterStep;
 use crate::descriptor::PortId;
