@@ -6,6 +6,7 @@
 //! from a [`Directory`], which the control thread replaces when something has changed.
 #![forbid(unsafe_code)]
 
+pub mod captures;
 pub mod directory;
 pub mod histogram;
 pub mod pcapng;
