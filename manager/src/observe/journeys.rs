@@ -244,7 +244,7 @@ impl Journeys {
         match (source, event.kind) {
             (Source::Worker(_), EventKind::PortIn) => self.begin(event, kept),
             (Source::Worker(_), EventKind::PortOut | EventKind::Drop) => self.end(event, kept),
-            (Source::Nf { nf, .. }, EventKind::NfIn | EventKind::NfOut | EventKind::NfHold) => {
+            (Source::Nf(nf), EventKind::NfIn | EventKind::NfOut | EventKind::NfHold) => {
                 self.seen(nf, event, kept);
             }
             _ => self.refused.strange_events += 1,

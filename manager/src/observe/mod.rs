@@ -6,25 +6,13 @@
 //! from a [`Directory`], which the control thread replaces when something has changed.
 #![forbid(unsafe_code)]
 
+pub mod captures;
 pub mod directory;
 pub mod histogram;
 pub mod journeys;
 pub mod pcapng;
+pub mod point_list;
+pub mod points;
 
 pub use directory::{Directory, DirectoryKeeper, HopName, NfName, RouteName, ServiceName};
-
-use crate::plan::NfNumber;
-
-/// Whose ring an event was read from: what it says of itself is not asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Source {
-    /// A worker, by its number.
-    Worker(u16),
-    /// An NF.
-    Nf {
-        /// Its number.
-        nf: NfNumber,
-        /// Its instance id.
-        instance: u32,
-    },
-}
+pub use points::Source;

@@ -71,7 +71,7 @@ const ALL: Emptied = Emptied { workers: true, nfs: true };
 const WORKER: Source = Source::Worker(0);
 
 fn of(nf: u16) -> Source {
-    Source::Nf { nf, instance: u32::from(nf) + 100 }
+    Source::Nf(nf)
 }
 
 struct Bench {
@@ -395,7 +395,7 @@ fn read_in_turns(bench: &mut Bench, events: &[(u64, Source, Event)], choices: &[
             at[ring] = wanted;
             match rings[ring] {
                 Source::Worker(_) => workers &= wanted == there.len(),
-                Source::Nf { .. } => nfs &= wanted == there.len(),
+                Source::Nf(_) => nfs &= wanted == there.len(),
             }
         }
         bench.turn(Emptied { workers, nfs }, now_ns);
