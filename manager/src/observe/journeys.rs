@@ -22,7 +22,7 @@ mod walk;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use nflib::observe::{Event, EventKind, NOBODY};
+use nflib::observe::{Event, EventKind};
 use nflib::shm::BufferIndex;
 
 use super::{Directory, NfName, Source};
@@ -102,7 +102,7 @@ pub enum End {
     Dropped {
         /// The number of the reason.
         reason: u8,
-        /// The service's place among the workers' counters, or [`NOBODY`].
+        /// The service's place among the workers' counters, or [`NOBODY`](nflib::observe::NOBODY).
         slot: u16,
     },
     /// It has not come out, or not yet.
