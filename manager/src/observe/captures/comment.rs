@@ -25,7 +25,7 @@ pub(super) fn comment(out: &mut String, source: Source, event: &Event, directory
     let nf = |number| directory.nf(number, event.time_ns);
     let port = |number: u16| {
         let name = PortId::try_from(number).ok().and_then(|port| directory.port(port));
-        name.map_or_else(|| number.to_string(), |name| name.to_string())
+        name.map_or_else(|| number.to_string(), ToString::to_string)
     };
     if event.hop != Event::NO_HOP
         && let Some(route) = directory.route(event.route, event.time_ns)

@@ -38,6 +38,9 @@ pub(super) struct Wanted {
 struct Interface {
     /// Whose ring its packets come by.
     by: Where,
+    /// It is the first of that ring: what the ring loses could be of any place it serves, and is told here,
+    /// so that it is told once.
+    is_first: bool,
     taken_pkts: u64,
     written_pkts: u64,
     /// Of those taken, not written since the reader was slow.
@@ -239,10 +242,7 @@ impl Session {
         let written = self.outlet.put(&self.block);
         if known.is_none() && written {
             self.by_place.insert(place, number);
-            let by = ring_of(source);
-            let told_pkts = self.ring_lost_pkts.get(&by).copied().unwrap_or(0);
-            let (taken_pkts, written_pkts, full_pkts) = (0, 0, 0);
-            self.interfaces.push(Interface { by, taken_pkts, written_pkts, full_pkts, told_pkts });
+            self.interfaces.push(self.interface(ring_of(source)));
         }
         self.count(number, written);
         if self.wanted.max_pkts.is_some_and(|max_pkts| self.pkts >= max_pkts) {
@@ -250,22 +250,37 @@ impl Session {
         }
     }
 
+    fn interface(&self, by: Where) -> Interface {
+        let is_first = self.interfaces.iter().all(|other| other.by != by);
+        let (taken_pkts, written_pkts, full_pkts, told_pkts) = (0, 0, 0, 0);
+        let new = Interface { by, is_first, taken_pkts, written_pkts, full_pkts, told_pkts };
+        // What was lost before its first packet no packet tells.
+        Interface { told_pkts: self.ring_lost_at(&new), ..new }
+    }
+
     fn count(&mut self, number: u32, written: bool) {
         self.pkts += u64::from(written);
         self.full_pkts += u64::from(!written);
-        let Some(interface) = self.interfaces.get_mut(number as usize) else { return };
+        let Some(told_pkts) = self.interfaces.get(number as usize).map(|i| self.lost_at(i)) else {
+            return;
+        };
+        let interface = &mut self.interfaces[number as usize];
         interface.taken_pkts += 1;
         interface.written_pkts += u64::from(written);
         interface.full_pkts += u64::from(!written);
         if written {
-            let ring_lost_pkts = self.ring_lost_pkts.get(&interface.by).copied().unwrap_or(0);
-            interface.told_pkts = interface.full_pkts + ring_lost_pkts;
+            interface.told_pkts = told_pkts;
         }
     }
 
     /// Packets that were lost at an interface: its reader was slow, or the ring was full.
     fn lost_at(&self, interface: &Interface) -> u64 {
-        interface.full_pkts + self.ring_lost_pkts.get(&interface.by).copied().unwrap_or(0)
+        interface.full_pkts.saturating_add(self.ring_lost_at(interface))
+    }
+
+    fn ring_lost_at(&self, interface: &Interface) -> u64 {
+        let lost_pkts = self.ring_lost_pkts.get(&interface.by).copied();
+        lost_pkts.filter(|_| interface.is_first).unwrap_or(0)
     }
 
     fn describe(&mut self, place: Place, source: Source, event: &Event, directory: &Directory) {
@@ -297,7 +312,7 @@ impl Session {
         let time_unix_ns = self.unix_ns(now_ns);
         let mut block = Vec::new();
         for (number, interface) in (0..).zip(&self.interfaces) {
-            let ring_lost_pkts = self.ring_lost_pkts.get(&interface.by).copied().unwrap_or(0);
+            let ring_lost_pkts = self.ring_lost_at(interface);
             let accepted_pkts = interface.taken_pkts.saturating_add(ring_lost_pkts);
             let counted = pcapng::Statistics {
                 interface: number,

@@ -139,7 +139,7 @@ fn taps_are_set_where_the_points_are_and_taken_back_at_the_end() {
     let before = captures.generation();
     let at = TapPoint::NfIn { from: None };
     let spec = TapSpec { id: 0, at, filter: Vec::new(), snap_bytes: 96 };
-    assert_eq!(captures.taps_for_nf(13), [spec.clone()]);
+    assert_eq!(captures.taps_for_nf(13), std::slice::from_ref(&spec));
     assert_eq!(captures.taps_for_nf(14), [spec]);
     assert!(captures.taps_for_nf(15).is_empty());
     assert_eq!(captures.taps_for_workers()[0].id, 1);
@@ -266,6 +266,26 @@ fn what_rings_lost_is_counted_since_the_begin_for_the_places_they_serve() {
     let read = read(reader);
     assert_eq!(read.packets.iter().map(|p| p.4).collect::<Vec<_>>(), [0, 7, 0]);
     assert_eq!(read.statistics, [(0, 7, 10, 0, 3)]);
+}
+
+#[test]
+fn what_a_ring_lost_is_told_at_one_of_its_places() {
+    let (mut captures, directory) = (Captures::new(), directory());
+    let (id, reader) = captures.start(&request(&["port:lan", "port:wan"]), &directory, 1).unwrap();
+    let both = |captures: &mut Captures| {
+        for target in [0, 1] {
+            let event = Event { target, ..event(EventKind::PortIn, 3) };
+            captures.on_event(&WORKER, &event, &[0; 60], &directory);
+        }
+    };
+    both(&mut captures);
+    captures.turn(2, &[(WORKER, 5), (Source::Worker(1), 6)], &directory);
+    both(&mut captures);
+    assert_eq!(captures.status(3)[0].lost_pkts, 11);
+    captures.end(id, 3, &directory);
+    let read = read(reader);
+    assert_eq!(read.packets.iter().map(|p| p.4).collect::<Vec<_>>(), [0, 0, 11, 0]);
+    assert_eq!(read.statistics, [(0, 11, 13, 0, 2), (1, 0, 2, 0, 2)]);
 }
 
 #[test]
