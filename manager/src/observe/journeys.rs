@@ -22,7 +22,7 @@ mod walk;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use nflib::observe::{Event, EventKind};
+use nflib::observe::{Event, EventKind, NOBODY};
 use nflib::shm::BufferIndex;
 
 use super::{Directory, NfName, Source};
@@ -102,7 +102,7 @@ pub enum End {
     Dropped {
         /// The number of the reason.
         reason: u8,
-        /// The service's place among the workers' counters, or [`NOBODY`](nflib::observe::NOBODY).
+        /// The service's place among the workers' counters, or [`NOBODY`].
         slot: u16,
     },
     /// It has not come out, or not yet.
@@ -168,6 +168,10 @@ struct Packet {
 }
 
 impl Packet {
+    fn is_traced(&self) -> bool {
+        self.begin.peer != NOBODY
+    }
+
     /// Whether an NF can have seen it at this moment.
     fn spans(&self, time_ns: u64) -> bool {
         let end_ns = self.end.as_ref().map_or(u64::MAX, |(end, ..)| end.time_ns);
@@ -201,6 +205,7 @@ pub struct Journeys {
     turn: u64,
     tracks: HashMap<BufferIndex, Track>,
     packets: usize,
+    traced: usize,
     bytes_by_nf: HashMap<NfNumber, usize>,
     bytes: usize,
     /// Events were lost: packets whose begin is read up to this turn may lack some.
@@ -219,6 +224,12 @@ impl Journeys {
     #[must_use]
     pub fn len(&self) -> usize {
         self.packets
+    }
+
+    /// Those of them that are marked for a trace.
+    #[must_use]
+    pub fn traced(&self) -> usize {
+        self.traced
     }
 
     /// True when nothing is waited for.
@@ -268,12 +279,15 @@ impl Journeys {
         let track = self.tracks.entry(event.buffer).or_default();
         if track.packets.back().is_some_and(|last| last.end.is_none()) {
             // Its end was lost: the buffer has another packet now.
-            track.packets.pop_back();
+            let last = track.packets.pop_back();
             self.packets -= 1;
+            self.traced -= last.map_or(0, |last| usize::from(last.is_traced()));
             self.refused.torn_pkts += 1;
         }
-        track.packets.push_back(Packet { begin: *event, first: kept.into(), end: None, suspect });
+        let packet = Packet { begin: *event, first: kept.into(), end: None, suspect };
         self.packets += 1;
+        self.traced += usize::from(packet.is_traced());
+        track.packets.push_back(packet);
     }
 
     fn end(&mut self, event: &Event, kept: &[u8]) {
@@ -371,8 +385,10 @@ impl Journeys {
         if !ready {
             return None;
         }
+        let first = track.packets.pop_front()?;
         self.packets -= 1;
-        track.packets.pop_front()
+        self.traced -= usize::from(first.is_traced());
+        Some(first)
     }
 
     fn release(&mut self, seen: &Seen) {
@@ -397,10 +413,12 @@ impl Journeys {
 
     /// Forgets the packets of a trace.
     pub fn forget(&mut self, slot: u16) {
+        debug_assert_ne!(slot, NOBODY, "samples belong to no trace");
         for track in self.tracks.values_mut() {
             let before = track.packets.len();
             track.packets.retain(|packet| packet.begin.peer != slot);
             self.packets -= before - track.packets.len();
+            self.traced -= before - track.packets.len();
         }
     }
 }

@@ -16,7 +16,9 @@ pub mod latency;
 pub mod pcapng;
 pub mod point_list;
 pub mod points;
+pub mod thread;
 pub mod traces;
 
 pub use directory::{Directory, DirectoryKeeper, HopName, NfName, RouteName, ServiceName};
 pub use points::Source;
+pub use thread::{Command, Message, Observer, Question};

@@ -3,7 +3,6 @@
 use super::*;
 use crate::observe::{HopName, RouteName, ServiceName};
 use nflib::descriptor::ActionCode;
-use nflib::observe::NOBODY;
 use proptest::prelude::*;
 
 /// Two chains of three services, two NFs each; and a service 9 that is in no chain of them.
