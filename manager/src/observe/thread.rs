@@ -251,7 +251,7 @@ impl Watcher {
     fn pause(&self) -> Option<Duration> {
         let seen = &self.seen;
         let is_waited_for =
-            seen.captures.is_active() || seen.traces.is_marking() || seen.journeys.traced() > 0;
+            seen.captures.is_active() || seen.traces.is_waiting() || seen.journeys.traced() > 0;
         if is_waited_for {
             Some(ROUND)
         } else if self.latency_interval_us > 0 || !seen.journeys.is_empty() {
@@ -349,7 +349,7 @@ impl Watcher {
         self.seen.end_turn(emptied, time_ns);
         let Seen { captures, directory, traces, .. } = &mut self.seen;
         captures.turn(time_ns, &lost, directory);
-        traces.turn();
+        traces.turn(time_ns);
     }
 
     /// Whether some ring has lost more than before.
