@@ -218,6 +218,8 @@ pub struct Registry {
     domain_bells: Arc<Doorbells>,
     last_instance: u32,
     next_number: usize,
+    /// Counts those who came and went.
+    revision: u64,
 }
 
 impl Registry {
@@ -232,6 +234,7 @@ impl Registry {
             domain_bells: Arc::new(Doorbells::create(MAX_NFS as u32)?),
             last_instance: 0,
             next_number: 0,
+            revision: 0,
         })
     }
 
@@ -255,6 +258,12 @@ impl Registry {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.nfs.is_empty()
+    }
+
+    /// Changes whenever an NF came or went.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.revision
     }
 
     /// The NF with an instance id.
@@ -335,6 +344,7 @@ impl Registry {
             told_violations: 0,
         };
         self.by_number[usize::from(nf)] = Some(self.last_instance);
+        self.revision += 1;
         Ok(self.nfs.entry(self.last_instance).or_insert(record))
     }
 
@@ -342,6 +352,7 @@ impl Registry {
     pub fn remove(&mut self, instance: u32) -> Option<NfRecord> {
         let record = self.nfs.remove(&instance)?;
         self.by_number[usize::from(record.nf)] = None;
+        self.revision += 1;
         Some(record)
     }
 }

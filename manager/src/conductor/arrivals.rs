@@ -192,7 +192,7 @@ impl Conductor {
 
     /// What will be wanted when the change under way is in force. At the start NFs may come before the
     /// first one is, and ask for what it brings.
-    pub(super) fn model_to_be(&self) -> &Model {
+    pub fn model_to_be(&self) -> &Model {
         use super::requests::Asked;
         use super::switch::State;
         match &self.state {

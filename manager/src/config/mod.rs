@@ -33,6 +33,9 @@ pub use recorder::CrashDirSetting;
 
 /// Most flows a worker can be told to remember: 10 GB of them.
 const MAX_FLOW_CACHE: u32 = 1 << 26;
+/// Shortest time between two packets that a worker marks for their latency: what is told of more would not
+/// find room between two looks at it.
+const MIN_LATENCY_INTERVAL_US: u32 = 50;
 
 /// A whole configuration file.
 #[derive(Clone, Debug)]
@@ -82,6 +85,9 @@ pub struct ManagerConfig {
     /// Know the flows even where no rule and no shared service asks for it: `millrace flow list` shows
     /// them, and each packet's headers are read for it.
     pub track_flows: bool,
+    /// A worker marks one packet in so many microseconds, of which it is noted how long it waits and takes
+    /// at each hop; 0: none.
+    pub latency_interval_us: u32,
     /// Where what is wanted is written down for the next manager.
     pub journal: JournalSetting,
     /// Packets that the flight recorder of each NF keeps, unless its service says otherwise; 0: none.
@@ -119,6 +125,7 @@ impl Default for ManagerConfig {
             wait_for_nfs: false,
             flow_cache: crate::classify::DEFAULT_FLOW_CACHE,
             track_flows: false,
+            latency_interval_us: 1000,
             journal: JournalSetting::default(),
             recorder_pkts: 256,
             recorder_bytes: 128,
@@ -430,6 +437,13 @@ fn validate_manager(manager: &ManagerConfig) -> Result<(), String> {
         ));
     }
     validate_recorder(manager)?;
+    if (1..MIN_LATENCY_INTERVAL_US).contains(&manager.latency_interval_us) {
+        return Err(format!(
+            "manager.latency_interval_us is {}: expected 0 (off) or at least \
+             {MIN_LATENCY_INTERVAL_US}",
+            manager.latency_interval_us
+        ));
+    }
     if !ring_capacity.is_power_of_two() || *ring_capacity > ChannelGeometry::MAX_RING_CAPACITY {
         return Err(format!(
             "manager.ring_capacity is {ring_capacity}: expected a power of two of at most {}",

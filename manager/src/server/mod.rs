@@ -12,6 +12,7 @@ mod ends;
 mod flows;
 mod judging;
 mod messages;
+mod observe;
 mod requests;
 mod socket;
 mod supervise;
@@ -43,6 +44,7 @@ use connection::Connections;
 use crashes::{HUNG_UP, MANAGER_ENDS, PROCESS_ENDED};
 use ends::{Deaths, StuckWatch};
 use messages::Calls;
+use observe::Observing;
 use requests::Asking;
 pub use socket::ControlSocket;
 use upgrade::Upgrade;
@@ -118,6 +120,7 @@ pub struct Server {
     deaths: Deaths,
     crashes: Crashes,
     stuck: StuckWatch,
+    observing: Observing,
     /// When the last poll came back, nanoseconds of CLOCK_MONOTONIC.
     woke_ns: u64,
     /// When NFs are judged next.
@@ -168,7 +171,10 @@ impl Server {
             .map_err(fail("supervisor"))?;
         let crashes = Crashes::new(&config.manager);
         let conductor = Conductor::new(config.model.clone()).map_err(fail("memfd"))?;
+        let observing = Observing::start(&fabric, config.manager.latency_interval_us)
+            .map_err(fail("observer"))?;
         Ok(Self {
+            observing,
             socket,
             drain_limit: Duration::from_millis(config.manager.drain_ms),
             config,
@@ -340,6 +346,7 @@ impl Server {
         self.look_for_stuck(Instant::now())?;
         self.judge(Instant::now())?;
         self.crashes.judge(Instant::now());
+        self.observe()?;
         self.deliver();
         self.report_lost_pages();
         self.sweep()?;
@@ -405,6 +412,7 @@ impl Server {
         fds.extend(connections.iter().map(|&(_, fd, flags)| PollFd::new(fd, flags)));
         fds.extend(pidfds.iter().map(|&(_, fd)| watch(fd)));
         fds.extend(self.supervisor.fds().map(watch));
+        fds.push(watch(self.observing.fd()));
         let now = Instant::now();
         let until_supervisor = self
             .supervisor

@@ -6,6 +6,7 @@
 
 mod applied;
 mod bench;
+mod capture;
 mod chain;
 mod client;
 mod crash;
@@ -13,10 +14,12 @@ mod doctor;
 mod down;
 mod drops;
 mod explain;
+mod extcap;
 mod file;
 mod flow;
 mod frame;
 mod generate;
+mod latency;
 mod nf;
 mod port;
 mod print;
@@ -27,6 +30,7 @@ mod stats;
 mod status;
 mod table;
 mod top;
+mod trace;
 mod up;
 mod words;
 
@@ -100,10 +104,19 @@ enum Noun {
     /// Whether all is as it must be
     #[command(subcommand, arg_required_else_help = false)]
     Doctor(doctor::Verb),
+    /// Packet traces: what single packets meet, and what is changed of them
+    #[command(subcommand, arg_required_else_help = false)]
+    Trace(trace::Verb),
+    /// How long packets wait and take at each hop, and from port to port
+    Latency,
     /// Rates of ports and NFs, measured over an interval, and every drop
     Stats(stats::Options),
     /// A live view of ports, NFs, chains, drops and cores
     Top(top::Options),
+    /// Capture packets at ports, NFs, rings and where they are dropped
+    Capture(capture::Options),
+    /// For Wireshark: every port, ring and drop point in its list of interfaces
+    Extcap(Box<extcap::Options>),
     /// Start a manager, and the NFs of its services
     Up(up::Options),
     /// Drain and end a manager, and the NFs it started
@@ -168,8 +181,12 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Noun::Crash(verb) => crash::run(globals, &verb)?,
         Noun::Replay(options) => return replay::run(globals, &options),
         Noun::Doctor(verb) => doctor::run(globals, &verb)?,
+        Noun::Trace(verb) => trace::run(globals, verb)?,
+        Noun::Latency => latency::run(globals)?,
         Noun::Stats(options) => stats::run(globals, &options)?,
         Noun::Top(options) => return top::run(globals, &options),
+        Noun::Capture(options) => return capture::run(globals, options),
+        Noun::Extcap(options) => return extcap::run(globals, &options),
         Noun::Up(options) => up::run(globals, &options)?,
         Noun::Down(options) => return down::run(globals, &options),
         Noun::Check(options) => file::check(globals, &options)?,
