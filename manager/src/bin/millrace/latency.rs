@@ -1,6 +1,8 @@
 //! `millrace latency`
 #![forbid(unsafe_code)]
 
+use std::time::Duration;
+
 use nflib::control::{Histogram, LatencyReport, Reply, Request};
 
 use crate::client::{Client, ClientError, LOOK_LIMIT};
@@ -8,12 +10,16 @@ use crate::table::{Table, time_ns};
 use crate::{Globals, print};
 
 pub fn run(globals: &Globals) -> anyhow::Result<()> {
-    let report = ask(&globals.connect()?)?;
+    let report = within(&globals.connect()?, LOOK_LIMIT)?;
     print::either(globals.json, &report, || shown(&report))
 }
 
-fn ask(client: &Client) -> Result<LatencyReport, ClientError> {
-    match client.ask(&Request::Latency, LOOK_LIMIT)? {
+/// What the manager has measured, waiting at most `limit` for its answer.
+///
+/// # Errors
+/// [`ClientError`].
+pub fn within(client: &Client, limit: Duration) -> Result<LatencyReport, ClientError> {
+    match client.ask(&Request::Latency, limit)? {
         Reply::Latency(report) => Ok(*report),
         _ => Err(client.unexpected("latency")),
     }

@@ -113,14 +113,14 @@ pub fn percent(share: f64) -> String {
 /// A short time with three digits that count: `812 ns`, `3.21 µs`, `45.6 ms`, `1.20 s`.
 pub fn time_ns(ns: u64) -> String {
     let (scaled, unit) = match ns {
-        ..1000 => return format!("{ns} ns"),
-        ..999_500 => (ns as f64 / 1e3, "µs"),
-        ..999_500_000 => (ns as f64 / 1e6, "ms"),
-        _ => (ns as f64 / 1e9, "s"),
+        ns if ns < 1000 => return format!("{ns} ns"),
+        ns if ns < 999_500 => (ns as f64 / 1e3, "µs"),
+        ns if ns < 999_500_000 => (ns as f64 / 1e6, "ms"),
+        ns => (ns as f64 / 1e9, "s"),
     };
     let digits = match scaled {
-        ..9.995 => 2,
-        ..99.95 => 1,
+        scaled if scaled < 9.995 => 2,
+        scaled if scaled < 99.95 => 1,
         _ => 0,
     };
     format!("{scaled:.digits$} {unit}")
