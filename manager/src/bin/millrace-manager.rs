@@ -87,10 +87,11 @@ fn start_log(args: &Args) -> anyhow::Result<Option<millrace::telemetry::Telemetr
     Ok(telemetry)
 }
 
-/// Starts the log.
+/// Starts the log; there is nothing to keep.
 #[cfg(not(feature = "otel"))]
-fn start_log(args: &Args) -> anyhow::Result<()> {
-    Ok(nflib::log::init(&args.log, args.log_format)?)
+fn start_log(args: &Args) -> anyhow::Result<Option<std::convert::Infallible>> {
+    nflib::log::init(&args.log, args.log_format)?;
+    Ok(None)
 }
 
 /// Allows as many open files as may be: an NF takes three, an edge between two another one, and the
