@@ -1,0 +1,108 @@
+//! What is left of NFs that crashed.
+#![forbid(unsafe_code)]
+
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
+use nflib::control::{CrashStatus, Reply, Request};
+
+use super::capture::PCAPNG;
+use super::download::{attached, by_this_page_or_a_program, file, slot};
+use super::error::ApiError;
+use super::extract::Segments;
+use super::look::json;
+use super::operation::Operation;
+use super::question::unexpected;
+use crate::manager::{Cost, LOOK_LIMIT};
+use crate::routes::Shared;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const BYTES: &str = "application/octet-stream";
+
+type Answered = Result<Response, ApiError>;
+
+/// The operations.
+pub fn operations() -> Vec<Operation> {
+    vec![
+        Operation::get(
+            "/api/v1/crashes",
+            "listCrashes",
+            "What is left of NFs that crashed, the newest first",
+            crashes,
+        )
+        .answers::<Vec<CrashStatus>>(),
+        Operation::get("/api/v1/crashes/{crash}", "showCrash", "One crash", crash)
+            .segment("crash", "Its name")
+            .answers::<CrashStatus>(),
+        Operation::get(
+            "/api/v1/crashes/{crash}/files/{file}",
+            "crashFile",
+            "A file of a crash: packets, last words, log",
+            crash_file,
+        )
+        .segment("crash", "Its name")
+        .segment("file", "The file's name")
+        .answers_other(&[PCAPNG, TEXT, BYTES])
+        .captures(),
+    ]
+}
+
+async fn crashes(State(shared): State<Shared>) -> Answered {
+    let reading = shared.latest();
+    reading.status()?;
+    Ok(json(&reading.seen().crashes))
+}
+
+fn no_crash(name: &str) -> ApiError {
+    ApiError::not_found(format!("there is no crash {name:?}"))
+}
+
+async fn crash(State(shared): State<Shared>, Segments(name): Segments<String>) -> Answered {
+    let reading = shared.latest();
+    reading.status()?;
+    let seen = reading.seen();
+    let found = seen.crashes.iter().find(|crash| crash.name == name);
+    Ok(json(found.ok_or_else(|| no_crash(&name))?))
+}
+
+async fn crash_file(
+    State(shared): State<Shared>,
+    headers: HeaderMap,
+    Segments((name, wanted)): Segments<(String, String)>,
+) -> Answered {
+    by_this_page_or_a_program(&headers)?;
+    let slot = slot(&shared)?;
+    let request = Request::Crash { name: name.clone() };
+    let (crash, mut files) =
+        match shared.asker.ask_for_files(request, Cost::Look, LOOK_LIMIT).await? {
+            (Reply::Crash(crash), files) => (crash, files),
+            _ => return Err(unexpected("the files of a crash")),
+        };
+    let missing = || ApiError::not_found(format!("crash {name:?} has no file {wanted:?}"));
+    let at = crash.files.iter().position(|(file, _)| *file == wanted).ok_or_else(missing)?;
+    if at >= files.len() {
+        return Err(missing());
+    }
+    let body = file(files.swap_remove(at), slot);
+    Ok(attached(body, content_type(&wanted), &format!("{name}-{wanted}")))
+}
+
+fn content_type(name: &str) -> &'static str {
+    match name.rsplit_once('.').map_or("", |(_, end)| end) {
+        "pcapng" => PCAPNG,
+        "txt" | "log" | "json" | "toml" => TEXT,
+        _ => BYTES,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_open_in_wireshark_and_nothing_is_taken_for_a_page() {
+        assert_eq!(content_type("packets.pcapng"), PCAPNG);
+        assert_eq!(content_type("log.txt"), TEXT);
+        assert_eq!((content_type("page.html"), content_type("backtrace")), (BYTES, BYTES));
+    }
+}
