@@ -95,24 +95,29 @@ pub struct LatencyHistory {
     subjects: Vec<Points>,
     /// Subjects that are not recorded, because there are too many.
     left_out: usize,
+    /// A worker samples one packet in so many microseconds; 0: none, it is switched off; null: the manager has
+    /// not told yet.
+    interval_us: Option<u64>,
 }
 
 /// Both tiers.
 #[derive(Debug)]
 pub struct Latencies {
+    interval_us: Option<u64>,
     fine: Ring,
     coarse: Ring,
 }
 
 impl Default for Latencies {
     fn default() -> Self {
-        Self { fine: Ring::new(1, 600), coarse: Ring::new(10, 720) }
+        Self { interval_us: None, fine: Ring::new(1, 600), coarse: Ring::new(10, 720) }
     }
 }
 
 impl Latencies {
     /// Takes note of a report.
     pub fn observe(&mut self, report: &Arc<LatencyReport>, at_unix_ms: u64) {
+        self.interval_us = Some(report.interval_us);
         self.fine.observe(report, at_unix_ms);
         self.coarse.observe(report, at_unix_ms);
     }
@@ -126,10 +131,11 @@ impl Latencies {
     /// Points later than `after_unix_ms`.
     #[must_use]
     pub fn answer(&self, tier: Tier, after_unix_ms: u64) -> LatencyHistory {
-        match tier {
+        let answer = match tier {
             Tier::Fine => self.fine.answer(after_unix_ms),
             Tier::Coarse => self.coarse.answer(after_unix_ms),
-        }
+        };
+        LatencyHistory { interval_us: self.interval_us, ..answer }
     }
 }
 
@@ -204,6 +210,7 @@ impl Ring {
             row_ends_ns: (0..ROWS).map(row_end_ns).collect(),
             subjects: self.subjects.iter().map(points).collect(),
             left_out: self.left_out,
+            interval_us: None,
         }
     }
 }
