@@ -13,7 +13,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use nflib::descriptor::{ChainId, PortId};
 use nflib::shm::channel::ChannelGeometry;
 use nflib::shm::{
-    AlarmSender, BufferIndex, Channel, PageKind, Region, RegionError, nudge, worker_alarm,
+    AlarmSender, BufferIndex, Channel, MarkTable, PageKind, Region, RegionError, TapFile, nudge,
+    worker_alarm,
 };
 use thiserror::Error;
 
@@ -30,7 +31,7 @@ use crate::pool::BufferPool;
 use crate::ports::opener::Opener;
 use crate::ports::{OpenPort, Port, PortError, PortQueue};
 use crate::stats::{DropCounters, QueueCounters, WorkerCounters};
-use crate::worker::{Census, NewNf, Worker, WorkerPort};
+use crate::worker::{Census, NewNf, Observation, Worker, WorkerPort};
 
 /// How long a worker may take to obey; an order wakes it.
 const ORDER_LIMIT: Duration = Duration::from_secs(5);
@@ -69,6 +70,9 @@ pub enum FabricError {
         /// The workers.
         workers: u16,
     },
+    /// What packets are looked at by could not be made.
+    #[error("no memory for marks and event rings: {0}")]
+    Observation(std::io::Error),
     /// A thread could not be started or pinned.
     #[error("worker {worker}: {what}: {source}")]
     Thread {
@@ -108,6 +112,8 @@ struct WorkerHandle {
     alarm: AlarmSender,
     reports: Receiver<Report>,
     counters: Arc<WorkerCounters>,
+    /// What it tells of packets.
+    tap: Arc<TapFile>,
     thread: Option<JoinHandle<()>>,
     last_books: Option<Snapshot>,
     /// Drops at each service, by its slot; the worker has the first `told_services` of them.
@@ -132,6 +138,7 @@ pub struct WorkerView<'a> {
 /// The running data path.
 pub struct Fabric {
     region: Arc<Region>,
+    marks: Arc<MarkTable>,
     channel_geometry: ChannelGeometry,
     quantum_pkts: u32,
     ports: Vec<FabricPort>,
@@ -166,8 +173,10 @@ impl Fabric {
                 .map_err(|source| FabricError::Port { name: port.name.clone(), source })?;
             ports.push(hand_out_queues(port, open, &mut queues_of, &mut pools)?);
         }
+        let marks = MarkTable::create(config.pool.buffers).map_err(FabricError::Observation)?;
         let mut fabric = Self {
             region,
+            marks,
             channel_geometry: ChannelGeometry {
                 workers,
                 ring_capacity: config.manager.ring_capacity,
@@ -212,6 +221,8 @@ impl Fabric {
         let counters = Arc::new(WorkerCounters::default());
         let classifier = Classifier::new(config.manager.flow_cache, config.manager.track_flows);
         let mut worker = Worker::new(pool, ports, classifier, Arc::clone(&counters));
+        let tap = TapFile::create().map_err(FabricError::Observation)?;
+        worker.watch_with(Arc::clone(&self.marks), &tap);
         if let Some(limit_pkts) = config.pool.credit_pkts {
             worker
                 .set_credit_limit(limit_pkts.div_ceil(u32::from(config.manager.workers)) as usize);
@@ -250,6 +261,7 @@ impl Fabric {
             alarm,
             reports,
             counters,
+            tap,
             thread: Some(thread),
             last_books: None,
             service_drops: Vec::new(),
@@ -271,6 +283,28 @@ impl Fabric {
     #[must_use]
     pub fn region(&self) -> &Arc<Region> {
         &self.region
+    }
+
+    /// Which packets are marked.
+    #[must_use]
+    pub fn marks(&self) -> &Arc<MarkTable> {
+        &self.marks
+    }
+
+    /// What each worker tells of packets.
+    pub fn worker_taps(&self) -> impl Iterator<Item = &Arc<TapFile>> {
+        self.workers.iter().map(|worker| &worker.tap)
+    }
+
+    /// Has the workers look at other things from now on.
+    ///
+    /// # Errors
+    /// [`FabricError::WorkerLost`].
+    pub fn observe(&mut self, observation: &Arc<Observation>) -> Result<(), FabricError> {
+        for worker in &mut self.workers {
+            worker.order(Order::Observe(Arc::clone(observation)), &mut self.inbox)?;
+        }
+        Ok(())
     }
 
     /// Whether the region lies on hugepages.

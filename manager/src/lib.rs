@@ -14,6 +14,7 @@ pub mod journal;
 pub mod machine;
 pub mod model;
 pub mod numa;
+pub mod observe;
 pub mod ownership;
 pub mod parking;
 pub mod plan;

@@ -32,7 +32,7 @@ use crate::flow::{self, Expired, Flow, FlowKey, FlowScan, RuleTables, TableStep}
 use crate::plan::NfNumber;
 use crate::ports::PortQueue;
 use crate::stats::DropCounters;
-use crate::worker::{Census, NewNf, Worker};
+use crate::worker::{Census, NewNf, Observation, Worker};
 
 /// Longest sleep when all that may happen wakes us. It bounds how late a timeout is noticed.
 const SLEEP_MAX: Duration = Duration::from_millis(50);
@@ -67,6 +67,8 @@ pub enum Order {
     ReclaimDomain(Arc<DropCounters>),
     /// Lend an NF so many empty buffers, for packets of this chain.
     Lend(NfNumber, u32, ChainId),
+    /// Look at other packets from now on.
+    Observe(Arc<Observation>),
     /// Follow another plan. Answered by [`Report::Changed`], when it is complete; until then no other
     /// change may be ordered.
     Change(Box<Change>),
@@ -354,6 +356,10 @@ impl Loop<'_> {
             }
             Order::Lend(nf, pkts, chain) => {
                 self.worker.owe(nf, pkts, chain);
+                Report::Done
+            }
+            Order::Observe(observation) => {
+                self.worker.observe(&observation);
                 Report::Done
             }
             Order::Change(change) => {

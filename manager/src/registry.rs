@@ -14,7 +14,7 @@ use std::time::Instant;
 use nflib::control::{AttachRequest, ErrorCode, ErrorReply, NfStatus, PROTOCOL_VERSION};
 use nflib::descriptor::ServiceId;
 use nflib::shm::channel::NfCounter;
-use nflib::shm::{Channel, Doorbell, Doorbells, LAYOUT_VERSION, Region};
+use nflib::shm::{Channel, Doorbell, Doorbells, LAYOUT_VERSION, Region, TapFile};
 
 use crate::plan::NfNumber;
 use crate::stats::{Counter, NfCounters};
@@ -80,6 +80,8 @@ pub struct NfRecord {
     pub pidfd: Option<OwnedFd>,
     /// The rings.
     pub channel: Arc<Channel>,
+    /// What it tells of packets.
+    pub tap: Arc<TapFile>,
     /// How to wake it.
     pub bell: Doorbell,
     /// The file of its doorbell, or of all of its domain.
@@ -191,6 +193,8 @@ pub struct Newcomer {
     pub peer: Peer,
     /// Its rings.
     pub channel: Arc<Channel>,
+    /// What it tells of packets.
+    pub tap: Arc<TapFile>,
     /// The core it is told to run on.
     pub core: Option<u32>,
     /// See [`NfRecord::jumps`].
@@ -206,6 +210,8 @@ pub struct Registry {
     domain_bells: Arc<Doorbells>,
     last_instance: u32,
     next_number: usize,
+    /// Counts those who came and went.
+    revision: u64,
 }
 
 impl Registry {
@@ -220,6 +226,7 @@ impl Registry {
             domain_bells: Arc::new(Doorbells::create(MAX_NFS as u32)?),
             last_instance: 0,
             next_number: 0,
+            revision: 0,
         })
     }
 
@@ -243,6 +250,12 @@ impl Registry {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.nfs.is_empty()
+    }
+
+    /// Changes whenever an NF came or went.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.revision
     }
 
     /// The NF with an instance id.
@@ -302,6 +315,7 @@ impl Registry {
             uid: new.peer.uid,
             pidfd: nflib::shm::pidfd_open(new.peer.pid).ok(),
             channel: new.channel,
+            tap: new.tap,
             bell,
             bells,
             isolated: new.isolated,
@@ -320,6 +334,7 @@ impl Registry {
             told_violations: 0,
         };
         self.by_number[usize::from(nf)] = Some(self.last_instance);
+        self.revision += 1;
         Ok(self.nfs.entry(self.last_instance).or_insert(record))
     }
 
@@ -327,6 +342,7 @@ impl Registry {
     pub fn remove(&mut self, instance: u32) -> Option<NfRecord> {
         let record = self.nfs.remove(&instance)?;
         self.by_number[usize::from(record.nf)] = None;
+        self.revision += 1;
         Some(record)
     }
 }

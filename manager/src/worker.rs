@@ -18,16 +18,19 @@ mod census;
 mod changes;
 mod credit;
 mod lending;
+mod observing;
 mod orders;
 mod runs;
 mod waiting;
 
 pub use census::{Census, Whereabouts};
+pub use observing::{Following, Observation};
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nflib::descriptor::{ActionCode, ChainId, Delivery, NO_PORT, PortId, Returned, ServiceId};
+use nflib::observe::NOBODY;
 use nflib::shm::{BufferIndex, Channel, Consumer, Doorbell, Producer, Region, RegionGeometry};
 
 use crate::change::{Change, Outcome};
@@ -40,6 +43,7 @@ use crate::pool::BufferPool;
 use crate::ports::{MAX_BURST_PKTS, PortPacket, PortQueue};
 use crate::stats::{DropCounters, DropReason, NfCounters, WorkerCounters};
 use credit::Credit;
+use observing::watching;
 
 /// Packets taken from an NF at once.
 const COLLECT_BURST_PKTS: usize = MAX_BURST_PKTS;
@@ -75,6 +79,8 @@ pub struct NewNf {
     pub nf: NfNumber,
     /// The service it provides.
     pub service: ServiceId,
+    /// That service's place among the counters of drops.
+    pub slot: u16,
     /// Its rings.
     pub channel: Arc<Channel>,
     /// How to wake it.
@@ -96,6 +102,7 @@ pub struct NewNf {
 /// An NF as one worker sees it: a ring there, a ring back.
 struct NfEdge {
     service: ServiceId,
+    slot: u16,
     bell: Doorbell,
     /// Under which name its buffers are written down.
     holder: Holder,
@@ -152,6 +159,8 @@ pub struct Worker {
     dirty_nfs: Vec<NfNumber>,
     dirty_ports: Vec<PortId>,
     counters: Arc<WorkerCounters>,
+    /// Who looks at packets, where somebody may want to know.
+    watch: Option<Box<observing::Watch>>,
     /// Packets and bytes that entered each chain.
     chain_counts: Vec<(u64, u64)>,
     // Scratch space of one turn, kept so that nothing is allocated on the path.
@@ -193,6 +202,7 @@ impl Worker {
             dirty_nfs: Vec::new(),
             dirty_ports: Vec::new(),
             counters,
+            watch: None,
             chain_counts: Vec::new(),
             received: Vec::with_capacity(MAX_BURST_PKTS),
             returned: vec![Returned::default(); COLLECT_BURST_PKTS],
@@ -253,6 +263,9 @@ impl Worker {
             let headers = self.transition.as_ref().is_some_and(Transition::reads_headers);
             let region = self.pool.region();
             self.classifier.classify(region, &plan, port as PortId, &mut received, headers);
+            if self.watch.as_mut().is_some_and(|watch| watch.looks_at_burst()) {
+                self.watch_burst(&plan, port as PortId, &received);
+            }
             let (mut at, ingress) = (0, port as PortId);
             while at < count {
                 let verdict = self.classifier.verdict(at);
@@ -305,7 +318,7 @@ impl Worker {
             }
             Verdict::Egress => self.send_to_egress(packet, ingress),
             Verdict::Out(port) => self.stage_for_port(packet, port),
-            Verdict::Drop(reason) => self.drop_here(packet.buffer, reason),
+            Verdict::Drop(reason) => self.drop_here(packet, reason),
         }
     }
 
@@ -324,7 +337,7 @@ impl Worker {
         let (mut chain, mut visits) = (chain, passage.visits);
         loop {
             let Some(route) = plan.route_of(chain) else {
-                return self.drop_here(packet.buffer, DropReason::NoRule);
+                return self.drop_here(packet, DropReason::NoRule);
             };
             let passage = Passage { route: route.id, hop: 0, visits, ..passage };
             match (route.hops.first(), route.end) {
@@ -341,7 +354,7 @@ impl Worker {
     #[inline]
     fn forward(&mut self, plan: &Plan, packet: PortPacket, passage: Passage) {
         let Some(route) = plan.route(passage.route) else {
-            return self.drop_here(packet.buffer, DropReason::NoRule);
+            return self.drop_here(packet, DropReason::NoRule);
         };
         match route.hops.get(usize::from(passage.hop)) {
             Some(service) => self.deliver(plan, packet, passage, service),
@@ -356,13 +369,13 @@ impl Worker {
             End::Egress => self.send_to_egress(packet, passage.ingress),
             // A packet that an NF made came in nowhere.
             End::Ingress if passage.ingress == NO_PORT => {
-                self.drop_here(packet.buffer, DropReason::NoEgress);
+                self.drop_here(packet, DropReason::NoEgress);
             }
             End::Ingress => self.stage_for_port(packet, passage.ingress),
             End::Out(port) => self.stage_for_port(packet, port),
-            End::Drop => self.drop_here(packet.buffer, DropReason::ChainEnd),
+            End::Drop => self.drop_here(packet, DropReason::ChainEnd),
             End::Chain(_) if passage.visits == MAX_VISITS => {
-                self.drop_here(packet.buffer, DropReason::HopLimit);
+                self.drop_here(packet, DropReason::HopLimit);
             }
             End::Chain(chain) => {
                 let passage = Passage { visits: passage.visits + 1, ..passage };
@@ -375,7 +388,7 @@ impl Worker {
     fn send_to_egress(&mut self, packet: PortPacket, ingress: PortId) {
         match self.ports.get(usize::from(ingress)).and_then(|port| port.egress) {
             Some(egress) => self.stage_for_port(packet, egress),
-            None => self.drop_here(packet.buffer, DropReason::NoEgress),
+            None => self.drop_here(packet, DropReason::NoEgress),
         }
     }
 
@@ -400,13 +413,13 @@ impl Worker {
     #[inline]
     fn deliver_to(&mut self, nf: NfNumber, packet: PortPacket, mut passage: Passage, slot: u16) {
         let Some(edge) = self.nfs[usize::from(nf)].as_mut() else {
-            return self.drop_at(packet.buffer, slot, DropReason::NoInstance);
+            return self.drop_at(packet, slot, DropReason::NoInstance);
         };
         if passage.visits == MAX_VISITS {
-            return self.drop_at(packet.buffer, slot, DropReason::HopLimit);
+            return self.drop_at(packet, slot, DropReason::HopLimit);
         }
         if self.credit.left(&self.owners, edge.holder, passage) == 0 {
-            return self.drop_at(packet.buffer, slot, DropReason::NoCredit);
+            return self.drop_at(packet, slot, DropReason::NoCredit);
         }
         // What NFs made circulates for as long as they like; it is no more than was lent.
         passage.visits += u8::from(passage.ingress != NO_PORT);
@@ -422,7 +435,7 @@ impl Worker {
     #[inline]
     fn stage_for_port(&mut self, packet: PortPacket, port: PortId) {
         let Some(target) = self.ports.get_mut(usize::from(port)) else {
-            return self.drop_here(packet.buffer, DropReason::UnknownPort);
+            return self.drop_here(packet, DropReason::UnknownPort);
         };
         if target.staged.is_empty() {
             self.dirty_ports.push(port);
@@ -450,6 +463,10 @@ impl Worker {
                     if let Ok(passage) = self.owners.take_back(delivery.buffer, edge.holder) {
                         self.fresh_pkts -= usize::from(passage.epoch == self.epoch);
                         self.dropped.push(delivery.buffer);
+                        if let Some(watch) = watching(&mut self.watch) {
+                            let packet = PortPacket::from(delivery);
+                            watch.dropped(&[packet], edge.slot, DropReason::NfRingFull);
+                        }
                     }
                 }
                 let refused_pkts = refused.len() as u64;
@@ -532,21 +549,26 @@ impl Worker {
                 let reason = if unused { DropReason::LoanReturned } else { DropReason::NfDrop };
                 edge.counters.drop_pkts.add(1);
                 self.counters.drop_at(&edge.drops, reason, 1);
-                self.dropped.push(packet.buffer);
+                let slot = edge.slot;
+                if self.watch.as_ref().is_some_and(|watch| watch.is_on()) {
+                    edge.copy_in(&self.pool, &packet);
+                }
+                self.lose(packet, slot, reason);
             }
             Some(ActionCode::Out) => match PortId::try_from(returned.target) {
                 Ok(port) => self.stage_for_port(packet, port),
-                Err(_) => self.drop_here(packet.buffer, DropReason::UnknownPort),
+                Err(_) => self.drop_here(packet, DropReason::UnknownPort),
             },
             Some(ActionCode::ToService) => self.jump(plan, packet, passage, returned.target),
             Some(ActionCode::Branch) => self.branch(plan, packet, passage, returned.target),
             Some(ActionCode::Refused) => {
-                self.refused(plan, packet.buffer, passage, returned.target);
+                self.refused(plan, packet, passage, returned.target);
             }
             None => {
                 edge.counters.violations.add(1);
                 self.counters.drop_at(&edge.drops, DropReason::NfMalformed, 1);
-                self.dropped.push(packet.buffer);
+                let slot = edge.slot;
+                self.lose(packet, slot, DropReason::NfMalformed);
             }
         }
     }
@@ -570,7 +592,7 @@ impl Worker {
         service: ServiceId,
     ) {
         let Some(to) = plan.service(service) else {
-            return self.drop_here(packet.buffer, DropReason::UnknownService);
+            return self.drop_here(packet, DropReason::UnknownService);
         };
         let hops = plan.route(passage.route).map(|route| route.hops.iter());
         let hop = hops.and_then(|mut hops| hops.position(|hop| hop.id == service));
@@ -581,15 +603,14 @@ impl Worker {
     /// An NF sends a packet to a named branch of its chain.
     fn branch(&mut self, plan: &Plan, packet: PortPacket, passage: Passage, branch: u16) {
         match plan.route(passage.route).and_then(|route| route.branch(branch)) {
-            None => self.drop_here(packet.buffer, DropReason::UnknownBranch),
+            None => self.drop_here(packet, DropReason::UnknownBranch),
             Some(chain) => self.end(plan, packet, passage, End::Chain(chain)),
         }
     }
 
     /// An NF could not push to a neighbour whose ring stayed full. One that is not on the packet's
     /// route is nobody's neighbour, and not blamed.
-    fn refused(&mut self, plan: &Plan, buffer: BufferIndex, passage: Passage, neighbour: NfNumber) {
-        self.dropped.push(buffer);
+    fn refused(&mut self, plan: &Plan, packet: PortPacket, passage: Passage, neighbour: NfNumber) {
         let route = plan.route(passage.route);
         let is_on_it = |edge: &&NfEdge| {
             route.is_some_and(|route| route.hops.iter().any(|hop| hop.id == edge.service))
@@ -598,8 +619,10 @@ impl Worker {
             Some(edge) => {
                 edge.counters.ring_full_pkts.add(1);
                 self.counters.drop_at(&edge.drops, DropReason::NfRingFull, 1);
+                let slot = edge.slot;
+                self.lose(packet, slot, DropReason::NfRingFull);
             }
-            None => self.counters.drop_here(DropReason::NfRingFull, 1),
+            None => self.drop_here(packet, DropReason::NfRingFull),
         }
     }
 
@@ -616,7 +639,11 @@ impl Worker {
                     break;
                 }
             }
-            let refused = &port.staged[sent..];
+            let (sent, refused) = port.staged.split_at(sent);
+            if let Some(watch) = watching(&mut self.watch) {
+                watch.sent(sent, number);
+                watch.dropped(refused, NOBODY, DropReason::TxFull);
+            }
             queue.counters().drops.add(DropReason::TxFull, refused.len() as u64);
             self.dropped.extend(refused.iter().map(|packet| packet.buffer));
             port.staged.clear();
@@ -639,14 +666,22 @@ impl Worker {
         }
     }
 
-    fn drop_here(&mut self, buffer: BufferIndex, reason: DropReason) {
+    fn drop_here(&mut self, packet: PortPacket, reason: DropReason) {
         self.counters.drop_here(reason, 1);
-        self.dropped.push(buffer);
+        self.lose(packet, NOBODY, reason);
     }
 
-    fn drop_at(&mut self, buffer: BufferIndex, slot: u16, reason: DropReason) {
+    fn drop_at(&mut self, packet: PortPacket, slot: u16, reason: DropReason) {
         self.counters.drop_at(self.drops_of(slot), reason, 1);
-        self.dropped.push(buffer);
+        self.lose(packet, slot, reason);
+    }
+
+    /// The end of a packet whose drop is counted.
+    fn lose(&mut self, packet: PortPacket, slot: u16, reason: DropReason) {
+        if let Some(watch) = watching(&mut self.watch) {
+            watch.dropped(&[packet], slot, reason);
+        }
+        self.dropped.push(packet.buffer);
     }
 
     /// What is counted at a service.

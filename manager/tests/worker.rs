@@ -18,14 +18,20 @@ mod domain;
 mod ends;
 #[path = "worker/loans.rs"]
 mod loans;
+#[path = "worker/observing.rs"]
+mod observing;
 #[path = "worker/orders.rs"]
 mod orders;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use bench::{Bench, back, buffers};
+use millrace::flow::Match;
 use millrace::stats::DropReason;
+use millrace::worker::{Following, Observation};
 use nflib::descriptor::{ActionCode, Delivery, Returned};
+use nflib::observe::{TapPoint, TapSpec};
 use nflib::shm::Region;
 
 #[test]
@@ -432,6 +438,20 @@ mod random {
             ), 0..150),
         ) {
             let mut bench = Bench::new(&[1, 2]);
+            let taps = vec![TapSpec {
+                id: 0,
+                at: TapPoint::Drop { reason: None, slot: None },
+                filter: Vec::new(),
+                snap_bytes: 100,
+            }];
+            // Half of all that comes in is marked: there is one to a burst.
+            let traces = vec![Following {
+                slot: 0,
+                matches: Match::ANY,
+                one_in: 2,
+                left: Arc::new(AtomicU32::new(u32::MAX)),
+            }];
+            bench.worker.observe(&Observation { taps, traces, latency_interval_ns: 1 });
             let mut a = bench.join(1, isolated[0]);
             let mut b = bench.join(2, isolated[1]);
             bench.change();

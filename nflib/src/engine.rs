@@ -104,6 +104,11 @@ impl<N: NetworkFunction> Engine<N> {
         &mut self.burst
     }
 
+    /// What was put there.
+    pub(crate) fn arrivals(&self) -> &[Delivery; MAX_BURST_PKTS] {
+        &self.burst
+    }
+
     /// Gives a burst, the first `count` in the [`room`](Self::room), to the NF; what it decides is in
     /// [`decided`](Self::decided) and then in `out`.
     #[inline]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use nflib::control::{AttachRequest, Attached, ErrorCode, ErrorReply, ServiceRef};
 use nflib::descriptor::ServiceId;
-use nflib::shm::{Channel, Region};
+use nflib::shm::{Channel, Region, TapFile};
 
 use super::Conductor;
 use crate::fabric::Fabric;
@@ -21,8 +21,8 @@ const MAX_JUMPS: usize = 256;
 pub struct Welcome {
     /// The terms.
     pub attached: Attached,
-    /// Packet region, channel, route table, doorbells; then the workers' alarms, if any; then the state
-    /// region, if one was asked for.
+    /// Packet region, channel, route table, doorbells, marks, event ring; then the workers' alarms, if any;
+    /// then the state region, if one was asked for.
     pub fds: Vec<OwnedFd>,
 }
 
@@ -48,6 +48,7 @@ impl Conductor {
             number.ok_or_else(|| exhausted(format!("{MAX_NFS} NFs are attached, no more fit")))?;
         let geometry = fabric.channel_geometry();
         let channel = Arc::new(Channel::create(geometry).map_err(|e| exhausted(e.to_string()))?);
+        let tap = TapFile::create().map_err(|e| exhausted(e.to_string()))?;
         let slot = self.planner.slot_of(service.id);
         let own_region = match service.spec.isolated && !service.spec.shared_region {
             true => Some(Region::create_sparse(*fabric.region().geometry())),
@@ -64,6 +65,7 @@ impl Conductor {
             read_only: service.spec.access.is_read_only(),
             peer,
             channel: Arc::clone(&channel),
+            tap: Arc::clone(&tap),
             core,
             jumps: jumps.clone(),
             loan_pkts: request.loan_pkts,
@@ -96,8 +98,9 @@ impl Conductor {
                 false => own(region.fd())?,
             };
             let files = [region, own(channel.fd())?, table];
-            let bells = [record.bells.fd()].into_iter().chain(alarms.iter().copied());
-            files.into_iter().map(Ok).chain(bells.map(own)).collect()
+            let (marks, tap) = (fabric.marks().read_only_fd()?, own(tap.fd())?);
+            let files = files.into_iter().chain([own(record.bells.fd())?, marks, tap]);
+            files.map(Ok).chain(alarms.iter().copied().map(own)).collect()
         };
         let wakes_workers = !alarms.is_empty();
         let states = &mut self.states;
@@ -113,6 +116,7 @@ impl Conductor {
                 .add_nf(slot, |worker, drops| NewNf {
                     nf,
                     service,
+                    slot,
                     channel: Arc::clone(&channel),
                     bell: bell.clone(),
                     isolated,
@@ -176,7 +180,7 @@ impl Conductor {
 
     /// What will be wanted when the change under way is in force. At the start NFs may come before the
     /// first one is, and ask for what it brings.
-    pub(super) fn model_to_be(&self) -> &Model {
+    pub fn model_to_be(&self) -> &Model {
         use super::requests::Asked;
         use super::switch::State;
         match &self.state {

@@ -332,14 +332,7 @@ struct NextInstances {
 }
 
 fn shapes(model: &Model) -> Vec<ChainShape> {
-    let shape = |chain: &std::sync::Arc<crate::model::Chain>| ChainShape {
-        id: chain.id,
-        services: chain.services.clone(),
-        end: chain.end,
-        branches: chain.branches.clone(),
-        on_death: chain.spec.on_death,
-    };
-    model.chains().map(shape).collect()
+    model.chains().map(|chain| ChainShape::of(chain)).collect()
 }
 
 fn miss(model: &Model) -> Miss {

@@ -50,12 +50,16 @@ pub struct Planner {
     routes: Vec<Option<Written>>,
     /// Sets in the table.
     sets: Vec<(Arc<PlannedService>, u32)>,
+    /// Counts the changes of any of this.
+    revision: u64,
 }
 
 #[derive(Clone, Debug)]
 struct Written {
     route: Arc<Route>,
     first_hop: u32,
+    /// When, nanoseconds of CLOCK_MONOTONIC.
+    written_ns: u64,
 }
 
 impl Planner {
@@ -73,6 +77,7 @@ impl Planner {
             current: Arc::default(),
             routes: Vec::new(),
             sets: Vec::new(),
+            revision: 0,
         })
     }
 
@@ -113,6 +118,7 @@ impl Planner {
     /// # Errors
     /// [`PlanError::Full`]; nothing is kept then.
     pub fn prepare(&mut self, wanted: &Wanted<'_>) -> Result<Arc<Plan>, PlanError> {
+        self.revision += 1;
         let result = self.try_prepare(wanted);
         if result.is_err() {
             self.abandon();
@@ -191,7 +197,8 @@ impl Planner {
         self.table.write_route(id, first_hop, &entries);
         let on_death = chain.on_death;
         let route = Route { id, chain: chain.id, hops, end: chain.end, branches, on_death };
-        self.routes[at] = Some(Written { route: Arc::new(route), first_hop });
+        let written_ns = crate::status::now_ns();
+        self.routes[at] = Some(Written { route: Arc::new(route), first_hop, written_ns });
         Ok(id)
     }
 
@@ -252,6 +259,7 @@ impl Planner {
 
     /// Frees what only older plans use. To be called when no packet travels their routes any more.
     pub fn retire(&mut self) {
+        self.revision += 1;
         let current = Arc::clone(&self.current);
         for (id, place) in self.routes.iter_mut().enumerate() {
             let id = id as RouteId;
@@ -293,6 +301,18 @@ impl Planner {
     #[must_use]
     pub fn written_routes(&self) -> usize {
         self.routes.iter().flatten().count()
+    }
+
+    /// The routes in the table, each with the time when it was written, nanoseconds of CLOCK_MONOTONIC: later
+    /// than the last packet of the one that had its number before, earlier than its own first.
+    pub fn written(&self) -> impl Iterator<Item = (&Arc<Route>, u64)> {
+        self.routes.iter().flatten().map(|written| (&written.route, written.written_ns))
+    }
+
+    /// Changes whenever routes or services have.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.revision
     }
 
     /// The chain of a route number.

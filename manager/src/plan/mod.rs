@@ -17,7 +17,7 @@ use nflib::control::OnDeath;
 use nflib::descriptor::{ChainId, RouteId, ServiceId};
 use nflib::shm::bucket_of;
 
-use crate::model::End;
+use crate::model::{Chain, End};
 use buckets::Buckets;
 
 /// The number of an attached NF in route table, doorbells and workers.
@@ -36,6 +36,20 @@ pub struct ChainShape {
     pub branches: BTreeMap<u16, ChainId>,
     /// What becomes of packets at a service without instances.
     pub on_death: OnDeath,
+}
+
+impl ChainShape {
+    /// The shape of a chain.
+    #[must_use]
+    pub fn of(chain: &Chain) -> Self {
+        Self {
+            id: chain.id,
+            services: chain.services.clone(),
+            end: chain.end,
+            branches: chain.branches.clone(),
+            on_death: chain.spec.on_death,
+        }
+    }
 }
 
 /// What becomes of packets that no rule sends anywhere.

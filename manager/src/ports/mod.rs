@@ -31,7 +31,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use nflib::control::BufferUse;
-use nflib::descriptor::Returned;
+use nflib::descriptor::{Delivery, Returned};
 use nflib::shm::BufferIndex;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -58,6 +58,14 @@ pub struct PortPacket {
     pub len_bytes: u16,
     /// The NIC's flow hash (RSS), or 0 when it gave none.
     pub flow_hash: u32,
+}
+
+impl From<&Delivery> for PortPacket {
+    #[inline]
+    fn from(delivery: &Delivery) -> Self {
+        let &Delivery { buffer, offset_bytes, len_bytes, flow_hash, .. } = delivery;
+        Self { buffer, offset_bytes, len_bytes, flow_hash }
+    }
 }
 
 impl From<&Returned> for PortPacket {

@@ -16,6 +16,7 @@ impl Worker {
         }
         self.nfs[at] = Some(NfEdge {
             service: new.service,
+            slot: new.slot,
             bell: new.bell,
             own_region: new.own_region,
             holder: if new.isolated { new.nf } else { TRUSTED },
@@ -115,7 +116,7 @@ impl Worker {
             {
                 self.fresh_pkts -= usize::from(passage.epoch == self.epoch);
                 self.counters.drop_at(drops, DropReason::NfGone, 1);
-                self.dropped.push(buffer);
+                self.lose(whereabouts_lost(buffer), slot, DropReason::NfGone);
             }
         }
         self.free_dropped();
@@ -132,7 +133,7 @@ impl Worker {
         self.owners.reclaim(holder, &mut found);
         for (buffer, passage) in &found {
             self.fresh_pkts -= usize::from(passage.epoch == self.epoch);
-            self.dropped.push(*buffer);
+            self.lose(whereabouts_lost(*buffer), NOBODY, DropReason::NfGone);
         }
         self.counters.drop_at(drops, DropReason::NfGone, found.len() as u64);
     }
@@ -228,9 +229,9 @@ impl Worker {
         let mut found = Vec::new();
         self.owners.reclaim(TRUSTED, &mut found);
         let parked = self.transition.take().map(Transition::into_parked).unwrap_or_default();
-        let buffers = found.into_iter().map(|(buffer, _)| buffer);
-        for buffer in buffers.chain(parked.into_iter().map(|parked| parked.packet.buffer)) {
-            self.drop_here(buffer, DropReason::Shutdown);
+        let packets = found.into_iter().map(|(buffer, _)| whereabouts_lost(buffer));
+        for packet in packets.chain(parked.into_iter().map(|parked| parked.packet)) {
+            self.drop_here(packet, DropReason::Shutdown);
         }
         self.free_dropped();
         for port in &mut self.ports {
@@ -239,4 +240,9 @@ impl Worker {
             }
         }
     }
+}
+
+/// A packet of which nobody knows any more where it begins in its buffer.
+fn whereabouts_lost(buffer: BufferIndex) -> PortPacket {
+    PortPacket { buffer, offset_bytes: 0, len_bytes: 0, flow_hash: 0 }
 }

@@ -133,6 +133,9 @@ impl Worker {
                 if !refused.is_empty() {
                     let pkts = refused.len() as u64;
                     self.counters.drop_at(&edge.drops, DropReason::NoCredit, pkts);
+                    if let Some(watch) = watching(&mut self.watch) {
+                        watch.dropped(refused, edge.slot, DropReason::NoCredit);
+                    }
                     self.dropped.extend(refused.iter().map(|packet| packet.buffer));
                 }
                 let buffers = packets.iter().map(|packet| packet.buffer);

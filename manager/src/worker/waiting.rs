@@ -96,7 +96,7 @@ impl Worker {
         service: &PlannedService,
     ) {
         match plan.route(passage.route).map_or(OnDeath::Drop, |route| route.on_death) {
-            OnDeath::Drop => self.drop_at(packet.buffer, service.slot, DropReason::NoInstance),
+            OnDeath::Drop => self.drop_at(packet, service.slot, DropReason::NoInstance),
             OnDeath::Bypass => self.bypass(plan, packet, passage, service),
             OnDeath::Hold => self.hold(packet, passage, service),
         }
@@ -112,7 +112,7 @@ impl Worker {
     ) {
         self.drops_of(service.slot).bypassed_pkts.add(1);
         let Some(route) = plan.route(passage.route) else {
-            return self.drop_here(packet.buffer, DropReason::NoRule);
+            return self.drop_here(packet, DropReason::NoRule);
         };
         loop {
             passage.hop = passage.hop.saturating_add(1);
@@ -141,7 +141,7 @@ impl Worker {
     /// Lets a packet wait for an NF, if there is room.
     pub(super) fn hold(&mut self, packet: PortPacket, passage: Passage, service: &PlannedService) {
         if self.waiting.pkts >= self.waiting.limit_pkts {
-            return self.drop_at(packet.buffer, service.slot, DropReason::HoldFull);
+            return self.drop_at(packet, service.slot, DropReason::HoldFull);
         }
         // Without an NF in the plan in force, a change must not wait for this packet.
         let passage = match self.instance_now(service.id, packet.flow_hash) {
@@ -153,7 +153,7 @@ impl Worker {
                 self.waiting.push(service, Held { packet, passage, since: Instant::now() });
                 self.show_waiting(service.id, service.slot);
             }
-            None => self.drop_at(packet.buffer, service.slot, DropReason::NoInstance),
+            None => self.drop_at(packet, service.slot, DropReason::NoInstance),
         }
     }
 
@@ -187,7 +187,7 @@ impl Worker {
                     None => self.rebased(held.passage, service),
                 };
                 let Some(passage) = passage else {
-                    self.drop_at(held.packet.buffer, slot, DropReason::NoInstance);
+                    self.drop_at(held.packet, slot, DropReason::NoInstance);
                     continue;
                 };
                 let planned = PlannedService { id: service, slot, instances: Instances::None };
@@ -221,7 +221,7 @@ impl Worker {
                             >= self.waiting.hold_limit =>
                     {
                         self.waiting.pop(service);
-                        self.drop_at(first.packet.buffer, slot, DropReason::HoldTimeout);
+                        self.drop_at(first.packet, slot, DropReason::HoldTimeout);
                     }
                     _ => break,
                 }
@@ -239,7 +239,7 @@ impl Worker {
             let mut slot = 0;
             while let Some((of, held)) = self.waiting.pop(service) {
                 slot = of;
-                self.drop_here(held.packet.buffer, DropReason::Shutdown);
+                self.drop_here(held.packet, DropReason::Shutdown);
             }
             self.show_waiting(service, slot);
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use nflib::control::{self, AttachRequest, Attached, MAX_REPLY_BYTES, Reply, Request, ServiceRef};
 use nflib::descriptor::{ActionCode, Delivery, Returned};
-use nflib::shm::{Channel, Consumer, EdgeRing, Producer, Region, RouteTable, Scribble};
+use nflib::shm::{Channel, Consumer, EdgeRing, Marks, Producer, Region, RouteTable, Scribble};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::running::Manager;
@@ -48,6 +48,8 @@ pub struct Intruder {
     pub region: Arc<Scribble>,
     /// Everything of the doorbells.
     pub bells: Arc<Scribble>,
+    /// Everything of its event ring.
+    pub tap: Arc<Scribble>,
     pub route_fd: OwnedFd,
     /// The workers' alarms, in the trusted domain.
     pub alarms: Vec<OwnedFd>,
@@ -86,8 +88,8 @@ impl Intruder {
         let (reply, fds) = control::recv::<Reply>(&socket, MAX_REPLY_BYTES).unwrap();
         let Reply::Attached(terms) = reply else { panic!("{reply:?}") };
         let mut fds = fds;
-        let alarms = fds.split_off(4);
-        let [region, channel, route_fd, bells] = <[OwnedFd; 4]>::try_from(fds).unwrap();
+        let alarms = fds.split_off(6);
+        let [region, channel, route_fd, bells, marks, tap] = <[OwnedFd; 6]>::try_from(fds).unwrap();
         let words = Arc::new(Scribble::over(&channel).unwrap());
         let channel = Channel::from_fd(channel, terms.channel).unwrap();
         let (takes, gives) = channel.nf_ends(0).unwrap();
@@ -95,12 +97,15 @@ impl Intruder {
         let map = if terms.own_region { Region::from_fd_sparse } else { Region::from_fd };
         assert!(map(region.try_clone().unwrap(), terms.region).is_ok());
         assert!(RouteTable::from_fd(&route_fd).is_ok());
+        assert!(Marks::from_fd(&marks, terms.region.buffers).is_ok());
+        assert!(Scribble::over(&marks).is_err(), "marks are the manager's to make");
         Self {
             socket,
             channel,
             words,
             region: Arc::new(Scribble::over(&region).unwrap()),
             bells: Arc::new(Scribble::over(&bells).unwrap()),
+            tap: Arc::new(Scribble::over(&tap).unwrap()),
             route_fd,
             alarms,
             takes,

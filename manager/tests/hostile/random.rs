@@ -89,7 +89,12 @@ fn mutate(random: &mut Rng, intruder: &mut Intruder) {
         return intruder.words.store(intruder.word_at(towards_nf, word), random.u32(..));
     }
     match random.u32(..100) {
-        0..40 => {
+        0..3 => {
+            // Its event ring: the indices, or events.
+            let at = [1024, 1032, 2048, 4096 + 8 * random.usize(..64)][random.usize(..4)];
+            intruder.tap.store(at, plausible(random, intruder));
+        }
+        3..40 => {
             let slot = random.usize(..intruder.terms.channel.ring_capacity as usize);
             let word = SLOTS + 16 * slot + 4 * random.usize(..4);
             let value = plausible(random, intruder);

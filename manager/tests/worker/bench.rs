@@ -22,7 +22,8 @@ use nflib::control::spec::Value;
 use nflib::descriptor::{ActionCode, ChainId, Delivery, Returned, ServiceId};
 use nflib::shm::channel::ChannelGeometry;
 use nflib::shm::{
-    BufferIndex, Channel, Consumer, Doorbells, HugePages, Producer, Region, RegionGeometry,
+    BufferIndex, Channel, Consumer, Doorbells, HugePages, MarkTable, Producer, Region,
+    RegionGeometry, TapFile,
 };
 use nflib::testing::FrameBuilder;
 
@@ -216,6 +217,8 @@ pub struct Bench {
     next_nf: NfNumber,
     /// Whether NFs to come keep a stock of empty buffers.
     pub keeps_stock: bool,
+    pub marks: Arc<MarkTable>,
+    pub tap: Arc<TapFile>,
 }
 
 impl Bench {
@@ -240,7 +243,9 @@ impl Bench {
         let ports = vec![port(&wires[0], Some(1)), port(&wires[1], None)];
         let counters = Arc::new(WorkerCounters::default());
         let classifier = Classifier::new(1024, false);
-        let worker = Worker::new(pool, ports, classifier, Arc::clone(&counters));
+        let mut worker = Worker::new(pool, ports, classifier, Arc::clone(&counters));
+        let (marks, tap) = (MarkTable::create(buffers).unwrap(), TapFile::create().unwrap());
+        worker.watch_with(Arc::clone(&marks), &tap);
         let mut bench = Self {
             region,
             worker,
@@ -257,6 +262,8 @@ impl Bench {
             told_services: 0,
             next_nf: 0,
             keeps_stock: false,
+            marks,
+            tap,
         };
         bench.change();
         bench
@@ -299,6 +306,7 @@ impl Bench {
         let new = NewNf {
             nf,
             service,
+            slot: self.planner.slot_of(service),
             channel: Arc::clone(&channel),
             bell: self.bells.bell(nf).unwrap(),
             isolated,
@@ -436,6 +444,7 @@ impl Bench {
         self.assert_balanced();
         assert_eq!(self.worker.held_pkts(), 0);
         assert_eq!(self.worker.pool().free_buffers(), self.buffers());
+        assert_eq!(self.worker.marked_pkts(), 0, "a mark ends with its packet");
     }
 }
 

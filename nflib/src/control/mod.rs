@@ -3,8 +3,8 @@
 //! A message is a frame: its length in bytes (u32, little endian), then that many bytes of JSON.
 //! File descriptors travel with the frame's first byte (SCM_RIGHTS). One socket serves commands
 //! (`millrace status`) and NFs: an NF sends [`Request::Attach`], gets [`Reply::Attached`] with its
-//! descriptors (packet region, channel, route table, doorbells; the alarms of the workers, of all or of
-//! none; the state region, for NFs that ask for one), and keeps the connection open; its
+//! descriptors (packet region, channel, route table, doorbells, marks, event ring; the alarms of the
+//! workers, of all or of none; the state region, for NFs that ask for one), and keeps the connection open; its
 //! end is the end of the attachment.
 #![forbid(unsafe_code)]
 
@@ -248,8 +248,8 @@ impl AttachRequest {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
-    /// The NF is in; descriptors come along: packet region, channel, route table, doorbells, and the
-    /// alarms of all workers or of none.
+    /// The NF is in; descriptors come along: packet region, channel, route table, doorbells, marks, event
+    /// ring, and the alarms of all workers or of none.
     Attached(Attached),
     /// Answer to [`Request::Detach`]: nothing more will be delivered.
     Detached,

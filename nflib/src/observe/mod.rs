@@ -13,10 +13,15 @@
 #![forbid(unsafe_code)]
 
 mod event;
+mod filter;
+pub mod fuzz;
+mod taps;
 
 use serde::{Deserialize, Serialize};
 
 pub use event::{Event, EventKind, NOBODY};
+pub use filter::{Filter, FilterError};
+pub use taps::{Catch, TapSet};
 
 use crate::control::FilterStep;
 use crate::descriptor::PortId;

@@ -14,8 +14,8 @@ use super::limits::Limits;
 use crate::args::NfArgs;
 use crate::control::{self, AttachRequest, Attached, ErrorCode, MAX_REPLY_BYTES, Reply, Request};
 use crate::shm::{
-    Channel, Doorbell, Doorbells, Region, RouteTable, SHORT_SLICE_NS, State, ask_for_short_slices,
-    register_for_global_barrier,
+    Channel, Doorbell, Doorbells, Marks, Region, RouteTable, SHORT_SLICE_NS, State, TapFile,
+    ask_for_short_slices, register_for_global_barrier,
 };
 
 /// How long after a first look in vain a manager is looked for again; the pause doubles each time.
@@ -37,6 +37,8 @@ pub(super) struct Attachment {
     pub(super) routes: RouteTable,
     pub(super) bells: Arc<Doorbells>,
     pub(super) own_bell: Doorbell,
+    pub(super) marks: Marks,
+    pub(super) tap: Arc<TapFile>,
     /// Of each worker, or none.
     pub(super) alarms: Vec<OwnedFd>,
     pub(super) state: Option<State>,
@@ -121,9 +123,9 @@ fn map_all(
             Some(State::from_fd(&fd, of.words, of.generation).map_err(RunError::State)?)
         }
     };
-    let alarms = fds.split_off(fds.len().min(4));
-    let [region, channel, routes, bells] =
-        <[OwnedFd; 4]>::try_from(fds).map_err(|fds| RunError::Descriptors { found: fds.len() })?;
+    let alarms = fds.split_off(fds.len().min(6));
+    let [region, channel, routes, bells, marks, tap] =
+        <[OwnedFd; 6]>::try_from(fds).map_err(|fds| RunError::Descriptors { found: fds.len() })?;
     if !alarms.is_empty() && alarms.len() != usize::from(terms.channel.workers) {
         return Err(RunError::Terms(format!(
             "{} alarms for {} workers",
@@ -146,6 +148,8 @@ fn map_all(
     let channel = Channel::from_fd(channel, terms.channel)?;
     let routes = RouteTable::from_fd(&routes).map_err(RunError::Routes)?;
     let bells = Arc::new(Doorbells::from_fd(bells).map_err(RunError::Doorbells)?);
+    let marks = Marks::from_fd(&marks, terms.region.buffers).map_err(RunError::Observation)?;
+    let tap = TapFile::from_fd(tap).map_err(RunError::Observation)?;
     let own_bell = bells.bell(terms.nf).ok_or_else(|| {
         RunError::Terms(format!("number {} with {} doorbells", terms.nf, bells.len()))
     })?;
@@ -158,7 +162,19 @@ fn map_all(
         tracing::debug!(%error, "the scheduler is not asked for short slices");
     }
     socket.set_nonblocking(true).map_err(RunError::Socket)?;
-    Ok(Attachment { socket, region, channel, routes, bells, own_bell, alarms, state, terms })
+    Ok(Attachment {
+        socket,
+        region,
+        channel,
+        routes,
+        bells,
+        own_bell,
+        marks,
+        tap,
+        alarms,
+        state,
+        terms,
+    })
 }
 
 fn connect(path: &Path) -> Result<UnixStream, RunError> {

@@ -12,6 +12,7 @@ mod attach;
 mod effort;
 pub(crate) mod inputs;
 mod limits;
+pub(crate) mod lookout;
 mod mailbox;
 pub(crate) mod marks;
 pub(crate) mod outputs;
@@ -88,6 +89,9 @@ pub enum RunError {
     /// The doorbells cannot be mapped.
     #[error("doorbells: {0}")]
     Doorbells(io::Error),
+    /// The table of marks or the event ring cannot be mapped.
+    #[error("observation: {0}")]
+    Observation(io::Error),
     /// The state region cannot be mapped.
     #[error("state region: {0}; use one release")]
     State(io::Error),

@@ -575,7 +575,7 @@ impl<M: RingMemory> Outputs<M> {
 }
 
 /// An action as it travels, and what it names.
-fn code_of(action: Action) -> (ActionCode, u16) {
+pub(super) fn code_of(action: Action) -> (ActionCode, u16) {
     match action {
         // A held packet never departs; if one did, dropping it would be the least harm.
         Action::Drop | Action::Hold => (ActionCode::Drop, 0),

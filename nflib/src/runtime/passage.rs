@@ -20,6 +20,8 @@
 //! evidence (at most the ring's capacity) are never written over. In the common case, nothing held
 //! and nothing left over, no bit is touched.
 //!
+//! Whatever is looked at ([`Lookout`]) is told of before steps 2 and 3.
+//!
 //! While anything is left over, no input is read: what is not taken stays where its sender sees it.
 #![forbid(unsafe_code)]
 
@@ -31,6 +33,7 @@ use crate::nf::{Action, NetworkFunction};
 use crate::shm::{RingError, RingMemory};
 
 use super::inputs::{Inputs, Source};
+use super::lookout::Lookout;
 use super::marks::{HoldMap, Marks};
 use super::outputs::Outputs;
 
@@ -48,6 +51,8 @@ pub(crate) struct Passage<N, M, H> {
     pub(crate) drop_pkts: u64,
     /// Packets taken from an input at once.
     burst_pkts: usize,
+    /// Who tells of packets that are looked at; none without a manager.
+    pub(super) lookout: Option<Box<Lookout>>,
 }
 
 /// How long a burst may take: its slots are the pusher's again only afterwards, and until then a
@@ -67,6 +72,7 @@ impl<N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<N, M, H> {
             tx_pkts: 0,
             drop_pkts: 0,
             burst_pkts: MAX_BURST_PKTS,
+            lookout: None,
         }
     }
 
@@ -119,6 +125,13 @@ impl<N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<N, M, H> {
             };
         if count > 0 {
             self.rx_pkts += count as u64;
+            if let Some(lookout) = self.lookout.as_mut().filter(|lookout| lookout.is_on()) {
+                let peer = match self.inputs.all[number].source {
+                    Source::Lane => None,
+                    Source::Edge { nf, .. } => Some(nf),
+                };
+                lookout.came(&self.engine.arrivals()[..count], peer);
+            }
             self.engine.run(count, now_ns);
             self.pass_on(Some(number), now_ns)?;
         }
@@ -135,10 +148,21 @@ impl<N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<N, M, H> {
         input: Option<usize>,
         now_ns: u64,
     ) -> Result<usize, RingError> {
+        let mut lookout = self.lookout.as_mut().filter(|lookout| lookout.is_on());
         if self.engine.has_newly_held() {
             for buffer in self.engine.take_newly_held() {
                 self.marks.set(buffer);
+                if let Some(lookout) = &mut lookout {
+                    lookout.holds(buffer);
+                }
             }
+        }
+        if let Some(lookout) = lookout {
+            let (packets, runs, _) = self.engine.decided();
+            for &Run { action, start, end } in runs {
+                lookout.decided(&packets[start..end], action);
+            }
+            lookout.departs(&self.engine.out);
         }
         let moved_pkts = match self.push_at_once(now_ns)? {
             Some(moved_pkts) => moved_pkts,

@@ -17,8 +17,8 @@ use crate::control::{
 use crate::descriptor::{ActionCode, Delivery, NO_PORT, Returned};
 use crate::shm::channel::ChannelGeometry;
 use crate::shm::{
-    Channel, Consumer, Doorbell, Doorbells, HugePages, LAYOUT_VERSION, NfCounter, Producer, Region,
-    RegionGeometry, RouteTableWriter, register_for_global_barrier,
+    Channel, Consumer, Doorbell, Doorbells, HugePages, LAYOUT_VERSION, MarkTable, NfCounter,
+    Producer, Region, RegionGeometry, RouteTableWriter, TapFile, register_for_global_barrier,
 };
 use crate::{Action, Context, Packet};
 
@@ -52,6 +52,7 @@ struct World {
     region: Region,
     routes: RouteTableWriter,
     bells: Arc<Doorbells>,
+    marks: Arc<MarkTable>,
 }
 
 impl World {
@@ -61,6 +62,7 @@ impl World {
             region: Region::create(REGION, HugePages::Off).unwrap(),
             routes: RouteTableWriter::create().unwrap(),
             bells: Arc::new(Doorbells::create(8).unwrap()),
+            marks: MarkTable::create(REGION.buffers).unwrap(),
         })
     }
 }
@@ -126,7 +128,15 @@ fn accept_with(
     let socket = receive_attach(listener);
     let channel = Channel::create(CHANNEL).unwrap();
     let routes = world.routes.read_only_fd().unwrap();
-    let files = [world.region.fd(), channel.fd(), routes.as_fd(), world.bells.fd()];
+    let (marks, tap) = (world.marks.read_only_fd().unwrap(), TapFile::create().unwrap());
+    let files = [
+        world.region.fd(),
+        channel.fd(),
+        routes.as_fd(),
+        world.bells.fd(),
+        marks.as_fd(),
+        tap.fd(),
+    ];
     let fds = [&files[..], alarms].concat();
     control::send(&socket, &Reply::Attached(terms(nf)), &fds).unwrap();
     let lanes = (0..CHANNEL.workers).map(|w| channel.manager_ends(w).unwrap()).collect();

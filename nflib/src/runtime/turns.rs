@@ -20,6 +20,7 @@ use super::attach::Attachment;
 use super::effort::Effort;
 use super::inputs::Inputs;
 use super::limits::Limits;
+use super::lookout::Lookout;
 use super::mailbox::Mailbox;
 use super::outputs::Outputs;
 use super::passage::Passage;
@@ -112,8 +113,8 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
         first_arrival: u64,
         limits: &Limits,
     ) -> Result<Self, RunError> {
-        let Attachment { socket, region, channel, routes, bells, own_bell, alarms, state, terms } =
-            attachment;
+        let Attachment { socket, region, channel, routes, bells, own_bell, .. } = attachment;
+        let Attachment { marks, tap, alarms, state, terms, .. } = attachment;
         let hold_cap_pkts = (terms.region.buffers / 4).max(1) as usize;
         let setup = Setup {
             service: terms.service,
@@ -131,12 +132,14 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             Outputs::new(returns.into_iter(), terms.worker_buffers, terms.service, routes);
         let alarm = |(pipe, worker)| WorkerAlarm::new(Arc::clone(&channel), worker, pipe);
         outputs.wake_workers_by(alarms.into_iter().zip(0..).map(alarm).collect());
-        let passage = Passage::new(
+        let lookout = Lookout::new(marks, &tap, Arc::clone(&region));
+        let mut passage = Passage::new(
             Engine::new(nf, region, setup, first_arrival, 0)?,
             Inputs::new(deliveries.into_iter()),
             outputs,
             Arc::clone(&channel),
         );
+        passage.lookout = Some(Box::new(lookout));
         Ok(Self {
             passage,
             mailbox: Mailbox::new(socket),
@@ -435,6 +438,11 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             Reply::CloseInEdge { nf } => {
                 if !self.passage.inputs.close_edge(nf) {
                     tracing::debug!("there is no edge from NF {nf} to close");
+                }
+            }
+            Reply::Taps { taps } => {
+                if let Some(lookout) = &mut self.passage.lookout {
+                    lookout.set_taps(&taps);
                 }
             }
             Reply::Sync { token } => self.post(&Request::Synced { token }),

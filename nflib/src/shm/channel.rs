@@ -30,7 +30,7 @@ use crate::descriptor::{Delivery, Returned};
 /// Says that a file is a channel: "MILLRACE" in ASCII, little endian.
 pub const CHANNEL_MAGIC: u64 = u64::from_le_bytes(*b"MILLRACE");
 /// Version of the layout of channel, rings and descriptors. Both sides must have the same.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// Words of the workers, a cache line each, as far as they fit.
 const WORKERS_OFFSET_BYTES: usize = 1024;

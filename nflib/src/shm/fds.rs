@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
 /// The most descriptors taken from one message; more are closed by the kernel.
-pub const MAX_FDS: usize = 24;
+pub const MAX_FDS: usize = 32;
 
 /// Sends `bytes` with `fds` attached to the first of them; returns how many bytes went.
 ///

@@ -15,6 +15,7 @@ mod fds;
 mod hints;
 mod lost_pages;
 mod mapping;
+mod marks;
 mod privileges;
 mod process;
 mod region;
@@ -26,6 +27,7 @@ mod signals;
 mod state;
 mod survey;
 pub(crate) mod sync;
+mod tap;
 
 pub use alarm::{AlarmReceiver, AlarmSender, WorkerAlarm, worker_alarm};
 pub(crate) use bytes::{Lease, PacketMemory};
@@ -36,6 +38,7 @@ pub use fds::{MAX_FDS, recv_with_fds, send_with_fds};
 pub use hints::{advise_huge_pages, prefetch};
 pub use lost_pages::{lost_pages, replace_lost_pages};
 pub use mapping::{Mapping, PageKind};
+pub use marks::{Mark, MarkTable, Marks};
 pub use privileges::{
     FilterStep, clear_ambient_capabilities, clear_bounding_capabilities, clear_capabilities,
     install_syscall_filter, landlock_version,
@@ -53,6 +56,7 @@ pub use scribble::Scribble;
 pub use signals::catch_stop_signals;
 pub use state::{Inherited, MAX_STATE_WORDS, State, StateChange, StateFile};
 pub(crate) use survey::{Survey, survey};
+pub use tap::{TAP_WORDS, TapBroken, TapFile, TapMemory, TapReader, TapWriter};
 
 /// A buffer's number in the packet region, `0..buffers`. Buffers are named by number, never by
 /// address, because every process maps the region where it likes.
