@@ -29,10 +29,10 @@ const COLUMNS = [
   ["For", "number", (capture) => [{ text: duration(capture.for_s), class: "" }]],
 ];
 
-/** Where the first of these places can be captured that there is; null where none can. */
-export function linkTo(...places) {
-  const at = isAllowed ? places.find((place) => points.has(place)) : undefined;
-  return at === undefined ? {} : { href: `#captures?at=${encodeURIComponent(at)}`, hint: `capture at ${at}` };
+/** What makes a line of the graph a link to a capture at a place; nothing where none is allowed. */
+export function linkTo(at) {
+  if (!isAllowed || points.size === 0) return {};
+  return { href: `#captures?at=${encodeURIComponent(at)}`, hint: `capture at ${at}` };
 }
 
 /** Fetches the places anew when the plan is another. */

@@ -30,7 +30,7 @@ const TABLE_COLUMNS = [
 /** What the colours mean. */
 export function drawLegend(parent) {
   if (parent.childElementCount > 0) return;
-  parent.append(...CLASSES.map(([, text], at) =>
+  parent.append(el("li", {}, "Of the packets of a step:"), ...CLASSES.map(([, text], at) =>
     el("li", {}, el("i", { class: `heat-${at}` }), el("span", {}, text))));
   const line = (kind) => svg("svg", { width: 26, height: 10, "aria-hidden": "true" },
     svg("path", { class: `quantile ${kind}`, d: "M1 5h24" }));

@@ -6,17 +6,12 @@ mod common;
 #[path = "common/lab.rs"]
 mod lab;
 
-use browser::{Browser, Look};
+use browser::{Browser, LOOKS};
 use common::Console;
 use lab::Lab;
 use std::time::Duration;
 
 const VIEWS: [&str; 7] = ["overview", "ports", "nfs", "cores", "drops", "rules", "timeline"];
-const LOOKS: [Look; 3] = [
-    Look { name: "light", width_px: 1280, is_dark: false },
-    Look { name: "dark", width_px: 1280, is_dark: true },
-    Look { name: "phone", width_px: 390, is_dark: false },
-];
 
 fn stage(options: &[&str]) -> Option<(Lab, Console, Browser)> {
     let browser = Browser::start()?;
@@ -26,11 +21,6 @@ fn stage(options: &[&str]) -> Option<(Lab, Console, Browser)> {
     browser.open(&format!("http://{}/", console.address));
     browser.until("the page is live", "document.body.dataset.state === 'live'");
     Some((lab, console, browser))
-}
-
-fn view(browser: &Browser, name: &str) {
-    browser.run(&format!("location.hash = '#{name}'"));
-    browser.until(name, &format!("!document.getElementById('view-{name}').hidden"));
 }
 
 /// A rate as the page writes it: `12.3 kpps`.
@@ -59,7 +49,7 @@ fn a_person_sees_the_traffic_a_crash_the_recovery_and_a_rule_that_moves_packets(
 }
 
 fn shown_rates_are_the_counters(lab: &Lab, browser: &Browser) {
-    view(browser, "ports");
+    browser.view("ports");
     browser.until(
         "a rate is shown",
         "document.querySelector('#ports td.number .main')?.innerText.includes('kpps')",
@@ -87,7 +77,7 @@ fn shown_rates_are_the_counters(lab: &Lab, browser: &Browser) {
 }
 
 fn a_crash_is_told_and_so_is_the_recovery(lab: &Lab, browser: &Browser) {
-    view(browser, "overview");
+    browser.view("overview");
     let killed = lab.kill_nf("fw");
     let entry = |kind: &str, text: &str| {
         format!(
@@ -108,7 +98,7 @@ fn confirm(browser: &Browser) {
 }
 
 fn a_rule_moves_the_traffic(browser: &Browser) {
-    view(browser, "rules");
+    browser.view("rules");
     browser.write("#rule-form [name=name]", "all-short");
     browser.run("document.querySelector('#rule-form [name=action]').value = 'chain=short'");
     browser.click("#rule-form button");
@@ -141,7 +131,7 @@ fn a_rule_moves_the_traffic(browser: &Browser) {
 }
 
 fn a_button_scales(lab: &Lab, browser: &Browser) {
-    view(browser, "nfs");
+    browser.view("nfs");
     browser.until("the buttons are there", "document.querySelector('#services td.buttons button')");
     browser.click("#services tr:first-child td.buttons button");
     browser.until("what would change is shown", "document.getElementById('dialog').open");
@@ -157,49 +147,15 @@ fn every_view_looks_well(browser: &Browser) {
     for look in LOOKS {
         browser.look(look);
         for name in VIEWS {
-            view(browser, name);
-            std::thread::sleep(Duration::from_millis(300));
-            browser.run("document.getElementById('toast').hidden = true; scrollTo(0, 0)");
-            browser.whole_picture(look, &format!("{}-{name}", look.name));
-            let wide = browser.run("return document.documentElement.scrollWidth - innerWidth");
-            assert!(wide.as_i64() <= Some(0), "{} {name} is {wide} px too wide", look.name);
-            let drawn = browser.run(
-                "return [...document.querySelectorAll('.view:not([hidden]) svg.chart')] \
-                 .every((chart) => chart.querySelectorAll('path.line').length > 0 \
-                 && chart.getAttribute('aria-label'))",
-            );
-            assert_eq!(
-                drawn, true,
-                "{} {name}: every chart has lines and says what they show",
-                look.name
-            );
-            no_serious_fault_of_accessibility(browser, look, name);
+            browser.view(name);
+            browser.looks_well(look, name);
         }
     }
     browser.look(LOOKS[0]);
 }
 
-/// By axe-core, where `$MILLRACE_AXE` names its `axe.min.js`.
-fn no_serious_fault_of_accessibility(browser: &Browser, look: Look, name: &str) {
-    let Some(path) = std::env::var_os("MILLRACE_AXE") else {
-        if name == VIEWS[0] && look.name == LOOKS[0].name {
-            common::leave_out("axe-core: MILLRACE_AXE does not name its axe.min.js");
-        }
-        return;
-    };
-    let axe = std::fs::read_to_string(path).unwrap();
-    browser.run(&format!("if (!window.axe) {{ {axe} }}"));
-    browser.run("window.axeDone = null; axe.run().then((found) => { window.axeDone = found; })");
-    browser.until("axe is done", "window.axeDone !== null");
-    let faults = browser.run(
-        "return axeDone.violations.filter((fault) => ['serious', 'critical'].includes(fault.impact)) \
-         .map((fault) => `${fault.id}: ${fault.nodes[0].html} ${fault.nodes[0].failureSummary}`)",
-    );
-    assert_eq!(faults, serde_json::json!([]), "{} {name}", look.name);
-}
-
 fn the_manager_goes_and_comes(lab: &mut Lab, browser: &Browser) {
-    view(browser, "overview");
+    browser.view("overview");
     lab.stop();
     browser.until("the page says that it is away", "document.body.dataset.state === 'away'");
     assert!(browser.text("#banner").contains("The manager is away"), "{}", browser.text("#banner"));
@@ -213,7 +169,7 @@ fn the_manager_goes_and_comes(lab: &mut Lab, browser: &Browser) {
 fn a_page_of_a_console_that_only_shows_has_nothing_to_change_with() {
     let Some((_lab, _console, browser)) = stage(&[]) else { return };
     for name in ["rules", "nfs"] {
-        view(&browser, name);
+        browser.view(name);
         std::thread::sleep(Duration::from_millis(500));
         let shown = browser.run(
             "return [...document.querySelectorAll('.view:not([hidden]) [data-changes], \
