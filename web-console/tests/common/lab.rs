@@ -37,6 +37,11 @@ fn program(name: &str) -> Option<PathBuf> {
 impl Lab {
     /// Starts one, and waits until its chain is complete; `None` where its programs are not built.
     pub fn start() -> Option<Self> {
+        Self::start_edited(3, |text| text)
+    }
+
+    /// One whose configuration is edited first, and then has so many NFs.
+    pub fn start_edited(nfs: usize, edit: impl FnOnce(String) -> String) -> Option<Self> {
         let (program, nf) = (program("millrace-manager")?, program("millrace-nf")?);
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("m.sock");
@@ -73,10 +78,10 @@ services = ["fw"]
             socket = socket.display(),
             nf = nf.display(),
         );
-        std::fs::write(directory.path().join("m.toml"), text).unwrap();
+        std::fs::write(directory.path().join("m.toml"), edit(text)).unwrap();
         let manager = launch(&program, directory.path());
         let lab = Self { manager, program, directory };
-        lab.until("all NFs run", |status| status.nfs.len() == 3);
+        lab.until("all NFs run", |status| status.nfs.len() == nfs);
         Some(lab)
     }
 
