@@ -11,7 +11,10 @@ use common::Console;
 use lab::Lab;
 use std::time::Duration;
 
-const VIEWS: [&str; 7] = ["overview", "ports", "nfs", "cores", "drops", "rules", "timeline"];
+const VIEWS: [&str; 11] = [
+    "overview", "ports", "nfs", "cores", "drops", "rules", "latency", "traces", "captures",
+    "timeline", "crashes",
+];
 
 fn stage(options: &[&str]) -> Option<(Lab, Console, Browser)> {
     let browser = Browser::start()?;
@@ -40,6 +43,9 @@ fn a_person_sees_the_traffic_a_crash_the_recovery_and_a_rule_that_moves_packets(
     let Some((mut lab, _console, browser)) = stage(&["--allow-changes"]) else { return };
     shown_rates_are_the_counters(&lab, &browser);
     a_crash_is_told_and_so_is_the_recovery(&lab, &browser);
+    a_packet_is_followed(&browser);
+    a_capture_is_saved_that_tshark_reads(&browser);
+    latencies_are_drawn(&browser);
     a_rule_moves_the_traffic(&browser);
     a_button_scales(&lab, &browser);
     every_view_looks_well(&browser);
@@ -89,6 +95,68 @@ fn a_crash_is_told_and_so_is_the_recovery(lab: &Lab, browser: &Browser) {
         .until("the crash is told", &entry("crash", &format!("NF #{killed} of service fw ended")));
     browser.until("another is started", &entry("start", "of service fw attached"));
     lab.until("both run again", |status| status.nfs.len() == 3);
+    // What is left of it is a click away.
+    let link =
+        "[...document.querySelectorAll('#latest a')].find((link) => link.offsetParent !== null)";
+    browser.until("what is left is linked", link);
+    browser.run(&format!("{link}.click()"));
+    browser.until("its crash", "document.querySelector('#crashes .crash')?.offsetParent");
+    let text = browser.text("#crashes");
+    assert!(
+        text.contains(&format!("fw #{killed}")) && text.contains("millrace replay /"),
+        "{text}"
+    );
+    assert!(
+        browser.run("return document.querySelectorAll('#crashes .files a').length").as_u64()
+            > Some(2)
+    );
+}
+
+fn a_packet_is_followed(browser: &Browser) {
+    browser.view("traces");
+    browser.write("#trace-form [name=match]", "ip_proto=udp");
+    browser.click("#trace-form button");
+    browser.until(
+        "the ways of three packets",
+        "document.querySelectorAll('#trace-packets svg.way rect.took').length >= 6",
+    );
+    let text = browser.text("#trace-packets");
+    assert!(text.contains("sent by wan") && text.contains("chain default"), "{text}");
+}
+
+fn a_capture_is_saved_that_tshark_reads(browser: &Browser) {
+    let directory = tempfile::tempdir().unwrap();
+    browser.keep_files(directory.path());
+    browser.view("overview");
+    let link = "#chains a[href*=\"nf%3Afw%23\"]";
+    browser.until("NFs are links to captures", &format!("document.querySelector({link:?})"));
+    browser.click(link);
+    browser.write("#capture-form [name=count]", "25");
+    browser.write("#capture-form [name=filter]", "udp");
+    browser.click("#capture-start");
+    browser.until("it is saved", "document.getElementById('toast').innerText.startsWith('Saved')");
+    let mut saved = Vec::new();
+    lab::until("the file is there", || {
+        let files = std::fs::read_dir(directory.path()).unwrap().filter_map(Result::ok);
+        let named =
+            files.map(|file| file.path()).find(|file| file.extension() == Some("pcapng".as_ref()));
+        saved = named.map(|file| std::fs::read(file).unwrap()).unwrap_or_default();
+        !saved.is_empty()
+    });
+    let packets = lab::packets_by_tshark(&saved);
+    assert!(packets.is_none_or(|packets| packets == 25), "{packets:?}");
+}
+
+fn latencies_are_drawn(browser: &Browser) {
+    browser.view("latency");
+    browser.until(
+        "a map of the whole way and two of each hop",
+        "document.querySelectorAll('.heat-axes').length === 5",
+    );
+    let text = browser.text("#latencies");
+    for part in ["Port to port", "1. fw: waiting in its ring", "2. nat: with the NF"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
 }
 
 fn confirm(browser: &Browser) {

@@ -12,7 +12,7 @@ use nflib::control::{Status, request_status};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::common::{LIMIT, skip};
+use crate::common::{LIMIT, is_installed, skip};
 
 /// Packets a second that the lab's generator makes.
 pub const RATE_PPS: u32 = 10_000;
@@ -141,6 +141,32 @@ services = ["fw"]
 
     fn pid(&self) -> Pid {
         Pid::from_raw(self.manager.id().cast_signed())
+    }
+}
+
+/// How many packets tshark finds in a file; `None` where it is not installed.
+#[track_caller]
+pub fn packets_by_tshark(file: &[u8]) -> Option<usize> {
+    use std::io::Write as _;
+    if !is_installed("tshark") {
+        return None;
+    }
+    let mut named = tempfile::NamedTempFile::new().unwrap();
+    named.write_all(file).unwrap();
+    let read = Command::new("tshark").args(["-n", "-r"]).arg(named.path()).output().unwrap();
+    let complaints = String::from_utf8_lossy(&read.stderr);
+    let faults = complaints.lines().filter(|line| !line.starts_with("Running as user"));
+    assert!(read.status.success() && faults.count() == 0, "{complaints}");
+    Some(String::from_utf8_lossy(&read.stdout).lines().filter(|line| !line.is_empty()).count())
+}
+
+/// Waits until something is so.
+#[track_caller]
+pub fn until(what: &str, mut is: impl FnMut() -> bool) {
+    let end = Instant::now() + LIMIT;
+    while !is() {
+        assert!(Instant::now() < end, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
