@@ -1,9 +1,9 @@
 //! Many pages and programs at once: packets go on as before, and memory does not grow.
 //!
 //! Packets are forwarded as fast as it goes: from a generator through two NFs to a sink. A crowd of this size
-//! takes most of a core by itself, whatever it talks to; what is asked here is what the console and the
-//! manager's answers cost the data path. So the worker and the NFs have one core, before all others there,
-//! and everything else has the other: the console, the crowd, and the manager's control thread. Windows with
+//! takes much of a core by itself, whatever it talks to; what is asked here is what the console and the
+//! manager's answers cost the data path. So the worker and the NFs have one core, and everything else has the
+//! other: the console, the crowd, and the manager's control thread. Windows with
 //! and without a crowd take turns, and each is compared with the one before it.
 //!
 //! Takes most of a minute and compares rates, so it runs only where `scripts/test web` asks for it.
@@ -20,7 +20,6 @@ use nix::unistd::Pid;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -166,7 +165,7 @@ fn threads(pid: u32) -> Vec<(u32, String)> {
     tasks.filter_map(|task| named(&task.ok()?.path())).collect()
 }
 
-/// A lab at its limit, whose packets have a core of their own, as far as the system lets us.
+/// A lab at its limit, whose packets have a core of their own.
 fn saturated(packets: usize, rest: usize) -> Option<Lab> {
     let edit = |text: String| {
         text.replace(&format!("rate_pps = {RATE_PPS}\n"), "")
@@ -179,13 +178,6 @@ fn saturated(packets: usize, rest: usize) -> Option<Lab> {
         threads(lab.manager_pid()).into_iter().partition(|(_, name)| name.starts_with("worker"));
     assert!(!workers.is_empty() && !others.is_empty(), "{workers:?} {others:?}");
     others.iter().for_each(|(id, _)| pin(*id, rest));
-    let nfs = lab.status().unwrap().nfs;
-    let nfs = nfs.iter().map(|nf| nf.pid.cast_unsigned());
-    for id in workers.into_iter().map(|(id, _)| id).chain(nfs) {
-        // Only root may; then whoever else has work for that core disturbs, and the run is tried again.
-        let renice = ["-n", "-19", "-p", &id.to_string()].map(str::to_owned);
-        let _ = Command::new("renice").args(renice).output();
-    }
     Some(lab)
 }
 
