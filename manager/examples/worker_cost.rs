@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! worker_cost [--ports memory|null] [--nfs N] [--isolated|--copies] [--packets N] [--rounds N]
+//!     [--tapped-bytes N]
 //! ```
 //! Prints nanoseconds a packet: the least and the median of some rounds, all in and worker alone.
 //! For instructions, run it under callgrind and let it count inside the worker only:
@@ -30,12 +31,14 @@ use millrace::plan::{ChainShape, Miss, NfNumber};
 use millrace::pool::BufferPool;
 use millrace::ports::{MAX_BURST_PKTS, PortPacket, PortQueue};
 use millrace::stats::{DropCounters, NfCounters, QueueCounters};
-use millrace::worker::{NewNf, Worker, WorkerPort};
+use millrace::worker::{NewNf, Observation, Worker, WorkerPort};
 use nflib::control::OnDeath;
 use nflib::descriptor::{ActionCode, Delivery, Returned, ServiceId};
+use nflib::observe::{TapPoint, TapSpec};
 use nflib::shm::channel::ChannelGeometry;
 use nflib::shm::{
-    BufferIndex, Channel, Consumer, Doorbells, HugePages, Producer, Region, RegionGeometry,
+    BufferIndex, Channel, Consumer, Doorbells, HugePages, MarkTable, Producer, Region,
+    RegionGeometry, TapFile, TapReader,
 };
 
 #[derive(Parser)]
@@ -61,6 +64,9 @@ struct Args {
     /// No hugepages for DPDK: under valgrind it finds none.
     #[arg(long)]
     no_huge: bool,
+    /// A tap takes so many bytes of each packet at both ports.
+    #[arg(long)]
+    tapped_bytes: Option<u16>,
     /// Buffers of the region.
     #[arg(long, default_value_t = 16_384)]
     buffers: u32,
@@ -149,6 +155,8 @@ struct Setting {
     worker: Worker,
     nfs: Vec<Echo>,
     counters: Vec<Arc<QueueCounters>>,
+    /// What the worker tells, when somebody looks.
+    told: Option<TapReader<Arc<TapFile>>>,
 }
 
 fn ports(
@@ -195,6 +203,9 @@ fn set_up(args: &Args) -> anyhow::Result<Setting> {
     let ports = queues.into_iter().zip([Some(1), Some(0)]);
     let ports = ports.map(|(queue, egress)| WorkerPort::new(vec![queue], egress)).collect();
     let mut worker = Worker::new(pool, ports, Classifier::default(), Arc::default());
+    // As in a manager: nobody looks, but somebody could.
+    let file = TapFile::create()?;
+    worker.watch_with(MarkTable::create(buffers)?, &file);
     let mut planner = Planner::new()?;
     let bells = Arc::new(Doorbells::create(u32::from(args.nfs))?);
     let channel_geometry = ChannelGeometry { workers: 1, ring_capacity: 4096, buffers };
@@ -209,6 +220,7 @@ fn set_up(args: &Args) -> anyhow::Result<Setting> {
             NewNf {
                 nf,
                 service,
+                slot: planner.slot_of(service),
                 channel,
                 bell: bells.bell(nf).context("no doorbell")?,
                 isolated: args.isolated || args.copies,
@@ -238,7 +250,15 @@ fn set_up(args: &Args) -> anyhow::Result<Setting> {
     worker.begin_change(Change { plan, delta, rules: RuleChanges::default(), new_services });
     worker.turn(false);
     ensure!(worker.take_outcome().is_some(), "the first plan is not in force");
-    Ok(Setting { worker, nfs, counters })
+    let mut told = None;
+    if let Some(snap_bytes) = args.tapped_bytes {
+        let points = [TapPoint::PortIn { port: 0 }, TapPoint::PortOut { port: 1 }];
+        let tap = |(id, at)| TapSpec { id, at, filter: Vec::new(), snap_bytes };
+        let taps = (0..).zip(points).map(tap).collect();
+        worker.observe(&Observation { taps, ..Observation::default() });
+        told = Some(file.reader());
+    }
+    Ok(Setting { worker, nfs, counters, told })
 }
 
 /// A turn by a name of its own, for the profiler.
@@ -261,6 +281,9 @@ fn round(setting: &mut Setting, pkts: u64) -> anyhow::Result<(f64, f64)> {
         in_worker += turn_begun.elapsed();
         for nf in &mut setting.nfs {
             nf.echo()?;
+        }
+        if let Some(told) = &mut setting.told {
+            told.drain(usize::MAX, &mut |_, _| ())?;
         }
     }
     let sent = (tx_pkts(setting) - before) as f64;

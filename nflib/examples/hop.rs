@@ -1,8 +1,9 @@
-//! What a hop costs: `cargo run --release -p nflib --example hop -- [NF] [PACKETS] [NFS] [ROUNDS]`.
+//! What a hop costs: `cargo run --release -p nflib --example hop -- [NF] [PACKETS] [NFS] [ROUNDS]
+//! [TAPPED]`.
 //!
 //! NF: `next` implements nothing, `forward` counts packets and bytes, `jump` sends each packet to its own
 //! service, `mixed` one in nine, `touch` changes a byte of each packet. PACKETS go round through NFS
-//! NFs, ROUNDS times in 200 runs. With ROUNDS under 10,000 there is one run, for counting instructions:
+//! NFs, ROUNDS times in 200 runs; a tap takes TAPPED bytes of each packet at each NF, if that is given. With ROUNDS under 10,000 there is one run, for counting instructions:
 //! the difference of two such runs is that of their hops.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout)] // what it is for
@@ -67,8 +68,9 @@ fn measure<N: NetworkFunction>(
     in_flight_pkts: u32,
     nfs: usize,
     rounds: usize,
+    tapped_bytes: Option<u16>,
 ) -> Result<(), NfError> {
-    let options = HopOptions { in_flight_pkts, ..HopOptions::default() };
+    let options = HopOptions { in_flight_pkts, tapped_bytes, ..HopOptions::default() };
     let mut circle = Hop::circle((0..nfs).map(|_| new()).collect(), options)?;
     if rounds < 10_000 {
         println!("{} hops", circle.run(rounds)?);
@@ -90,12 +92,13 @@ fn main() -> Result<(), NfError> {
     let args: Vec<_> = std::env::args().skip(1).collect();
     let number = |at: usize, default| args.get(at).and_then(|n| n.parse().ok()).unwrap_or(default);
     let (pkts, nfs, rounds) = (number(1, 32) as u32, number(2, 1), number(3, 300_000));
+    let tapped = args.get(4).and_then(|bytes| bytes.parse().ok());
     match args.first().map_or("next", String::as_str) {
-        "next" => measure(|| Next, pkts, nfs, rounds),
-        "forward" => measure(Forward::default, pkts, nfs, rounds),
-        "jump" => measure(|| Jump, pkts, nfs, rounds),
-        "touch" => measure(|| Touch, pkts, nfs, rounds),
-        "mixed" => measure(|| Mixed(0), pkts, nfs, rounds),
+        "next" => measure(|| Next, pkts, nfs, rounds, tapped),
+        "forward" => measure(Forward::default, pkts, nfs, rounds, tapped),
+        "jump" => measure(|| Jump, pkts, nfs, rounds, tapped),
+        "touch" => measure(|| Touch, pkts, nfs, rounds, tapped),
+        "mixed" => measure(|| Mixed(0), pkts, nfs, rounds, tapped),
         other => Err(NfError::new(format!(
             "no NF {other}; expected next, forward, jump, touch or mixed"
         ))),

@@ -70,6 +70,11 @@ impl HoldTable {
         self.held.len()
     }
 
+    /// Those held since the last [`take_newly_held`](Self::take_newly_held), with those released since.
+    pub(crate) fn newly_held(&self) -> &[BufferIndex] {
+        &self.newly_held
+    }
+
     /// True when some were held since the last [`take_newly_held`](Self::take_newly_held).
     #[inline]
     pub(crate) fn has_newly_held(&self) -> bool {

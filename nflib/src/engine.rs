@@ -333,6 +333,12 @@ impl<N: NetworkFunction> Engine<N> {
         self.hold.has_newly_held()
     }
 
+    /// Buffers of packets that the NF began to hold since [`take_newly_held`](Self::take_newly_held), also of
+    /// some that it has released since.
+    pub(crate) fn newly_held(&self) -> &[BufferIndex] {
+        self.hold.newly_held()
+    }
+
     /// The buffers of the packets that the NF began to hold since the last call, and still holds.
     pub(crate) fn take_newly_held(&mut self) -> impl Iterator<Item = BufferIndex> {
         self.hold.take_newly_held()

@@ -119,10 +119,11 @@ impl Libpcap {
             let message = unsafe { CStr::from_ptr((self.geterr)(handle)) };
             Err(message.to_string_lossy().into_owned())
         } else {
-            // SAFETY: compiling succeeded, so there are `len` instructions at `instructions`, until they
-            // are freed below; of none there may be no address.
             let steps = match program.len as usize {
+                // Of none there may be no address.
                 0 => &[][..],
+                // SAFETY: compiling succeeded, so there are `len` instructions at `instructions`, until
+                // they are freed below.
                 len => unsafe { std::slice::from_raw_parts(program.instructions, len) },
             };
             let steps = steps.iter().map(|i| (i.code, i.if_true, i.if_false, i.constant)).collect();

@@ -31,6 +31,9 @@ use port::{RawPort, options};
 
 /// Most flows a worker can be told to remember: 10 GB of them.
 const MAX_FLOW_CACHE: u32 = 1 << 26;
+/// Shortest time between two packets that a worker marks for their latency: what is told of more would not
+/// find room between two looks at it.
+const MIN_LATENCY_INTERVAL_US: u32 = 50;
 
 /// A whole configuration file.
 #[derive(Clone, Debug)]
@@ -80,6 +83,9 @@ pub struct ManagerConfig {
     /// Know the flows even where no rule and no shared service asks for it: `millrace flow list` shows
     /// them, and each packet's headers are read for it.
     pub track_flows: bool,
+    /// A worker marks one packet in so many microseconds, of which it is noted how long it waits and takes
+    /// at each hop; 0: none.
+    pub latency_interval_us: u32,
     /// Where what is wanted is written down for the next manager.
     pub journal: JournalSetting,
 }
@@ -99,6 +105,7 @@ impl Default for ManagerConfig {
             wait_for_nfs: false,
             flow_cache: crate::classify::DEFAULT_FLOW_CACHE,
             track_flows: false,
+            latency_interval_us: 1000,
             journal: JournalSetting::default(),
         }
     }
@@ -402,6 +409,13 @@ fn validate_manager(manager: &ManagerConfig) -> Result<(), String> {
         return Err(format!(
             "manager.flow_cache is {}: expected at most {MAX_FLOW_CACHE}",
             manager.flow_cache
+        ));
+    }
+    if (1..MIN_LATENCY_INTERVAL_US).contains(&manager.latency_interval_us) {
+        return Err(format!(
+            "manager.latency_interval_us is {}: expected 0 (off) or at least \
+             {MIN_LATENCY_INTERVAL_US}",
+            manager.latency_interval_us
         ));
     }
     if !ring_capacity.is_power_of_two() || *ring_capacity > ChannelGeometry::MAX_RING_CAPACITY {

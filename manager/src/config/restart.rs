@@ -46,6 +46,7 @@ fn manager_keys(old: &ManagerConfig, new: &ManagerConfig, keys: &mut Vec<String>
             wait_for_nfs,
             flow_cache,
             track_flows,
+            latency_interval_us,
             journal,
         },
         old,

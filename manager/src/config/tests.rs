@@ -83,6 +83,8 @@ fn each_mistake_says_what_was_expected() {
         ("[manager]", "[manager]\nquantum_pkts = 4097", "expected 32 to 4096"),
         ("[manager]", "[manager]\nring_capacity = 100", "power of two"),
         ("[manager]", "[manager]\nflow_cache = 4294967295", "at most 67108864"),
+        ("[manager]", "[manager]\nlatency_interval_us = 49", "expected 0 (off) or at least 50"),
+        ("[manager]", "[manager]\nlatency_interval_us = -1", "u32"),
         ("[manager]", "[pool]\nbuffers = 3\n[manager]", "at least 64"),
         ("[manager]", "[pool]\nbuffer_bytes = 100\n[manager]", "multiple of 64"),
         ("[manager]", "[pool]\nhugepages = \"maybe\"\n[manager]", "maybe"),

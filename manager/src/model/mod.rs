@@ -29,11 +29,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use nflib::control::spec::DEFAULT_CHAIN_NAME;
-use nflib::control::{ChainSpec, ChangeOf, RuleSpec, ServiceRef, ServiceSpec};
+use nflib::control::{ChainSpec, ChangeOf, MatchSpec, RuleSpec, ServiceRef, ServiceSpec};
 use nflib::descriptor::{ChainId, PortId, ServiceId};
 use serde::{Deserialize, Serialize};
 
-use crate::flow::{RuleId, find_overlaps};
+use crate::flow::{Match, RuleId, find_overlaps};
 use chains::Chains;
 pub use chains::{Chain, End, MAX_CHAIN_LEN, MAX_CHAINS};
 pub use diff::RuleDelta;
@@ -143,6 +143,14 @@ impl Model {
     #[must_use]
     pub fn port_name(&self, port: PortId) -> &str {
         self.ports.get(usize::from(port)).map_or("", String::as_str)
+    }
+
+    /// A match as rules have it.
+    ///
+    /// # Errors
+    /// What a rule with it would be refused for.
+    pub fn match_of(&self, spec: &MatchSpec) -> Result<Match, ModelError> {
+        rules::compile_match(spec, &self.ports)
     }
 
     /// The services, by id.

@@ -165,12 +165,7 @@ pub(super) fn compile(
     if let Some(name) = &spec.name {
         check_rule_name(name)?;
     }
-    let port = |name: &str| find_port(name, ports).ok();
-    if let Some(in_port) = &spec.matches.in_port {
-        find_port(&in_port.to_string(), ports).map_err(within)?;
-    }
-    let matches = Match::compile(&spec.matches, &port)
-        .map_err(|error| within(ModelError::invalid(plain(&error.to_string()))))?;
+    let matches = compile_match(&spec.matches, ports).map_err(within)?;
     let field_number = |name: &str| MatchSpec::FIELDS.iter().position(|field| *field == name);
     let match_fields = spec
         .matches
@@ -194,6 +189,15 @@ pub(super) fn compile(
         idle_timeout_s: spec.idle_timeout_s,
         hard_timeout_s: spec.hard_timeout_s,
     })
+}
+
+/// Checks a match and looks up what it names.
+pub(super) fn compile_match(spec: &MatchSpec, ports: &[String]) -> Result<Match, ModelError> {
+    let port = |name: &str| find_port(name, ports).ok();
+    if let Some(in_port) = &spec.in_port {
+        find_port(&in_port.to_string(), ports)?;
+    }
+    Match::compile(spec, &port).map_err(|error| ModelError::invalid(plain(&error.to_string())))
 }
 
 fn check_rule_name(name: &str) -> Result<(), ModelError> {

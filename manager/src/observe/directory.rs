@@ -218,14 +218,16 @@ impl Directory {
         DropReason::ALL.iter().find(|reason| reason.name() == name).map(|&reason| reason as u8)
     }
 
-    /// A drop's place, as it is written: `drop:no_rule`, or `drop:firewall/nf_drop` at a service.
+    /// The newest name of a service by its id.
     #[must_use]
-    pub fn drop_place(&self, code: u8, slot: u16) -> String {
-        let reason = Self::reason(code).unwrap_or("unknown");
-        match self.service(slot) {
-            Some(service) if slot != NOBODY => format!("drop:{}/{reason}", service.name),
-            _ => format!("drop:{reason}"),
-        }
+    pub fn service_by_id(&self, id: ServiceId) -> Option<&ServiceName> {
+        self.services.iter().rev().find(|service| service.service == id)
+    }
+
+    /// Where a drop is seen, as it is written: `drop:no_rule`.
+    #[must_use]
+    pub fn drop_place(code: u8) -> String {
+        format!("drop:{}", Self::reason(code).unwrap_or("unknown"))
     }
 }
 
@@ -485,9 +487,9 @@ mod tests {
         assert_eq!(directory.nf(4, 0).unwrap().place(), "nf:firewall#9");
         assert_eq!(directory.nf(NOBODY, 0), None);
         let no_rule = Directory::reason_named("no_rule").unwrap();
-        assert_eq!(directory.drop_place(no_rule, NOBODY), "drop:no_rule");
-        assert_eq!(directory.drop_place(DropReason::NfDrop as u8, 0), "drop:firewall/nf_drop");
-        assert_eq!(directory.drop_place(255, NOBODY), "drop:unknown");
+        assert_eq!(Directory::drop_place(no_rule), "drop:no_rule");
+        assert_eq!(Directory::drop_place(255), "drop:unknown");
+        assert_eq!(directory.service_by_id(2).map(|service| &*service.name), Some("echo"));
         for &reason in DropReason::ALL {
             assert_eq!(Directory::reason_named(reason.name()), Some(reason as u8));
         }

@@ -6,10 +6,19 @@
 //! from a [`Directory`], which the control thread replaces when something has changed.
 #![forbid(unsafe_code)]
 
+pub mod captures;
+pub mod changes;
 pub mod directory;
+pub mod fields;
 pub mod histogram;
+pub mod journeys;
+pub mod latency;
 pub mod pcapng;
 pub mod point_list;
 pub mod points;
+pub mod thread;
+pub mod traces;
 
 pub use directory::{Directory, DirectoryKeeper, HopName, NfName, RouteName, ServiceName};
+pub use points::Source;
+pub use thread::{Command, Message, Observer, Question};

@@ -399,7 +399,7 @@ impl Reading<'_> {
         }
         let (name, way) = split_way(rest);
         let port = named(name).ok_or_else(|| {
-            self.missing("port", name, self.directory.ports().iter().map(|name| name.to_string()))
+            self.missing("port", name, self.directory.ports().iter().map(ToString::to_string))
         })?;
         Ok(Point::Port { port, way })
     }

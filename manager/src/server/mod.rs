@@ -11,6 +11,7 @@ mod ends;
 mod flows;
 mod judging;
 mod messages;
+mod observe;
 mod requests;
 mod socket;
 mod supervise;
@@ -40,6 +41,7 @@ use crate::supervisor::{CoreMap, Supervisor};
 use connection::Connections;
 use ends::{Deaths, StuckWatch};
 use messages::Calls;
+use observe::Observing;
 use requests::Asking;
 pub use socket::ControlSocket;
 use upgrade::Upgrade;
@@ -114,6 +116,7 @@ pub struct Server {
     remaining: Remaining,
     deaths: Deaths,
     stuck: StuckWatch,
+    observing: Observing,
     /// When the last poll came back, nanoseconds of CLOCK_MONOTONIC.
     woke_ns: u64,
     /// When NFs are judged next.
@@ -163,7 +166,10 @@ impl Server {
         let supervisor = Supervisor::new(config.manager.socket.clone(), launcher, cores)
             .map_err(fail("supervisor"))?;
         let conductor = Conductor::new(config.model.clone()).map_err(fail("memfd"))?;
+        let observing = Observing::start(&fabric, config.manager.latency_interval_us)
+            .map_err(fail("observer"))?;
         Ok(Self {
+            observing,
             socket,
             drain_limit: Duration::from_millis(config.manager.drain_ms),
             config,
@@ -332,6 +338,7 @@ impl Server {
         self.share_cores(Instant::now())?;
         self.look_for_stuck(Instant::now())?;
         self.judge(Instant::now())?;
+        self.observe()?;
         self.deliver();
         self.report_lost_pages();
         self.sweep()?;
@@ -397,6 +404,7 @@ impl Server {
         fds.extend(connections.iter().map(|&(_, fd, flags)| PollFd::new(fd, flags)));
         fds.extend(pidfds.iter().map(|&(_, fd)| watch(fd)));
         fds.extend(self.supervisor.fds().map(watch));
+        fds.push(watch(self.observing.fd()));
         let now = Instant::now();
         let until_supervisor = self
             .supervisor

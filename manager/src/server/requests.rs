@@ -11,6 +11,7 @@ use super::{Server, ServerError, refusal};
 use crate::conductor::RequestId;
 use crate::config::Config;
 use crate::model::Model;
+use crate::observe::Question;
 use crate::registry::Leave;
 
 /// Changes that wait to be carried out, at most.
@@ -132,6 +133,15 @@ impl Server {
             Request::Flows { limit } => self.flows(id, limit)?,
             Request::Buffers { buffer } => self.buffers(id, buffer)?,
             Request::Explain { in_port, frame } => self.explain(id, in_port.as_deref(), &frame)?,
+            Request::CapturePoints => self.ask_observer(id, Question::Points),
+            Request::Capture(request) => self.ask_observer(id, Question::Capture(request)),
+            Request::Captures => self.ask_observer(id, Question::Captures),
+            Request::Trace(request) => self.trace(id, request),
+            Request::Traces { id: trace } => self.ask_observer(id, Question::Traces(trace)),
+            Request::ForgetTrace { id: trace } => {
+                self.ask_observer(id, Question::ForgetTrace(trace));
+            }
+            Request::Latency => self.ask_observer(id, Question::Latency),
             Request::Call { target, payload } => self.call(id, &target, &payload),
             Request::Shutdown { keep_nfs } => {
                 tracing::info!(keep_nfs, "stopping by a command: draining");

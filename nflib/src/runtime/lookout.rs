@@ -26,13 +26,13 @@ pub(crate) struct Lookout {
 }
 
 impl Lookout {
-    pub(super) fn new(marks: Marks, file: &Arc<TapFile>, region: Arc<Region>) -> Self {
+    pub(crate) fn new(marks: Marks, file: &Arc<TapFile>, region: Arc<Region>) -> Self {
         let bytes = Vec::new();
         Self { marks, taps: TapSet::default(), ring: file.writer(), region, bytes }
     }
 
     /// Sets other taps. What is wrong with them is the manager's fault: then there are none.
-    pub(super) fn set_taps(&mut self, taps: &[TapSpec]) {
+    pub(crate) fn set_taps(&mut self, taps: &[TapSpec]) {
         self.taps = TapSet::new(taps).unwrap_or_else(|error| {
             tracing::warn!("the manager sent a tap that cannot be: {error}");
             TapSet::default()
@@ -46,7 +46,6 @@ impl Lookout {
     }
 
     /// A burst has come from a neighbour, or from a worker (`None`).
-    #[cold]
     pub(crate) fn came(&mut self, burst: &[Delivery], peer: Option<u16>) {
         let peer = peer.unwrap_or(NOBODY);
         let time_ns = now_ns();
@@ -59,7 +58,6 @@ impl Lookout {
     }
 
     /// The same was decided about all these.
-    #[cold]
     pub(crate) fn decided(&mut self, packets: &[Delivery], action: Action) {
         let (time_ns, (code, target)) = (now_ns(), code_of(action));
         for packet in packets {
@@ -75,19 +73,20 @@ impl Lookout {
     }
 
     /// These were decided about out of their order.
-    #[cold]
     pub(crate) fn departs(&mut self, departures: &[Departure]) {
         for Departure { slot, action } in departures {
             self.decided(std::slice::from_ref(slot.lease.descriptor()), *action);
         }
     }
 
-    /// The NF keeps a packet.
-    #[cold]
-    pub(crate) fn holds(&mut self, buffer: BufferIndex) {
-        let packet = Delivery { buffer, hop: Event::NO_HOP, ..Delivery::default() };
-        let event = Event { kind: EventKind::NfHold, peer: NOBODY, ..event_of(&packet, now_ns()) };
-        self.tell(event, |_| false);
+    /// The NF keeps these packets, or has kept them and let go since.
+    pub(crate) fn holds(&mut self, buffers: &[BufferIndex]) {
+        for &buffer in buffers {
+            let packet = Delivery { buffer, hop: Event::NO_HOP, ..Delivery::default() };
+            let held = EventKind::NfHold;
+            let event = Event { kind: held, peer: NOBODY, ..event_of(&packet, now_ns()) };
+            self.tell(event, |_| false);
+        }
     }
 
     fn tell(&mut self, mut event: Event, is_here: impl Fn(TapPoint) -> bool) {

@@ -52,7 +52,7 @@ pub(crate) struct Passage<N, M, H> {
     /// Packets taken from an input at once.
     burst_pkts: usize,
     /// Who tells of packets that are looked at; none without a manager.
-    pub(super) lookout: Option<Box<Lookout>>,
+    pub(crate) lookout: Option<Box<Lookout>>,
 }
 
 /// How long a burst may take: its slots are the pusher's again only afterwards, and until then a
@@ -125,15 +125,12 @@ impl<N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<N, M, H> {
             };
         if count > 0 {
             self.rx_pkts += count as u64;
-            if let Some(lookout) = self.lookout.as_mut().filter(|lookout| lookout.is_on()) {
-                let peer = match self.inputs.all[number].source {
-                    Source::Lane => None,
-                    Source::Edge { nf, .. } => Some(nf),
-                };
-                lookout.came(&self.engine.arrivals()[..count], peer);
+            let is_watched = self.is_watched();
+            if is_watched {
+                self.tell_of_arrivals(number, count);
             }
             self.engine.run(count, now_ns);
-            self.pass_on(Some(number), now_ns)?;
+            self.pass_burst_on(Some(number), now_ns, is_watched)?;
         }
         Ok(count)
     }
@@ -148,21 +145,23 @@ impl<N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<N, M, H> {
         input: Option<usize>,
         now_ns: u64,
     ) -> Result<usize, RingError> {
-        let mut lookout = self.lookout.as_mut().filter(|lookout| lookout.is_on());
+        self.pass_burst_on(input, now_ns, self.is_watched())
+    }
+
+    #[inline]
+    fn pass_burst_on(
+        &mut self,
+        input: Option<usize>,
+        now_ns: u64,
+        is_watched: bool,
+    ) -> Result<usize, RingError> {
+        if is_watched {
+            self.tell_of_decisions();
+        }
         if self.engine.has_newly_held() {
             for buffer in self.engine.take_newly_held() {
                 self.marks.set(buffer);
-                if let Some(lookout) = &mut lookout {
-                    lookout.holds(buffer);
-                }
             }
-        }
-        if let Some(lookout) = lookout {
-            let (packets, runs, _) = self.engine.decided();
-            for &Run { action, start, end } in runs {
-                lookout.decided(&packets[start..end], action);
-            }
-            lookout.departs(&self.engine.out);
         }
         let moved_pkts = match self.push_at_once(now_ns)? {
             Some(moved_pkts) => moved_pkts,
@@ -177,6 +176,34 @@ impl<N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<N, M, H> {
         }
         self.outputs.settle();
         Ok(moved_pkts)
+    }
+
+    /// Whether anything of a burst may have to be told.
+    #[inline]
+    fn is_watched(&self) -> bool {
+        self.lookout.as_ref().is_some_and(|lookout| lookout.is_on())
+    }
+
+    #[cold]
+    fn tell_of_arrivals(&mut self, input: usize, count: usize) {
+        let peer = match self.inputs.all[input].source {
+            Source::Lane => None,
+            Source::Edge { nf, .. } => Some(nf),
+        };
+        if let Some(lookout) = &mut self.lookout {
+            lookout.came(&self.engine.arrivals()[..count], peer);
+        }
+    }
+
+    #[cold]
+    fn tell_of_decisions(&mut self) {
+        let Some(lookout) = &mut self.lookout else { return };
+        lookout.holds(self.engine.newly_held());
+        let (packets, runs, _) = self.engine.decided();
+        for &Run { action, start, end } in runs {
+            lookout.decided(&packets[start..end], action);
+        }
+        lookout.departs(&self.engine.out);
     }
 
     /// Step 3, when the same was decided about all packets of a burst, and all go the same way.

@@ -13,6 +13,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open};
@@ -95,7 +96,14 @@ impl Words {
 
 /// The table as an NF sees it.
 #[derive(Debug)]
-pub struct Marks(Words);
+pub struct Marks {
+    words: Words,
+    /// The word that says how many packets are marked: looked at for each burst.
+    now: NonNull<AtomicU64>,
+}
+
+// SAFETY: `now` points into the mapping that `words` (Send) keeps, which does not move with it.
+unsafe impl Send for Marks {}
 
 impl Marks {
     /// Maps the manager's table, for that many buffers, for reading.
@@ -118,27 +126,29 @@ impl Marks {
                 )));
             }
         }
-        Ok(Self(words))
+        let now = NonNull::from(words.word(NOW_WORD));
+        Ok(Self { words, now })
     }
 
     /// Whether any packet is marked now.
     #[must_use]
     #[inline]
     pub fn any(&self) -> bool {
-        self.0.word(NOW_WORD).load(Ordering::Relaxed) > 0
+        // SAFETY: a word of the mapping, which lives as long as `self`; see `from_fd`.
+        unsafe { self.now.as_ref() }.load(Ordering::Relaxed) > 0
     }
 
     /// How a packet is marked, if it is.
     #[must_use]
     #[inline]
     pub fn of(&self, buffer: BufferIndex) -> Option<Mark> {
-        self.0.of(buffer)
+        self.words.of(buffer)
     }
 
     /// Bytes to keep of a packet that is to be shown.
     #[must_use]
     pub fn kept_bytes(&self) -> u16 {
-        self.0.word(KEPT_WORD).load(Ordering::Relaxed) as u16
+        self.words.word(KEPT_WORD).load(Ordering::Relaxed) as u16
     }
 }
 

@@ -11,13 +11,15 @@ use crate::control::ServiceRef;
 use crate::descriptor::{Delivery, NO_PORT, Returned, ServiceId};
 use crate::engine::Engine;
 use crate::nf::{NetworkFunction, NfError, Setup};
+use crate::observe::{TapPoint, TapSpec};
 use crate::runtime::inputs::Inputs;
+use crate::runtime::lookout::Lookout;
 use crate::runtime::outputs::Outputs;
 use crate::runtime::passage::Passage;
 use crate::shm::channel::ChannelGeometry;
 use crate::shm::{
-    Channel, Consumer, Doorbells, EdgeRing, HopEntry, HugePages, Producer, Region, RegionGeometry,
-    RouteTableWriter, SharedRing,
+    Channel, Consumer, Doorbells, EdgeRing, HopEntry, HugePages, MarkTable, Marks, Producer,
+    Region, RegionGeometry, RouteTableWriter, SharedRing, TapFile, TapReader,
 };
 
 /// Hops of the circle's route; then a packet comes out and is put in again.
@@ -34,12 +36,15 @@ pub struct HopOptions {
     pub ring_capacity: u32,
     /// How buffers are cut.
     pub region: RegionGeometry,
+    /// A tap takes so many bytes of each packet that an NF passes on; `None`: nothing is looked at, and
+    /// could be.
+    pub tapped_bytes: Option<u16>,
 }
 
 impl Default for HopOptions {
     fn default() -> Self {
         let region = RegionGeometry { buffers: 4096, stride_bytes: 2048, headroom_bytes: 256 };
-        Self { in_flight_pkts: 32, ring_capacity: 4096, region }
+        Self { in_flight_pkts: 32, ring_capacity: 4096, region, tapped_bytes: None }
     }
 }
 
@@ -53,6 +58,9 @@ pub struct Hop<N> {
     /// Packets that wait to be put in.
     outside: Vec<Delivery>,
     region: Arc<Region>,
+    marks: Arc<MarkTable>,
+    /// What each NF tells, to be read when it is looked for.
+    told: Vec<TapReader<Arc<TapFile>>>,
 }
 
 impl<N: NetworkFunction> Hop<N> {
@@ -63,7 +71,7 @@ impl<N: NetworkFunction> Hop<N> {
     /// One line: an NF refused its setup, there is no memory, or the options contradict each other.
     pub fn circle(nfs: Vec<N>, options: HopOptions) -> Result<Self, NfError> {
         let fault = |error: std::io::Error| NfError::new(format!("circle of NFs: {error}"));
-        let HopOptions { in_flight_pkts, ring_capacity, region } = options;
+        let HopOptions { in_flight_pkts, ring_capacity, region, .. } = options;
         let most = (ring_capacity / 2).min(region.buffers);
         if nfs.is_empty() || nfs.len() > ROUTE_HOPS || in_flight_pkts > most {
             return Err(NfError::new(format!(
@@ -85,6 +93,8 @@ impl<N: NetworkFunction> Hop<N> {
             options,
             outside: Vec::new(),
             region: Arc::clone(&region),
+            marks: MarkTable::create(geometry.buffers).map_err(fault)?,
+            told: Vec::new(),
         };
         for (nf, number) in nfs.into_iter().zip(0..) {
             circle.add(nf, number, &routes)?;
@@ -129,13 +139,29 @@ impl<N: NetworkFunction> Hop<N> {
         self.lanes.push(channel.manager_ends(0).ok_or_else(no_rings)?);
         let fd = routes.read_only_fd().map_err(|error| fault(error.to_string()))?;
         let table = crate::shm::RouteTable::from_fd(&fd).map_err(|e| fault(e.to_string()))?;
-        self.nfs.push(Passage::new(
+        let mut passage = Passage::new(
             Engine::new(nf, Arc::clone(&self.region), setup, 1, 0)?,
             Inputs::new([taken].into_iter()),
             Outputs::new([returned].into_iter(), region.buffers, service, table),
             Arc::new(channel),
-        ));
+        );
+        let lookout = self.lookout().map_err(|error| fault(error.to_string()))?;
+        passage.lookout = Some(Box::new(lookout));
+        self.nfs.push(passage);
         Ok(())
+    }
+
+    /// What an NF tells of its packets, as with a manager.
+    fn lookout(&mut self) -> std::io::Result<Lookout> {
+        let marks = Marks::from_fd(&self.marks.read_only_fd()?, self.options.region.buffers)?;
+        let file = TapFile::create()?;
+        let mut lookout = Lookout::new(marks, &file, Arc::clone(&self.region));
+        if let Some(snap_bytes) = self.options.tapped_bytes {
+            let at = TapPoint::NfOut;
+            lookout.set_taps(&[TapSpec { id: 0, at, filter: Vec::new(), snap_bytes }]);
+        }
+        self.told.push(file.reader());
+        Ok(lookout)
     }
 
     /// Gives every NF in turn a look at its inputs, `rounds` times; returns how many packets they took,
@@ -149,6 +175,12 @@ impl<N: NetworkFunction> Hop<N> {
             let mut moved_pkts = 0;
             for nf in &mut self.nfs {
                 moved_pkts += nf.turn(0).map_err(|error| NfError::new(error.to_string()))?;
+            }
+            if self.options.tapped_bytes.is_some() {
+                for told in &mut self.told {
+                    let read = told.drain(usize::MAX, &mut |_, _| ());
+                    read.map_err(|error| NfError::new(error.to_string()))?;
+                }
             }
             if moved_pkts == 0 {
                 self.put_in().map_err(|error| NfError::new(error.to_string()))?;

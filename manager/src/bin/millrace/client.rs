@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -89,6 +90,18 @@ impl Client {
     /// # Errors
     /// [`ClientError`]; after one the connection is of no more use.
     pub fn ask(&self, request: &Request, limit: Duration) -> Result<Reply, ClientError> {
+        Ok(self.ask_for_fds(request, limit)?.0)
+    }
+
+    /// The same, and the descriptors that come with the answer.
+    ///
+    /// # Errors
+    /// [`ClientError`]; after one the connection is of no more use.
+    pub fn ask_for_fds(
+        &self,
+        request: &Request,
+        limit: Duration,
+    ) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
         let fail = |error| self.error(error, limit);
         let io = |error| io_error(&self.path, error, limit);
         let len_bytes = control::encode(request).map_err(fail)?.len() - 4;
@@ -98,9 +111,9 @@ impl Client {
         self.socket.set_read_timeout(Some(limit)).map_err(io)?;
         self.socket.set_write_timeout(Some(limit)).map_err(io)?;
         control::send(&self.socket, request, &[]).map_err(fail)?;
-        match control::recv(&self.socket, MAX_REPLY_BYTES).map_err(fail)?.0 {
-            Reply::Error(error) => Err(ClientError::Refused(error)),
-            reply => Ok(reply),
+        match control::recv(&self.socket, MAX_REPLY_BYTES).map_err(fail)? {
+            (Reply::Error(error), _) => Err(ClientError::Refused(error)),
+            answer => Ok(answer),
         }
     }
 
@@ -198,6 +211,7 @@ fn advice(request: &Request) -> &'static str {
         Request::Apply { .. } => "shorten the file, or add its rules by `millrace rule add`",
         Request::Explain { .. } => "give a shorter frame",
         Request::Call { .. } => "give a shorter payload",
+        Request::Capture(_) => "give a shorter filter, or fewer places",
         _ => "ask for less at once",
     }
 }

@@ -6,12 +6,14 @@
 
 mod applied;
 mod bench;
+mod capture;
 mod chain;
 mod client;
 mod doctor;
 mod down;
 mod drops;
 mod explain;
+mod extcap;
 mod file;
 mod flow;
 mod frame;
@@ -97,6 +99,10 @@ enum Noun {
     Stats(stats::Options),
     /// A live view of ports, NFs, chains, drops and cores
     Top(top::Options),
+    /// Capture packets at ports, NFs, rings and where they are dropped
+    Capture(capture::Options),
+    /// For Wireshark: every port, ring and drop point in its list of interfaces
+    Extcap(Box<extcap::Options>),
     /// Start a manager, and the NFs of its services
     Up(up::Options),
     /// Drain and end a manager, and the NFs it started
@@ -161,6 +167,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Noun::Doctor(verb) => doctor::run(globals, &verb)?,
         Noun::Stats(options) => stats::run(globals, &options)?,
         Noun::Top(options) => return top::run(globals, &options),
+        Noun::Capture(options) => return capture::run(globals, options),
+        Noun::Extcap(options) => return extcap::run(globals, &options),
         Noun::Up(options) => up::run(globals, &options)?,
         Noun::Down(options) => return down::run(globals, &options),
         Noun::Check(options) => file::check(globals, &options)?,
