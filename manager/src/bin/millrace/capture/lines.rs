@@ -190,7 +190,7 @@ mod tests {
         let mut found = String::new();
         each(&file, |block| match block {
             Block::InterfaceDescription(place) => {
-                lines.places.push(String::from_utf8_lossy(option(&place.options, 2)).into_owned())
+                lines.places.push(String::from_utf8_lossy(option(&place.options, 2)).into_owned());
             }
             Block::EnhancedPacket(packet) => found = lines.line(&packet),
             _ => {}
