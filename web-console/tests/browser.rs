@@ -42,10 +42,11 @@ fn pps(text: &str) -> f64 {
 fn a_person_sees_the_traffic_a_crash_the_recovery_and_a_rule_that_moves_packets() {
     let Some((mut lab, _console, browser)) = stage(&["--allow-changes"]) else { return };
     shown_rates_are_the_counters(&lab, &browser);
-    a_crash_is_told_and_so_is_the_recovery(&lab, &browser);
+    let killed = a_crash_is_told_and_so_is_the_recovery(&lab, &browser);
     a_packet_is_followed(&browser);
     a_capture_is_saved_that_tshark_reads(&browser);
     latencies_are_drawn(&browser);
+    what_is_left_of_a_crash_is_a_click_away(&browser, killed);
     a_rule_moves_the_traffic(&browser);
     a_button_scales(&lab, &browser);
     every_view_looks_well(&browser);
@@ -82,7 +83,7 @@ fn shown_rates_are_the_counters(lab: &Lab, browser: &Browser) {
     panic!("shown and counted: {tried:?}");
 }
 
-fn a_crash_is_told_and_so_is_the_recovery(lab: &Lab, browser: &Browser) {
+fn a_crash_is_told_and_so_is_the_recovery(lab: &Lab, browser: &Browser) -> u32 {
     browser.view("overview");
     let killed = lab.kill_nf("fw");
     let entry = |kind: &str, text: &str| {
@@ -95,9 +96,14 @@ fn a_crash_is_told_and_so_is_the_recovery(lab: &Lab, browser: &Browser) {
         .until("the crash is told", &entry("crash", &format!("NF #{killed} of service fw ended")));
     browser.until("another is started", &entry("start", "of service fw attached"));
     lab.until("both run again", |status| status.nfs.len() == 3);
-    // What is left of it is a click away.
+    killed
+}
+
+/// The link to it stands in the timeline.
+fn what_is_left_of_a_crash_is_a_click_away(browser: &Browser, killed: u32) {
+    browser.view("timeline");
     let link =
-        "[...document.querySelectorAll('#latest a')].find((link) => link.offsetParent !== null)";
+        "[...document.querySelectorAll('#timeline a')].find((link) => link.offsetParent !== null)";
     browser.until("what is left is linked", link);
     browser.run(&format!("{link}.click()"));
     browser.until("its crash", "document.querySelector('#crashes .crash')?.offsetParent");
