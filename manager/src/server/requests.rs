@@ -142,6 +142,8 @@ impl Server {
                 self.ask_observer(id, Question::ForgetTrace(trace));
             }
             Request::Latency => self.ask_observer(id, Question::Latency),
+            Request::Crashes => self.list_crashes(id),
+            Request::Crash { name } => self.show_crash(id, &name),
             Request::Call { target, payload } => self.call(id, &target, &payload),
             Request::Shutdown { keep_nfs } => {
                 tracing::info!(keep_nfs, "stopping by a command: draining");

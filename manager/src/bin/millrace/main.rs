@@ -9,6 +9,7 @@ mod bench;
 mod capture;
 mod chain;
 mod client;
+mod crash;
 mod doctor;
 mod down;
 mod drops;
@@ -21,6 +22,7 @@ mod generate;
 mod nf;
 mod port;
 mod print;
+mod replay;
 mod rule;
 mod service;
 mod stats;
@@ -92,6 +94,11 @@ enum Noun {
     Flow(flow::Verb),
     /// Every dropped packet: place, reason, count
     Drops(drops::Options),
+    /// Crashes: what is left of NFs that crashed
+    #[command(subcommand, arg_required_else_help = false)]
+    Crash(crash::Verb),
+    /// Let an NF that crashed have its last packets again, offline
+    Replay(replay::Options),
     /// Whether all is as it must be
     #[command(subcommand, arg_required_else_help = false)]
     Doctor(doctor::Verb),
@@ -164,6 +171,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Noun::Rule(verb) => rule::run(globals, verb)?,
         Noun::Flow(verb) => flow::run(globals, verb)?,
         Noun::Drops(options) => drops::run(globals, &options)?,
+        Noun::Crash(verb) => crash::run(globals, &verb)?,
+        Noun::Replay(options) => return replay::run(globals, &options),
         Noun::Doctor(verb) => doctor::run(globals, &verb)?,
         Noun::Stats(options) => stats::run(globals, &options)?,
         Noun::Top(options) => return top::run(globals, &options),
