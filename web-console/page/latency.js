@@ -82,14 +82,14 @@ export async function draw({ status }) {
   drawNumbers(shown);
   setText($("latency-note"), note());
   const chains = [...new Set(shown.map(({ chain }) => chain))];
-  const make = () => el("section", {}, el("h2"), el("div", { class: "whole" }), el("div", { class: "charts" }));
+  const make = () => el("section", {}, el("h2"), el("div", { class: "whole" }), el("div", { class: "hops" }));
   keep($("latency-charts"), chains, (chain) => JSON.stringify(chain), make, (node, chain) => {
     setText(node.querySelector("h2"), chain === null ? "From port to port, without a chain" : `Chain ${chain}`);
     const here = shown.filter((subject) => subject.chain === chain);
     // One axis for all, so that hops can be compared.
     const rows = rowsUsed(here.map(({ points }) => ({ at, points })), (at.at(-1) ?? 0) - memory.spanMs());
     maps(node.querySelector(".whole"), here.filter(({ hop }) => hop === null), rows);
-    maps(node.querySelector(".charts"), here.filter(({ hop }) => hop !== null), rows);
+    maps(node.querySelector(".hops"), here.filter(({ hop }) => hop !== null), rows);
   });
 }
 

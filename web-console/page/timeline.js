@@ -65,7 +65,7 @@ function leftOf(entry, link) {
   link.hidden = crash === null;
   if (crash === null) return;
   setAttribute(link, "href", `#crashes?name=${encodeURIComponent(crash.name)}`);
-  setText(link, " what is left of it");
+  setText(link, "what is left of it");
 }
 
 document.getElementById("kind").addEventListener("change", draw);
