@@ -30,4 +30,6 @@ pub mod stats;
 pub mod status;
 pub mod stuck;
 pub mod supervisor;
+#[cfg(feature = "otel")]
+pub mod telemetry;
 pub mod worker;

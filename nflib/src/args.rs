@@ -9,9 +9,12 @@ use clap::{Args, Parser};
 
 use crate::control::DEFAULT_SOCKET;
 use crate::control::ServiceRef;
+use crate::log::LogFormat;
 
 /// Names the manager's socket when `--socket` does not.
 pub const SOCKET_VARIABLE: &str = "MILLRACE_SOCKET";
+/// Says how logs are written when `--log-format` does not.
+pub const LOG_FORMAT_VARIABLE: &str = "MILLRACE_LOG_FORMAT";
 
 /// How an NF finds its manager. Flatten it into an NF's own arguments:
 ///
@@ -39,6 +42,9 @@ pub struct NfArgs {
     /// What to log to stderr: error, warn, info, debug, trace, or a filter such as nflib=debug
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log: String,
+    /// How lines of the log are written
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t, env = LOG_FORMAT_VARIABLE)]
+    pub log_format: LogFormat,
     /// Leave, in good order, once so many packets were taken
     #[arg(long, value_name = "PACKETS", value_parser = clap::value_parser!(u64).range(1..))]
     pub packet_limit: Option<u64>,
@@ -58,6 +64,7 @@ impl NfArgs {
             socket: socket.into(),
             no_wait: false,
             log: "info".to_owned(),
+            log_format: LogFormat::default(),
             packet_limit: None,
             time_limit_s: None,
             core: None,

@@ -12,7 +12,7 @@ fn main() -> ExitCode {
         Ok(options) => options,
         Err(stop) => return stop.tell(),
     };
-    if let Err(error) = nflib::log::init(&options.log) {
+    if let Err(error) = nflib::log::init(&options.log, options.log_format) {
         eprintln!("millrace-web: {error}");
         return ExitCode::from(2);
     }

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser};
-use nflib::args::one_line;
+use nflib::args::{LOG_FORMAT_VARIABLE, one_line};
 use nflib::control::DEFAULT_SOCKET;
+use nflib::log::LogFormat;
 
 /// Shows a running Millrace manager in the browser.
 #[derive(Clone, Debug, Parser)]
@@ -53,6 +54,15 @@ pub struct Options {
     /// What to log: error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "MILLRACE_LOG")]
     pub log: String,
+    /// How lines of the log are written.
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t,
+        env = LOG_FORMAT_VARIABLE
+    )]
+    pub log_format: LogFormat,
 }
 
 impl Options {

@@ -12,7 +12,10 @@ use millrace::journal::Found;
 use millrace::report;
 use millrace::server::{ControlSocket, Server, block_signals};
 use millrace::supervisor::{CoreMap, exec};
+use nflib::args::LOG_FORMAT_VARIABLE;
+use nflib::log::LogFormat;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signalfd::SignalFd;
 
 /// Owns the ports and moves packets between them and the network functions.
 #[derive(Parser)]
@@ -30,6 +33,20 @@ struct Args {
     /// What to log: error, warn, info, debug or trace.
     #[arg(long, default_value = "info", env = "MILLRACE_LOG")]
     log: String,
+    /// How lines of the log are written.
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t,
+        env = LOG_FORMAT_VARIABLE
+    )]
+    log_format: LogFormat,
+    /// Where spans of requests and changes are sent: an OpenTelemetry collector that speaks OTLP over
+    /// HTTP, `http://127.0.0.1:4318`.
+    #[cfg(feature = "otel")]
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    otlp_endpoint: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -37,17 +54,43 @@ fn main() -> ExitCode {
         return code;
     }
     let args = Args::parse();
-    if let Err(error) = nflib::log::init(&args.log) {
-        eprintln!("millrace-manager: {error}");
-        return ExitCode::from(2);
-    }
-    match run(&args) {
+    // Before any other thread is there: they shall all have its signals blocked.
+    let signals = match block_signals() {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("millrace-manager: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let _telemetry = match start_log(&args) {
+        Ok(telemetry) => telemetry,
+        Err(error) => {
+            eprintln!("millrace-manager: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(&args, signals) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("millrace-manager: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Starts the log, and with it what is sent elsewhere, for as long as the result lives.
+#[cfg(feature = "otel")]
+fn start_log(args: &Args) -> anyhow::Result<Option<millrace::telemetry::Telemetry>> {
+    let telemetry = args.otlp_endpoint.as_deref().map(millrace::telemetry::start).transpose()?;
+    let (telemetry, listener) = telemetry.unzip();
+    nflib::log::init_with(&args.log, args.log_format, listener)?;
+    Ok(telemetry)
+}
+
+/// Starts the log.
+#[cfg(not(feature = "otel"))]
+fn start_log(args: &Args) -> anyhow::Result<()> {
+    Ok(nflib::log::init(&args.log, args.log_format)?)
 }
 
 /// Allows as many open files as may be: an NF takes three, an edge between two another one, and the
@@ -61,7 +104,7 @@ fn raise_file_limit() {
     }
 }
 
-fn run(args: &Args) -> anyhow::Result<()> {
+fn run(args: &Args, signals: SignalFd) -> anyhow::Result<()> {
     let config = Config::load(&args.config).context("configuration")?;
     if args.check {
         report::config_summary(&config);
@@ -69,7 +112,6 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     raise_file_limit();
     let cores = CoreMap::of_this_thread();
-    let signals = block_signals()?;
     // The socket first: a second manager must not touch the first one's ports.
     let socket = ControlSocket::bind(&config.manager)?;
     let file = config.manager.journal.file(&config.manager.socket);

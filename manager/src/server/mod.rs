@@ -455,6 +455,7 @@ impl Server {
     }
 
     fn end_nf(&mut self, instance: u32, why: &str) -> Result<(), ServerError> {
+        let _span = tracing::debug_span!("end_nf", instance, why).entered();
         self.connections.close_nf(instance);
         for (id, reply) in self.calls.gone(instance) {
             self.connections.send(id, &reply);

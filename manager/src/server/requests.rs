@@ -20,14 +20,16 @@ const MAX_CHANGES_WAITING: usize = 4096;
 /// Who waits for which change.
 #[derive(Default)]
 pub struct Asking {
-    waiting: BTreeMap<RequestId, u64>,
+    /// By request: on which connection, and since when, for those who keep such times.
+    waiting: BTreeMap<RequestId, (u64, tracing::Span)>,
     last: RequestId,
 }
 
 impl Asking {
     fn begin(&mut self, connection: u64) -> RequestId {
         self.last += 1;
-        self.waiting.insert(self.last, connection);
+        let span = tracing::debug_span!("change", request = self.last);
+        self.waiting.insert(self.last, (connection, span));
         self.last
     }
 
@@ -39,7 +41,7 @@ impl Asking {
 
     /// The connection that waits for a request, which is done now.
     pub fn done(&mut self, id: RequestId) -> Option<u64> {
-        self.waiting.remove(&id)
+        self.waiting.remove(&id).map(|(connection, _)| connection)
     }
 }
 
@@ -58,7 +60,9 @@ impl Server {
             match connection.next_request() {
                 Ok(Some(request)) => {
                     let instance = connection.instance;
-                    self.answer(id, instance, request)?;
+                    let span =
+                        tracing::debug_span!("request", op = name_of(&request), connection = id);
+                    span.in_scope(|| self.answer(id, instance, request))?;
                 }
                 Ok(None) => break,
                 Err(error) => {

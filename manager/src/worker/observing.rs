@@ -205,6 +205,7 @@ impl Watch {
 
     /// Packets have been taken by a port to be sent.
     #[cold]
+    #[inline(never)]
     pub(super) fn sent(&mut self, packets: &[PortPacket], port: PortId) {
         for packet in packets {
             let mark = self.take_mark(packet.buffer);
@@ -216,6 +217,7 @@ impl Watch {
 
     /// Packets are dropped; `slot` is that of the service, or [`NOBODY`].
     #[cold]
+    #[inline(never)]
     pub(super) fn dropped(&mut self, packets: &[PortPacket], slot: u16, reason: DropReason) {
         let code = reason as u8;
         for packet in packets {
@@ -304,6 +306,7 @@ impl Worker {
 
     /// Looks at a burst that was classified just now and has not gone anywhere yet.
     #[cold]
+    #[inline(never)]
     pub(super) fn watch_burst(&mut self, plan: &Plan, port: PortId, received: &[PortPacket]) {
         let Some(watch) = &mut self.watch else { return };
         let sampled = watch.sample(received.len());

@@ -187,7 +187,7 @@ pub fn run_as(name: &str, nf: impl NetworkFunction, args: &NfArgs) -> ExitCode {
 }
 
 fn start(name: &str, nf: impl NetworkFunction, args: &NfArgs) -> Result<(), RunError> {
-    crate::log::init(&args.log)?;
+    crate::log::init(&args.log, args.log_format)?;
     let stop = catch_stop_signals().map_err(RunError::Signals)?;
     leave_last_words().map_err(RunError::Signals)?;
     run_until(name, nf, args, stop)

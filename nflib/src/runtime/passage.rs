@@ -132,12 +132,12 @@ impl<N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<N, M, H> {
                 self.record(number, count, now_ns);
             }
             self.rx_pkts += count as u64;
-            let is_watched = self.is_watched();
-            if is_watched {
-                self.tell_of_arrivals(number, count);
+            if self.is_watched() {
+                self.serve_watched(number, count, now_ns)?;
+            } else {
+                self.engine.run(count, now_ns);
+                self.pass_unwatched(Some(number), now_ns)?;
             }
-            self.engine.run(count, now_ns);
-            self.pass_burst_on(Some(number), now_ns, is_watched)?;
         }
         Ok(count)
     }
@@ -162,19 +162,13 @@ impl<N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<N, M, H> {
         input: Option<usize>,
         now_ns: u64,
     ) -> Result<usize, RingError> {
-        self.pass_burst_on(input, now_ns, self.is_watched())
-    }
-
-    #[inline]
-    fn pass_burst_on(
-        &mut self,
-        input: Option<usize>,
-        now_ns: u64,
-        is_watched: bool,
-    ) -> Result<usize, RingError> {
-        if is_watched {
+        if self.is_watched() {
             self.tell_of_decisions();
         }
+        self.pass_unwatched(input, now_ns)
+    }
+
+    fn pass_unwatched(&mut self, input: Option<usize>, now_ns: u64) -> Result<usize, RingError> {
         if self.engine.has_newly_held() {
             for buffer in self.engine.take_newly_held() {
                 self.marks.set(buffer);
@@ -201,7 +195,20 @@ impl<N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<N, M, H> {
         self.lookout.as_ref().is_some_and(|lookout| lookout.is_on())
     }
 
+    /// A burst that something is to be told of, through all steps.
     #[cold]
+    #[inline(never)]
+    fn serve_watched(
+        &mut self,
+        input: usize,
+        count: usize,
+        now_ns: u64,
+    ) -> Result<usize, RingError> {
+        self.tell_of_arrivals(input, count);
+        self.engine.run(count, now_ns);
+        self.pass_on(Some(input), now_ns)
+    }
+
     fn tell_of_arrivals(&mut self, input: usize, count: usize) {
         let peer = match self.inputs.all[input].source {
             Source::Lane => None,
@@ -213,6 +220,7 @@ impl<N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<N, M, H> {
     }
 
     #[cold]
+    #[inline(never)]
     fn tell_of_decisions(&mut self) {
         let Some(lookout) = &mut self.lookout else { return };
         lookout.holds(self.engine.newly_held());
