@@ -79,7 +79,7 @@ function words(text) {
   return el("pre", { class: "words", tabindex: 0, role: "region", "aria-label": "Last words" }, text);
 }
 
-function file(crash, [name, lenBytes]) {
+function file(crash, { name, len_bytes: lenBytes }) {
   const size = el("span", { class: "quiet" }, ` ${bytes(lenBytes)}`);
   if (!isAllowed) return el("li", {}, name, size);
   const href = `/api/v1/crashes/${segment(crash)}/files/${segment(name)}`;

@@ -5,6 +5,8 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use nflib::control::{CrashStatus, Reply, Request};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::capture::PCAPNG;
 use super::download::{attached, by_this_page_or_a_program, file, slot};
@@ -30,10 +32,10 @@ pub fn operations() -> Vec<Operation> {
             "What is left of NFs that crashed, the newest first",
             crashes,
         )
-        .answers::<Vec<CrashStatus>>(),
+        .answers::<Vec<Crash>>(),
         Operation::get("/api/v1/crashes/{crash}", "showCrash", "One crash", crash)
             .segment("crash", "Its name")
-            .answers::<CrashStatus>(),
+            .answers::<Crash>(),
         Operation::get(
             "/api/v1/crashes/{crash}/files/{file}",
             "crashFile",
@@ -47,10 +49,65 @@ pub fn operations() -> Vec<Operation> {
     ]
 }
 
+/// What is left of an NF that crashed.
+#[derive(Serialize, JsonSchema)]
+struct Crash {
+    /// Its name, for commands.
+    name: String,
+    /// When, nanoseconds since 1970.
+    time_unix_ns: u64,
+    /// The service.
+    service: String,
+    /// The instance.
+    instance: u32,
+    /// How its process ended: `SIGSEGV`, `exit status 101`.
+    why: String,
+    /// The last words it found: a panic's message, or the place where a signal struck.
+    last_words: Option<String>,
+    /// The folder, on the manager's machine.
+    path: String,
+    /// Its files.
+    files: Vec<CrashFile>,
+    /// Packets that were recorded before.
+    recorded_pkts: u64,
+    /// Packets that it had in hand.
+    in_hand_pkts: u64,
+}
+
+/// A file of a crash.
+#[derive(Serialize, JsonSchema)]
+struct CrashFile {
+    /// Its name.
+    name: String,
+    /// Its length, bytes.
+    len_bytes: u64,
+}
+
+impl From<&CrashStatus> for Crash {
+    fn from(crash: &CrashStatus) -> Self {
+        let file = |(name, len_bytes): &(String, u64)| CrashFile {
+            name: name.clone(),
+            len_bytes: *len_bytes,
+        };
+        Self {
+            name: crash.name.clone(),
+            time_unix_ns: crash.time_unix_ns,
+            service: crash.service.clone(),
+            instance: crash.instance,
+            why: crash.why.clone(),
+            last_words: crash.last_words.clone(),
+            path: crash.path.clone(),
+            files: crash.files.iter().map(file).collect(),
+            recorded_pkts: crash.recorded_pkts,
+            in_hand_pkts: crash.in_hand_pkts,
+        }
+    }
+}
+
 async fn crashes(State(shared): State<Shared>) -> Answered {
     let reading = shared.latest();
     reading.status()?;
-    Ok(json(&reading.seen().crashes))
+    Ok(json(&reading.seen().crashes.iter().map(Crash::from).collect::<Vec<_>>()))
 }
 
 fn no_crash(name: &str) -> ApiError {
@@ -62,7 +119,7 @@ async fn crash(State(shared): State<Shared>, Segments(name): Segments<String>) -
     reading.status()?;
     let seen = reading.seen();
     let found = seen.crashes.iter().find(|crash| crash.name == name);
-    Ok(json(found.ok_or_else(|| no_crash(&name))?))
+    Ok(json(&Crash::from(found.ok_or_else(|| no_crash(&name))?)))
 }
 
 async fn crash_file(
