@@ -120,6 +120,7 @@ fn latencies_of_each_hop_come_by_themselves() {
 #[test]
 fn what_a_killed_nf_leaves_is_listed_and_given_out() {
     let Some((mut lab, console)) = stage() else { return };
+    lab.until("packets flow", |status| status.nfs.iter().all(|nf| nf.rx_pkts > 0));
     let killed = lab.kill_nf("fw");
     let mut crashes: Vec<Value> = Vec::new();
     until("its crash is listed", || {
