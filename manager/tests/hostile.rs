@@ -21,6 +21,8 @@ mod conversation;
 mod descriptors;
 #[path = "hostile/edges.rs"]
 mod edges;
+#[path = "hostile/events.rs"]
+mod events;
 #[path = "hostile/hoarding.rs"]
 mod hoarding;
 #[path = "hostile/intruder.rs"]

@@ -97,7 +97,8 @@ mod spans {
         command.args(["--otlp-endpoint", &endpoint]);
         let manager = Manager::start_by(command, "", TABLES);
         drop(manager.status());
-        let chain = ChainSpec { name: "new".to_owned(), end: "egress".to_owned(), ..ChainSpec::default() };
+        let chain =
+            ChainSpec { name: "new".to_owned(), end: "egress".to_owned(), ..ChainSpec::default() };
         manager.edit(vec![Edit::SetChain { chain, new: true }]).unwrap();
         // What waits is sent at the end.
         manager.stop();

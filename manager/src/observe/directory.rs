@@ -94,8 +94,8 @@ struct Term<T> {
     is: T,
 }
 
-/// What a number meant, oldest first.
-type Terms<T> = Vec<Term<T>>;
+/// What a number meant, oldest first; shared among the directories in which that is the same.
+type Terms<T> = Arc<Vec<Term<T>>>;
 
 /// All names at a moment.
 #[derive(Clone, Debug, Default)]
@@ -119,7 +119,7 @@ impl Directory {
         routes: Vec<(RouteId, RouteName)>,
     ) -> Self {
         fn always<T>(is: T) -> Terms<Arc<T>> {
-            vec![Term { since_ns: 0, until_ns: None, is: Arc::new(is) }]
+            Arc::new(vec![Term { since_ns: 0, until_ns: None, is: Arc::new(is) }])
         }
         Self {
             generation: 1,
@@ -363,25 +363,31 @@ fn route_name(model: &Model, route: &Route) -> RouteName {
     }
 }
 
-fn begin<T>(terms: &mut Terms<T>, since_ns: u64, is: T) {
+fn begin<T: Clone>(terms: &mut Terms<T>, since_ns: u64, is: T) {
+    let terms = Arc::make_mut(terms);
     if terms.len() == MAX_FORMER {
         terms.remove(0);
     }
     terms.push(Term { since_ns, until_ns: None, is });
 }
 
-fn end<T>(terms: &mut Terms<T>, at_ns: u64) {
-    if let Some(last) = terms.last_mut() {
-        last.until_ns.get_or_insert(at_ns);
+fn end<T: Clone>(terms: &mut Terms<T>, at_ns: u64) {
+    if current(terms).is_some()
+        && let Some(last) = Arc::make_mut(terms).last_mut()
+    {
+        last.until_ns = Some(at_ns);
     }
 }
 
 /// Forgets what ended long ago.
-fn forget<N: Ord, T>(by_number: &mut BTreeMap<N, Terms<T>>, now_ns: u64) {
+fn forget<N: Ord, T: Clone>(by_number: &mut BTreeMap<N, Terms<T>>, now_ns: u64) {
+    let is_kept = |term: &Term<T>| {
+        term.until_ns.is_none_or(|until_ns| now_ns.saturating_sub(until_ns) < KEPT_NS)
+    };
     by_number.retain(|_, terms| {
-        terms.retain(|term| {
-            term.until_ns.is_none_or(|until_ns| now_ns.saturating_sub(until_ns) < KEPT_NS)
-        });
+        if !terms.iter().all(is_kept) {
+            Arc::make_mut(terms).retain(is_kept);
+        }
         !terms.is_empty()
     });
 }

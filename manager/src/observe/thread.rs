@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use nflib::control::{CaptureRequest, ErrorReply, Reply, TraceRequest};
-use nflib::observe::{NOBODY, TapSpec};
+use nflib::observe::TapSpec;
 use nflib::shm::{TapFile, TapReader, set_nice};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::time::{ClockId, clock_gettime};
@@ -52,7 +52,7 @@ pub enum Question {
     /// Which captures there are.
     Captures,
     /// To follow packets that this takes.
-    Trace(TraceRequest, Match),
+    Trace(Box<(TraceRequest, Match)>),
     /// What was seen of them.
     Traces(Option<u64>),
     /// To forget a trace.
@@ -251,7 +251,7 @@ impl Watcher {
     fn pause(&self) -> Option<Duration> {
         let seen = &self.seen;
         let is_waited_for =
-            seen.captures.is_active() || seen.traces.is_marking() || seen.journeys.traced() > 0;
+            seen.captures.is_active() || seen.traces.is_waiting() || seen.journeys.traced() > 0;
         if is_waited_for {
             Some(ROUND)
         } else if self.latency_interval_us > 0 || !seen.journeys.is_empty() {
@@ -299,7 +299,8 @@ impl Watcher {
                 return Ok((Reply::Capturing { id }, Some(reader)));
             }
             Question::Captures => Reply::Captures { captures: captures.status(time_ns) },
-            Question::Trace(request, matches) => {
+            Question::Trace(trace) => {
+                let (request, matches) = *trace;
                 Reply::Tracing { id: traces.start(request, matches, time_ns)? }
             }
             Question::Traces(id) => {
@@ -349,7 +350,7 @@ impl Watcher {
         self.seen.end_turn(emptied, time_ns);
         let Seen { captures, directory, traces, .. } = &mut self.seen;
         captures.turn(time_ns, &lost, directory);
-        traces.turn();
+        traces.turn(time_ns);
     }
 
     /// Whether some ring has lost more than before.
@@ -453,8 +454,6 @@ fn unix_offset_ns() -> u64 {
     let unix = clock_gettime(ClockId::CLOCK_REALTIME).map(Duration::from).unwrap_or_default();
     u64::try_from(unix.as_nanos()).unwrap_or(u64::MAX).saturating_sub(now_ns())
 }
-
-const _: () = assert!(NOBODY == u16::MAX, "slots of traces are below");
 
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ use nflib::observe::NOBODY;
 
 use super::Directory;
 use super::changes::changes;
-use super::journeys::{End, Journey, Journeys, Step};
+use super::journeys::{End, Journey, Journeys, PATIENCE_NS, Step};
 use crate::flow::{FlowKey, Match};
 use crate::plan::NfNumber;
 use crate::worker::Following;
@@ -26,6 +26,9 @@ pub const MAX_TRACED_BYTES: u16 = 1024;
 /// What the packets of one trace take, bytes; then it ends.
 const MAX_STORED_BYTES: usize = 4 << 20;
 
+/// How much later than a packet is given up its trace may know of it, nanoseconds.
+const SLACK_NS: u64 = 1_000_000_000;
+
 /// A trace.
 #[derive(Debug)]
 struct Trace {
@@ -36,8 +39,8 @@ struct Trace {
     matches: Match,
     left: Arc<AtomicU32>,
     since_ns: u64,
-    /// Marking has ended, and was told to the workers.
-    ended: bool,
+    /// When it was seen that all packets are marked, nanoseconds of CLOCK_MONOTONIC.
+    ended_ns: Option<u64>,
     torn_pkts: u64,
     packets: Vec<TracedPacket>,
     stored_bytes: usize,
@@ -48,14 +51,22 @@ impl Trace {
         self.left.load(Ordering::Relaxed) == 0
     }
 
+    fn marked_pkts(&self) -> u64 {
+        self.request.count.saturating_sub(self.left.load(Ordering::Relaxed)).into()
+    }
+
+    /// Packets that were marked and not told of yet.
+    fn missing_pkts(&self) -> u64 {
+        self.marked_pkts().saturating_sub(self.packets.len() as u64 + self.torn_pkts)
+    }
+
     fn status(&self, now_ns: u64) -> TraceStatus {
-        let left = self.left.load(Ordering::Relaxed);
         TraceStatus {
             id: self.id,
             request: self.request.clone(),
-            marked_pkts: u64::from(self.request.count.saturating_sub(left)),
+            marked_pkts: self.marked_pkts(),
             torn_pkts: self.torn_pkts,
-            done: left == 0,
+            done: self.is_done(),
             for_s: std::time::Duration::from_nanos(now_ns.saturating_sub(self.since_ns))
                 .as_secs_f64(),
             packets: Vec::new(),
@@ -125,7 +136,7 @@ impl Traces {
             request,
             matches,
             since_ns: now_ns,
-            ended: false,
+            ended_ns: None,
             torn_pkts: 0,
             packets: Vec::new(),
             stored_bytes: 0,
@@ -151,17 +162,23 @@ impl Traces {
         Some(self.traces.remove(at).slot)
     }
 
-    /// Whether workers are to mark packets.
+    /// Whether rings are to be read for some trace: its packets are not marked yet, or not all told of.
     #[must_use]
-    pub fn is_marking(&self) -> bool {
-        self.traces.iter().any(|trace| !trace.is_done())
+    pub fn is_waiting(&self) -> bool {
+        self.traces.iter().any(|trace| !trace.is_done() || trace.missing_pkts() > 0)
     }
 
-    /// Notes which traces have all their packets. To be called now and then.
-    pub fn turn(&mut self) {
-        for trace in self.traces.iter_mut().filter(|trace| !trace.ended && trace.is_done()) {
-            trace.ended = true;
-            self.generation += 1;
+    /// Notes which traces have all their packets marked. To be called after each round.
+    pub fn turn(&mut self, now_ns: u64) {
+        for trace in self.traces.iter_mut().filter(|trace| trace.is_done()) {
+            let ended_ns = *trace.ended_ns.get_or_insert_with(|| {
+                self.generation += 1;
+                now_ns
+            });
+            // Those whose first event was lost are not heard of any more.
+            if now_ns.saturating_sub(ended_ns) > PATIENCE_NS + SLACK_NS {
+                trace.torn_pkts += trace.missing_pkts();
+            }
         }
     }
 

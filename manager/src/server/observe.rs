@@ -126,7 +126,9 @@ impl Server {
         let matches = traces::check(&request)
             .and_then(|()| Ok(self.conductor.model().match_of(&request.matches)?));
         match matches {
-            Ok(matches) => self.ask_observer(connection, Question::Trace(request, matches)),
+            Ok(matches) => {
+                self.ask_observer(connection, Question::Trace(Box::new((request, matches))));
+            }
             Err(error) => self.connections.send(connection, &Reply::Error(error)),
         }
     }

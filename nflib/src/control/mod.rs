@@ -47,6 +47,7 @@ pub const MAX_REPLY_BYTES: usize = 64 << 20;
 /// What a client asks of the manager.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant, reason = "each is made, sent and done with")]
 pub enum Request {
     /// Join as an NF.
     Attach(AttachRequest),

@@ -19,6 +19,7 @@ mod file;
 mod flow;
 mod frame;
 mod generate;
+mod latency;
 mod nf;
 mod port;
 mod print;
@@ -29,6 +30,7 @@ mod stats;
 mod status;
 mod table;
 mod top;
+mod trace;
 mod up;
 mod words;
 
@@ -102,6 +104,11 @@ enum Noun {
     /// Whether all is as it must be
     #[command(subcommand, arg_required_else_help = false)]
     Doctor(doctor::Verb),
+    /// Packet traces: what single packets meet, and what is changed of them
+    #[command(subcommand, arg_required_else_help = false)]
+    Trace(trace::Verb),
+    /// How long packets wait and take at each hop, and from port to port
+    Latency,
     /// Rates of ports and NFs, measured over an interval, and every drop
     Stats(stats::Options),
     /// A live view of ports, NFs, chains, drops and cores
@@ -174,6 +181,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Noun::Crash(verb) => crash::run(globals, &verb)?,
         Noun::Replay(options) => return replay::run(globals, &options),
         Noun::Doctor(verb) => doctor::run(globals, &verb)?,
+        Noun::Trace(verb) => trace::run(globals, verb)?,
+        Noun::Latency => latency::run(globals)?,
         Noun::Stats(options) => stats::run(globals, &options)?,
         Noun::Top(options) => return top::run(globals, &options),
         Noun::Capture(options) => return capture::run(globals, options),

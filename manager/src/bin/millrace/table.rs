@@ -110,6 +110,22 @@ pub fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
 
+/// A short time with three digits that count: `812 ns`, `3.21 µs`, `45.6 ms`, `1.20 s`.
+pub fn time_ns(ns: u64) -> String {
+    let (scaled, unit) = match ns {
+        ns if ns < 1000 => return format!("{ns} ns"),
+        ns if ns < 999_500 => (ns as f64 / 1e3, "µs"),
+        ns if ns < 999_500_000 => (ns as f64 / 1e6, "ms"),
+        ns => (ns as f64 / 1e9, "s"),
+    };
+    let digits = match scaled {
+        scaled if scaled < 9.995 => 2,
+        scaled if scaled < 99.95 => 1,
+        _ => 0,
+    };
+    format!("{scaled:.digits$} {unit}")
+}
+
 /// A time that has passed, in the unit a person would use: `0.25 s`, `12 s`, `3 min`, `5 h`.
 pub fn ago(seconds: f64) -> String {
     match seconds {
@@ -160,6 +176,23 @@ mod tests {
             (40e9, "40.00 Gpps"),
         ] {
             assert_eq!(si(value, "pps"), text);
+        }
+    }
+
+    #[test]
+    fn short_times_have_three_digits_that_count() {
+        for (ns, text) in [
+            (0, "0 ns"),
+            (999, "999 ns"),
+            (1000, "1.00 µs"),
+            (12_345, "12.3 µs"),
+            (99_960, "100 µs"),
+            (999_499, "999 µs"),
+            (999_500, "1.00 ms"),
+            (1_204_000_000, "1.20 s"),
+            (123_000_000_000, "123 s"),
+        ] {
+            assert_eq!(time_ns(ns), text);
         }
     }
 

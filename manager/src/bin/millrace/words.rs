@@ -18,7 +18,11 @@ pub fn rule(words: &[String]) -> Result<(MatchSpec, ThenSpec), String> {
     Ok((matches(&words[..at])?, then(&words[at + 1..])?))
 }
 
-fn matches(words: &[String]) -> Result<MatchSpec, String> {
+/// `FIELD=VALUE…`; `*` or nothing for every packet.
+///
+/// # Errors
+/// One line.
+pub fn matches(words: &[String]) -> Result<MatchSpec, String> {
     let mut spec = MatchSpec::default();
     for word in words.iter().filter(|&word| word != "*") {
         let (field, value) = pair(word).ok_or_else(|| {

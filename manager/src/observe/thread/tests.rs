@@ -3,7 +3,7 @@
 use super::*;
 use crate::observe::{HopName, NfName, RouteName, ServiceName};
 use nflib::control::MatchSpec;
-use nflib::observe::{Event, EventKind};
+use nflib::observe::{Event, EventKind, NOBODY};
 use nflib::shm::{Scribble, TapWriter};
 
 struct Bench {
@@ -19,7 +19,7 @@ impl Bench {
     fn new(latency_interval_us: u32) -> Self {
         let files = [TapFile::create().unwrap(), TapFile::create().unwrap()];
         let observer = Observer::start(vec![Arc::clone(&files[0])], latency_interval_us).unwrap();
-        let [worker, nf] = files.each_ref().map(|file| file.writer());
+        let [worker, nf] = files.each_ref().map(TapFile::writer);
         observer.tell(Command::NfCame(3, 9, Arc::clone(&files[1])));
         observer.tell(Command::Directory(Arc::new(directory())));
         Self { observer, worker, nf, said: Vec::new() }
@@ -117,7 +117,7 @@ fn a_trace_is_ordered_told_and_forgotten() {
     let mut bench = Bench::new(0);
     let request = TraceRequest { count: 2, ..TraceRequest::default() };
     let matches = Match::compile(&MatchSpec::default(), &|_| None).unwrap();
-    let reply = bench.ask(Question::Trace(request, matches));
+    let reply = bench.ask(Question::Trace(Box::new((request, matches))));
     assert_eq!(reply, Reply::Tracing { id: 1 });
     let slot = bench.wait(slot_of);
     bench.packet(slot);

@@ -151,17 +151,24 @@ fn a_trace_marks_until_it_has_its_packets_and_torn_ones_are_counted() {
     let before = traces.generation();
     let following = traces.following();
     following[0].left.store(1, Ordering::Relaxed);
-    traces.turn();
-    assert_eq!((traces.generation(), traces.is_marking()), (before, true));
+    traces.turn(20);
+    assert_eq!((traces.generation(), traces.is_waiting()), (before, true));
     following[0].left.store(0, Ordering::Relaxed);
-    traces.turn();
-    assert!(traces.generation() > before && !traces.is_marking() && traces.following().is_empty());
+    traces.turn(20);
+    assert!(traces.generation() > before && traces.is_waiting() && traces.following().is_empty());
     let (_, done) = journeys(following[0].slot, &directory);
     traces.take(&Journey { torn: true, ..done[0].clone() }, &directory, 0);
     let status = traces.status(None, &Journeys::new(), &directory, 20, 0).unwrap();
     let TraceStatus { marked_pkts, torn_pkts, done, .. } = status[0];
     assert_eq!((status[0].id, marked_pkts, torn_pkts, done), (id, 3, 1, true));
     assert!(status[0].packets.is_empty());
+    // Of the others nothing was ever heard.
+    traces.turn(20 + PATIENCE_NS + SLACK_NS);
+    assert!(traces.is_waiting());
+    traces.turn(21 + PATIENCE_NS + SLACK_NS);
+    assert!(!traces.is_waiting());
+    let status = traces.status(None, &Journeys::new(), &directory, 20, 0).unwrap();
+    assert_eq!(status[0].torn_pkts, 3);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::io::IsTerminal as _;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
@@ -66,7 +67,7 @@ enum Verb {
 pub fn run(globals: &Globals, options: Options) -> anyhow::Result<ExitCode> {
     match options.verb {
         Some(Verb::Points) => {
-            let points = points(&globals.connect()?)?;
+            let points = points(&globals.connect()?, LOOK_LIMIT)?;
             print::either(globals.json, &points, || point_table(&points))?;
             Ok(ExitCode::SUCCESS)
         }
@@ -178,12 +179,12 @@ pub fn filter(text: &str) -> anyhow::Result<Vec<nflib::control::FilterStep>> {
     })
 }
 
-/// Where packets can be captured.
+/// Where packets can be captured, waiting at most `limit`.
 ///
 /// # Errors
 /// [`ClientError`].
-pub fn points(client: &Client) -> Result<Vec<CapturePoint>, ClientError> {
-    match client.ask(&Request::CapturePoints, LOOK_LIMIT)? {
+pub fn points(client: &Client, limit: Duration) -> Result<Vec<CapturePoint>, ClientError> {
+    match client.ask(&Request::CapturePoints, limit)? {
         Reply::CapturePoints { points } => Ok(points),
         _ => Err(client.unexpected("points")),
     }

@@ -10,6 +10,7 @@ mod install;
 use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -21,6 +22,8 @@ use crate::{Globals, print};
 
 /// What an interface's name begins with, that it be told from those of the machine.
 const PREFIX: &str = "millrace:";
+/// How long a manager may take to list its places: Wireshark does not start before.
+const START_LIMIT: Duration = Duration::from_secs(2);
 
 /// Options of `millrace extcap`.
 #[derive(Args)]
@@ -96,7 +99,10 @@ pub fn run(globals: &Globals, options: &Options) -> anyhow::Result<ExitCode> {
 fn interfaces(globals: &Globals) -> String {
     let version = env!("CARGO_PKG_VERSION");
     let mut text = format!("extcap {{version={version}}}{{display=Millrace}}\n");
-    let points = globals.connect().and_then(|client| capture::points(&client)).unwrap_or_default();
+    let points = globals
+        .connect()
+        .and_then(|client| capture::points(&client, START_LIMIT))
+        .unwrap_or_default();
     for CapturePoint { at, description } in points {
         let (at, description) = (sentence(&at), sentence(&description));
         text += &format!("interface {{value={PREFIX}{at}}}{{display=Millrace: {description}}}\n");

@@ -4,12 +4,12 @@
 use std::cmp::Reverse;
 
 use nflib::control::rates::{ChainRate, DropRate, NfRate, PortRate, RuleRate};
-use nflib::control::{NfStatus, PortStatus};
+use nflib::control::{Histogram, HopLatency, NfStatus, PortStatus};
 
 use super::cores;
 use super::reading::Up;
 use super::view::{Line, Style, plain};
-use crate::table::{Table, list, or_dash, percent, si};
+use crate::table::{Table, list, or_dash, percent, si, time_ns};
 use crate::{chain, drops, nf};
 
 /// Lines of the drop ledger in the view of everything.
@@ -144,13 +144,16 @@ impl Body<'_> {
             |chain| rate(&chain.spec.name).map_or(0.0, |rate| rate.pps),
             |_| 0.0,
         );
-        let mut rows = Rows::new(&["CHAIN", "PKTS", "BITS", "SERVICES", "END", "MISSING"]);
+        let mut rows =
+            Rows::new(&["CHAIN", "PKTS", "BITS", "P50", "P99", "SERVICES", "END", "MISSING"]);
         for chain in chains {
             let rate = rate(&chain.spec.name);
             let cells = vec![
                 chain.spec.name.clone(),
                 rate.map_or_else(|| "-".into(), |rate| si(rate.pps, "pps")),
                 rate.map_or_else(|| "-".into(), |rate| si(rate.bps, "bit/s")),
+                self.of_chain(&chain.spec.name, |total| total.p50_ns),
+                self.of_chain(&chain.spec.name, |total| total.p99_ns),
                 chain::services(&chain.spec),
                 chain.spec.end.clone(),
                 list(&chain.missing),
@@ -158,6 +161,20 @@ impl Body<'_> {
             rows.add(cells, !chain.missing.is_empty());
         }
         rows.lines()
+    }
+
+    /// How long packets of a chain take from port to port.
+    fn of_chain(&self, name: &str, of: fn(&Histogram) -> u64) -> String {
+        let chains = self.up.latency.iter().flat_map(|latency| &latency.chains);
+        let total = chains.filter(|chain| chain.chain.as_deref() == Some(name));
+        or_dash(total.map(|chain| time_ns(of(&chain.total))).next())
+    }
+
+    /// The longest that packets take at a service, of all hops that it is at.
+    fn at_service(&self, name: &str, of: fn(&HopLatency) -> &Histogram) -> String {
+        let hops = self.up.latency.iter().flat_map(|latency| &latency.hops);
+        let longest = hops.filter(|hop| hop.service == name).map(|hop| of(hop).p99_ns).max();
+        or_dash(longest.map(time_ns))
     }
 
     fn rules(&self) -> Vec<Line> {
@@ -197,7 +214,9 @@ impl Body<'_> {
     }
 
     fn services(&self) -> Vec<Line> {
-        let mut rows = Rows::new(&["SERVICE", "WANTED", "RUNNING", "DRAINING", "RESTARTS", "NOTE"]);
+        let mut rows = Rows::new(&[
+            "SERVICE", "WANTED", "RUNNING", "DRAINING", "RESTARTS", "WAIT P99", "TOOK P99", "NOTE",
+        ]);
         for service in &self.up.status.services {
             let running = service.instances.len() as u32;
             let cells = vec![
@@ -206,6 +225,8 @@ impl Body<'_> {
                 running.to_string(),
                 service.draining.len().to_string(),
                 service.restarts.to_string(),
+                self.at_service(&service.name, |hop| &hop.wait),
+                self.at_service(&service.name, |hop| &hop.took),
                 or_dash(service.waiting.as_ref()),
             ];
             rows.add(cells, service.wanted.is_some_and(|wanted| running < wanted));

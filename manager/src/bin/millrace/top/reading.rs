@@ -4,12 +4,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nflib::control::Status;
 use nflib::control::rates::Rates;
+use nflib::control::{LatencyReport, Status};
 use serde::Serialize;
 
 use super::cores::{self, AllTicks, CoreLoad};
 use crate::client::{Client, ClientError};
+use crate::latency;
 
 /// How long the manager may take, so that a key is never waited for longer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
@@ -36,6 +37,9 @@ pub struct Up {
     pub rates: Option<Rates>,
     /// The machine's cores.
     pub cores: Vec<CoreLoad>,
+    /// How long packets take; `None` where the manager does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency: Option<LatencyReport>,
 }
 
 /// Asks one manager again and again, also when it goes and comes.
@@ -55,7 +59,7 @@ impl Watch {
     /// Asks once.
     pub fn read(&mut self) -> Reading {
         match self.ask() {
-            Ok(status) => Reading::Up(Box::new(self.compare(status))),
+            Ok((status, latency)) => Reading::Up(Box::new(self.compare(status, latency))),
             Err(error) => {
                 self.before = None;
                 Reading::Away { away: error.to_string() }
@@ -63,23 +67,24 @@ impl Watch {
         }
     }
 
-    fn ask(&mut self) -> Result<Status, ClientError> {
+    fn ask(&mut self) -> Result<(Status, Option<LatencyReport>), ClientError> {
         let client = match self.client.take() {
             Some(client) => client,
             None => Client::connect(&self.socket)?,
         };
         let status = client.status_within(ANSWER_LIMIT)?;
-        // Kept only after a whole answer: a late one would otherwise answer the next question.
-        self.client = Some(client);
-        Ok(status)
+        let latency = latency::within(&client, ANSWER_LIMIT).ok();
+        // Kept only after whole answers: a late one would otherwise answer the next question.
+        self.client = latency.is_some().then_some(client);
+        Ok((status, latency))
     }
 
-    fn compare(&mut self, status: Status) -> Up {
+    fn compare(&mut self, status: Status, latency: Option<LatencyReport>) -> Up {
         let ticks = cores::read();
         let rates = self.before.as_ref().and_then(|before| Rates::between(before, &status));
         let cores = cores::loads(&self.ticks, &ticks, &status);
         self.ticks = ticks;
         self.before = Some(status.clone());
-        Up { status, rates, cores }
+        Up { status, rates, cores, latency }
     }
 }

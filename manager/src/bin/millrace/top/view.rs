@@ -166,8 +166,8 @@ mod tests {
     use crate::top::reading::Up;
     use nflib::control::rates::Rates;
     use nflib::control::{
-        ChainSpec, ChainStatus, DropStatus, NfStatus, PortStatus, ServiceRef, ServiceStatus,
-        Status, WorkerStatus,
+        ChainLatency, ChainSpec, ChainStatus, DropStatus, Histogram, HopLatency, LatencyReport,
+        NfStatus, PortStatus, ServiceRef, ServiceStatus, Status, WorkerStatus,
     };
 
     fn status(s: u64) -> Status {
@@ -233,8 +233,31 @@ mod tests {
         let cores =
             vec![CoreLoad { core: 0, busy_share: Some(0.5), pinned: vec!["worker 0".into()] }];
         let mut view = View::new(number);
-        view.reading = Reading::Up(Box::new(Up { status: after, rates, cores }));
+        view.reading =
+            Reading::Up(Box::new(Up { status: after, rates, cores, latency: Some(latency()) }));
         view
+    }
+
+    fn latency() -> LatencyReport {
+        let times = |p50_ns, p99_ns| Histogram { p50_ns, p99_ns, ..Default::default() };
+        let hop = |chain: &str, wait, took| HopLatency {
+            chain: chain.into(),
+            service: "fw".into(),
+            wait,
+            took,
+            ..Default::default()
+        };
+        LatencyReport {
+            hops: vec![
+                hop("web", times(1, 1500), times(1, 700)),
+                hop("other", times(1, 900), times(1, 800)),
+            ],
+            chains: vec![
+                ChainLatency { chain: None, total: times(1, 2) },
+                ChainLatency { chain: Some("web".into()), total: times(4000, 52_000) },
+            ],
+            ..Default::default()
+        }
     }
 
     fn text(lines: &[Line]) -> String {
@@ -273,6 +296,10 @@ mod tests {
             let text = text(&view(number).whole());
             assert!(text.contains(has) && !text.contains(has_not), "{number}:\n{text}");
         }
+        let services = text(&view(2).whole());
+        assert!(services.contains("0   1.50 µs    800 ns"), "{services}");
+        let chains = text(&view(3).whole());
+        assert!(chains.contains("4.00 µs  52.0 µs"), "{chains}");
         let drops = text(&view(4).whole());
         assert!(drops.contains("25.0 %") && drops.contains("worker:0"), "{drops}");
     }
