@@ -226,6 +226,17 @@ fn demangled(name: &str) -> String {
     bounded.0
 }
 
+/// A panic's calls without those of the panic itself, as far as they can be told by name.
+#[must_use]
+pub fn without_hook(mut frames: Vec<Frame>) -> Vec<Frame> {
+    let begins =
+        |frame: &Frame| frame.functions.iter().any(|f| f.name.ends_with("rust_begin_unwind"));
+    if let Some(at) = frames.iter().position(begins) {
+        frames.drain(..=at);
+    }
+    frames
+}
+
 /// The function that is most likely at fault: the innermost that is not on the way to a panic.
 #[must_use]
 pub fn culprit(frames: &[Frame]) -> Option<&Function> {

@@ -271,7 +271,8 @@ impl Scene {
             (None, None) => return Vec::new(),
         };
         let reader = Reader { uid: self.process.uid, since_unix_s: self.attached_unix_s };
-        backtrace::explain(&addresses, &backtrace::modules(&words.modules), reader)
+        let frames = backtrace::explain(&addresses, &backtrace::modules(&words.modules), reader);
+        if words.signal.is_some() { frames } else { backtrace::without_hook(frames) }
     }
 
     fn backtrace_text(&self, report: &Report, words: &LastWords, frames: &[Frame]) -> String {

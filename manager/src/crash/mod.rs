@@ -212,6 +212,9 @@ impl Crashes {
         }
         let waited = now.saturating_duration_since(suspect.since);
         let pid = suspect.scene.process.pid;
+        if let Some(stuck) = self.stuck.get(&suspect.leader.unwrap_or(pid)) {
+            return Verdict::Crashed(format!("killed, because it was stuck: {stuck}"));
+        }
         let ended = suspect.leader.map(|leader| self.ended.iter().rfind(|e| e.pid == leader));
         let how = match ended {
             Some(Some(ended)) if ended.pressed => return Verdict::Innocent,
@@ -222,15 +225,11 @@ impl Crashes {
             _ if waited < HUNG_UP_LIMIT => return Verdict::NotKnownYet,
             _ => return Verdict::Innocent,
         };
-        let stuck = self.stuck.get(&suspect.leader.unwrap_or(pid));
-        match (how, stuck) {
-            (How::Code(0) | How::Signal(Signal::SIGTERM | Signal::SIGINT), None) => {
-                Verdict::Innocent
-            }
-            (_, Some(stuck)) => Verdict::Crashed(format!("killed, because it was stuck: {stuck}")),
-            (How::Code(code), None) => Verdict::Crashed(format!("exit status {code}")),
-            (How::Signal(signal), None) => Verdict::Crashed(signal.as_str().to_owned()),
-            (How::Unknown, None) => {
+        match how {
+            How::Code(0) | How::Signal(Signal::SIGTERM | Signal::SIGINT) => Verdict::Innocent,
+            How::Code(code) => Verdict::Crashed(format!("exit status {code}")),
+            How::Signal(signal) => Verdict::Crashed(signal.as_str().to_owned()),
+            How::Unknown => {
                 let words = suspect.scene.black_box.last_words();
                 let has_words = words.signal.is_some() || words.panic.is_some();
                 match suspect.told_to_go && !has_words {

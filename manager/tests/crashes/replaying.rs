@@ -90,7 +90,7 @@ fn one_that_hangs_hangs_again_and_one_that_drops_is_told_of() {
     assert_eq!(code, Some(3), "{text}{complaint}");
     assert!(text.contains("stuck: no progress for"), "{text}");
     let firewall =
-        ["--times", "2", "--service-command", "millrace-nf", "firewall", "--default", "drop"];
+        ["--times", "2", "--service-command", "millrace-nf", "firewall", "--default", "deny"];
     let (code, text, complaint) = replay(&lab, &bundle, &firewall);
     assert_eq!(code, Some(0), "{text}{complaint}");
     let two = 2 * PKTS;

@@ -53,7 +53,7 @@ pub(crate) struct Passage<N, M, H> {
     /// Packets taken from an input at once.
     burst_pkts: usize,
     /// Keeps the last packets taken, for when the NF dies of one.
-    pub(super) recorder: Recorder,
+    pub(crate) recorder: Recorder,
     /// Who tells of packets that are looked at; none without a manager.
     pub(crate) lookout: Option<Box<Lookout>>,
 }

@@ -238,14 +238,18 @@ impl Bytes {
     /// All `len` bytes from `from` on are readable, and `at` is below `len`.
     #[inline]
     unsafe fn word(self, at: usize) -> u64 {
-        let mut word = [0; WORD_BYTES];
-        let count = (self.len - at).min(WORD_BYTES);
-        // SAFETY: `at + count` is at most `len`, and the caller vouches for these bytes; `word` is
-        // private, so the two do not overlap. Whoever writes there meanwhile changes what is copied.
+        let count = self.len - at;
+        // SAFETY: what is read is at most `len` bytes, for which the caller vouches; `word` is private, so
+        // that it does not overlap. Whoever writes there meanwhile changes what is copied.
         unsafe {
-            std::ptr::copy_nonoverlapping(self.from.as_ptr().add(at), word.as_mut_ptr(), count);
+            let from = self.from.as_ptr().add(at);
+            if count >= WORD_BYTES {
+                return u64::from_le_bytes(from.cast::<[u8; WORD_BYTES]>().read());
+            }
+            let mut word = [0; WORD_BYTES];
+            std::ptr::copy_nonoverlapping(from, word.as_mut_ptr(), count);
+            u64::from_le_bytes(word)
         }
-        u64::from_le_bytes(word)
     }
 }
 

@@ -158,8 +158,12 @@ fn show_text(bundle: &Bundle, now_ns: u64) -> String {
     line("files", &crash.path);
     section(&mut out, "backtrace", &frames_of(&bundle.backtrace));
     let packets = packet_lines(bundle);
-    let title = "the packets it had taken last, oldest first";
-    section(&mut out, title, &packets[packets.len().saturating_sub(LINES_SHOWN)..]);
+    let before = packets.len().saturating_sub(LINES_SHOWN);
+    let title = match before {
+        0 => "the packets it had taken last, oldest first".to_owned(),
+        more => format!("the packets it had taken last, oldest first ({more} before them)"),
+    };
+    section(&mut out, &title, &packets[before..]);
     let log: Vec<_> = bundle.log.lines().map(str::to_owned).collect();
     section(&mut out, "what it printed last", &log[log.len().saturating_sub(LINES_SHOWN)..]);
     out
@@ -217,8 +221,10 @@ fn packet_lines(bundle: &Bundle) -> Vec<String> {
 }
 
 fn packet_line(report: &Report, note: &PacketNote, bytes: &[u8], end_ns: u64) -> String {
+    // When one was taken that is not recorded nobody knows.
     let number = or_dash(note.number);
     let before_ms = end_ns.saturating_sub(note.time_unix_ns) as f64 / 1e6;
+    let when = note.number.map_or_else(String::new, |_| format!("-{before_ms:.3} ms"));
     let kind = match note.kind {
         PacketKind::Recorded => "passed",
         PacketKind::InHand => "in hand",
@@ -231,7 +237,7 @@ fn packet_line(report: &Report, note: &PacketNote, bytes: &[u8], end_ns: u64) ->
     });
     let from = port.map_or_else(String::new, |port| format!(" by {port}"));
     let len = note.len_bytes;
-    format!("{number:>6}  -{before_ms:.3} ms  {kind:<7}  {len:>4} bytes{from}  {}", summary(bytes))
+    format!("{number:>6}  {when:>12}  {kind:<7}  {len:>4} bytes{from}  {}", summary(bytes))
 }
 
 /// Who to whom, in short.

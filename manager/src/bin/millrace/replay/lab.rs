@@ -26,6 +26,8 @@ use crate::client::{Client, ClientError, LOOK_LIMIT};
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How long a packet may stay with the NF while nothing moves, before it is said to be kept.
 const STILL_LIMIT: Duration = Duration::from_secs(1);
+/// How long a manager may have a reason why its NF does not run.
+const START_LIMIT: Duration = Duration::from_secs(1);
 /// What a manager may take to end.
 const END_LIMIT: Duration = Duration::from_secs(20);
 /// Stands still for so long who hangs, unless the service says otherwise.
@@ -105,10 +107,10 @@ impl Lab {
             if let Some(ended) = self.manager.try_wait().context("millrace-manager")? {
                 bail!("millrace-manager ended ({ended}): {}", self.last_line());
             }
-            if let Some(status) = self.status()? {
-                if let Some(outcome) = self.judge(&status, sent_pkts, &mut moved)? {
-                    return Ok(outcome);
-                }
+            if let Some(status) = self.status()?
+                && let Some(outcome) = self.judge(&status, sent_pkts, &mut moved)?
+            {
+                return Ok(outcome);
             }
             if interrupted.load(Ordering::Relaxed) {
                 bail!("interrupted");
@@ -153,7 +155,9 @@ impl Lab {
         }
         let service = status.services.iter().find(|service| service.wanted.is_some());
         let waiting = service.and_then(|service| service.waiting.as_deref()).unwrap_or_default();
-        if waiting.starts_with(GIVEN_UP) && status.deaths.count == 0 {
+        let never_came = status.nfs.is_empty() && status.deaths.count == 0;
+        let fails = !waiting.is_empty() && status.uptime_s > START_LIMIT.as_secs_f64();
+        if never_came && (fails || waiting.starts_with(GIVEN_UP)) {
             bail!("the NF cannot be started: {waiting}");
         }
         let sum = status.accounting.tx_pkts + status.accounting.rx_pkts;
@@ -162,11 +166,12 @@ impl Lab {
         }
         let still = moved.0.elapsed();
         let is_gone = status.deaths.count > 0 && status.nfs.is_empty() && still > STILL_LIMIT;
-        if is_gone && waiting.is_empty() {
+        if is_gone && (waiting.is_empty() || waiting.starts_with(GIVEN_UP)) {
             return Ok(Some(Outcome::Left(counts(status))));
         }
         let all_in = status.accounting.rx_pkts >= sent_pkts as u64;
-        let at_rest = status.accounting.held_pkts == 0 || still > STILL_LIMIT + stuck_after(status);
+        let at_rest = status.accounting.held_pkts == 0
+            || still > STILL_LIMIT + Duration::from_millis(STUCK_AFTER_MS);
         let is_there = !status.nfs.is_empty();
         Ok((all_in && at_rest && is_there && status.deaths.count == 0)
             .then(|| Outcome::Survived(counts(status))))
@@ -205,10 +210,6 @@ impl Drop for Lab {
         }
         let _ = std::fs::remove_dir_all(&self.folder);
     }
-}
-
-fn stuck_after(_: &Status) -> Duration {
-    Duration::from_millis(STUCK_AFTER_MS)
 }
 
 fn counts(status: &Status) -> Counts {

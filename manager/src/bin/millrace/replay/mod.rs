@@ -1,7 +1,8 @@
 //! `millrace replay`: what an NF that crashed had, once more, offline.
 //!
 //! The packets of a bundle go through the NF, by a manager that this command starts and ends. Should it crash,
-//! they come once more, one by one, and then the one alone that it dies of.
+//! they come once more, one by one, and then fewer and fewer, until the one is known that it dies of; and that
+//! one comes alone.
 #![forbid(unsafe_code)]
 
 mod lab;
@@ -154,11 +155,8 @@ impl Replay<'_> {
             match self.once(&self.packets, Pace::Bursts)? {
                 Outcome::Crashed(report) => {
                     result.note_crash(&report);
-                    if let &[only] = &in_hand(&report)[..] {
-                        result.packet = Some(only);
-                    }
                     if !options.quick {
-                        self.narrow(&mut result)?;
+                        self.narrow(&mut result, in_hand(&report))?;
                     }
                     break;
                 }
@@ -172,27 +170,53 @@ impl Replay<'_> {
         Ok(result)
     }
 
-    /// Looks for the packet that it dies of.
-    fn narrow(&self, result: &mut Result) -> anyhow::Result<()> {
-        if result.packet.is_none() {
+    /// Looks for the packet that it dies of: that without which those before do it no harm. `suspects` are
+    /// those that it had in hand; there may be many, for packets go through it in bursts.
+    fn narrow(&self, result: &mut Result, mut suspects: Vec<usize>) -> anyhow::Result<()> {
+        if suspects.len() != 1 {
             let count = u32::try_from(self.packets.len()).unwrap_or(u32::MAX).max(1);
             let apart = APART.min(APART_LIMIT / count);
             result.runs += 1;
-            if let Outcome::Crashed(report) = self.once(&self.packets, Pace::Apart(apart))?
-                && let &[only] = &in_hand(&report)[..]
-            {
-                result.packet = Some(only);
+            match self.once(&self.packets, Pace::Apart(apart))? {
+                Outcome::Crashed(report) => suspects = in_hand(&report),
+                // It takes a burst to kill it.
+                Outcome::Left(_) | Outcome::Survived(_) => return Ok(()),
             }
         }
-        let Some(packet) = result.packet.and_then(|number| self.packets.get(number - 1)) else {
-            result.packet = None;
-            return Ok(());
-        };
+        let in_range = |number: Option<usize>| number.filter(|n| *n <= self.packets.len());
+        let first = in_range(suspects.iter().min().copied()).unwrap_or(1);
+        let last = in_range(suspects.iter().max().copied()).unwrap_or(self.packets.len());
+        let Some(number) = self.shortest_deadly(first, last, result)? else { return Ok(()) };
+        let packet = &self.packets[number - 1];
+        result.packet = Some(number);
         result.packet_summary = Some(summary(&packet.bytes));
         result.runs += 1;
         let alone = self.once(std::slice::from_ref(packet), Pace::Bursts)?;
         result.alone = Some(matches!(alone, Outcome::Crashed(_)));
         Ok(())
+    }
+
+    /// With how many packets at least it dies, by halves, when it is `first` to `last` of them; `None` when
+    /// that is not so each time.
+    fn shortest_deadly(
+        &self,
+        mut first: usize,
+        last: usize,
+        result: &mut Result,
+    ) -> anyhow::Result<Option<usize>> {
+        if first == last {
+            return Ok(Some(first));
+        }
+        let mut deadly = last + 1;
+        while first < deadly {
+            let middle = first.midpoint(deadly - 1).max(first);
+            result.runs += 1;
+            match self.once(&self.packets[..middle], Pace::Bursts)? {
+                Outcome::Crashed(_) => deadly = middle,
+                Outcome::Left(_) | Outcome::Survived(_) => first = middle + 1,
+            }
+        }
+        Ok((deadly <= last).then_some(deadly))
     }
 }
 
