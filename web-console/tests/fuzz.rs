@@ -14,8 +14,9 @@ use std::process::Command;
 
 const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,\
                       response_schema_conformance";
-/// Of each test: of the three together 10,000.
-const LEAST_CALLS: u64 = 3334;
+/// Of all three parts together.
+const LEAST_CALLS: u64 = 10_000;
+const ALL: [&str; 2] = ["--allow-changes", "--allow-captures"];
 /// What starts processes.
 const STARTING: [&str; 5] =
     ["scaleService", "setServiceCommand", "upgradeService", "applyConfig", "edit"];
@@ -66,49 +67,34 @@ fn tell(summary: &str) {
     println!("schemathesis: {summary}");
 }
 
+/// Calls to a console started with these options.
 #[track_caller]
-fn no_call_breaks(socket: &Path, options: &[&str], without: &[&str]) {
-    let Some(program) = schemathesis() else { return };
+fn calls(program: &PathBuf, socket: &Path, options: &[&str], without: &[&str]) -> u64 {
     let console = Console::start_with(socket, &[&["--interval-ms", "100"], options].concat());
     console.wait_for_code(200);
-    let calls = fuzz(&program, &console, without);
-    assert!(calls >= LEAST_CALLS, "{calls} calls");
+    let calls = fuzz(program, &console, without);
     assert_eq!(console.get("/healthz").json()["manager"], "up");
+    calls
 }
 
-const ALL: [&str; 2] = ["--allow-changes", "--allow-captures"];
-
 #[test]
-fn no_call_that_the_document_allows_or_forbids_breaks_a_console_that_may_do_all() {
+fn no_call_that_the_document_allows_or_forbids_breaks_a_console_or_disturbs_a_manager() {
     if !common::long_is_wanted() {
         return;
     }
+    let Some(program) = schemathesis() else { return };
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("manager.sock");
     let manager = FakeManager::start(&socket, Answer::Full);
-    no_call_breaks(&socket, &ALL, &[]);
+    let mut sum = calls(&program, &socket, &ALL, &[]);
     assert!(!manager.others().is_empty(), "some calls were good enough for the manager");
-}
 
-#[test]
-fn no_change_that_the_document_allows_or_forbids_unbalances_a_manager() {
-    if !common::long_is_wanted() {
-        return;
-    }
     let Some(mut lab) = Lab::start() else { return };
-    no_call_breaks(&lab.socket(), &ALL, &STARTING);
-    // Whatever became of rules, chains and NFs: every packet and every buffer is accounted for.
-    lab.stop();
-}
-
-#[test]
-fn no_look_that_the_document_allows_or_forbids_disturbs_a_manager() {
-    if !common::long_is_wanted() {
-        return;
-    }
-    let Some(mut lab) = Lab::start() else { return };
-    no_call_breaks(&lab.socket(), &[], &[]);
+    sum += calls(&program, &lab.socket(), &[], &[]);
     let drops = lab.status().unwrap().drops;
     assert!(drops.iter().all(|drop| drop.reason == "no_instance"), "{drops:?}");
+    sum += calls(&program, &lab.socket(), &ALL, &STARTING);
+    // Whatever became of rules, chains and NFs: every packet and every buffer is accounted for.
     lab.stop();
+    assert!(sum >= LEAST_CALLS, "{sum} calls");
 }
