@@ -140,11 +140,8 @@ fn what_a_killed_nf_leaves_is_listed_and_given_out() {
             (200, len_bytes.as_u64().unwrap()),
             "{path}"
         );
-        if name.ends_with(".pcapng") {
-            if let Some(packets) = packets_by_tshark(&bytes) {
-                assert!(packets as u64 >= recorded_pkts, "{packets} {crash}");
-            }
-        }
+        let packets = if name.ends_with(".pcapng") { packets_by_tshark(&bytes) } else { None };
+        assert!(packets.is_none_or(|pkts| pkts as u64 >= recorded_pkts), "{packets:?} {crash}");
     }
     lab.until("it was started again", |status| status.nfs.len() == 3);
     lab.stop();

@@ -436,6 +436,7 @@ fn validate_manager(manager: &ManagerConfig) -> Result<(), String> {
             manager.flow_cache
         ));
     }
+    validate_recorder(manager)?;
     if (1..MIN_LATENCY_INTERVAL_US).contains(&manager.latency_interval_us) {
         return Err(format!(
             "manager.latency_interval_us is {}: expected 0 (off) or at least \
@@ -443,7 +444,6 @@ fn validate_manager(manager: &ManagerConfig) -> Result<(), String> {
             manager.latency_interval_us
         ));
     }
-    validate_recorder(manager)?;
     if !ring_capacity.is_power_of_two() || *ring_capacity > ChannelGeometry::MAX_RING_CAPACITY {
         return Err(format!(
             "manager.ring_capacity is {ring_capacity}: expected a power of two of at most {}",

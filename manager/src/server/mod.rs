@@ -345,8 +345,8 @@ impl Server {
         self.share_cores(Instant::now())?;
         self.look_for_stuck(Instant::now())?;
         self.judge(Instant::now())?;
-        self.observe()?;
         self.crashes.judge(Instant::now());
+        self.observe()?;
         self.deliver();
         self.report_lost_pages();
         self.sweep()?;

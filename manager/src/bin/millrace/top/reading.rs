@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nflib::control::rates::Rates;
-use nflib::control::{LatencyReport, Status};
+use nflib::control::{ControlError, LatencyReport, Status};
 use serde::Serialize;
 
 use super::cores::{self, AllTicks, CoreLoad};
@@ -73,10 +73,17 @@ impl Watch {
             None => Client::connect(&self.socket)?,
         };
         let status = client.status_within(ANSWER_LIMIT)?;
-        let latency = latency::within(&client, ANSWER_LIMIT).ok();
+        let latency = latency::within(&client, ANSWER_LIMIT);
         // Kept only after whole answers: a late one would otherwise answer the next question.
-        self.client = latency.is_some().then_some(client);
-        Ok((status, latency))
+        let whole = match &latency {
+            Ok(_) | Err(ClientError::Refused(_)) => true,
+            Err(ClientError::Foreign { reason, .. }) => {
+                matches!(reason, ControlError::Unexpected(_))
+            }
+            Err(_) => false,
+        };
+        self.client = whole.then_some(client);
+        Ok((status, latency.ok()))
     }
 
     fn compare(&mut self, status: Status, latency: Option<LatencyReport>) -> Up {
