@@ -92,7 +92,9 @@ fn no_call_that_the_document_allows_or_forbids_breaks_a_console_or_disturbs_a_ma
     let Some(mut lab) = Lab::start() else { return };
     sum += calls(&program, &lab.socket(), &[], &[]);
     let drops = lab.status().unwrap().drops;
-    assert!(drops.iter().all(|drop| drop.reason == "no_instance"), "{drops:?}");
+    // Rings run full where the machine has no time for the NFs, whoever looks.
+    let known = ["no_instance", "nf_ring_full"];
+    assert!(drops.iter().all(|drop| known.contains(&&*drop.reason)), "{drops:?}");
     sum += calls(&program, &lab.socket(), &ALL, &STARTING);
     // Whatever became of rules, chains and NFs: every packet and every buffer is accounted for.
     lab.stop();
