@@ -1,5 +1,6 @@
 // Chains as pictures: ports that packets come in by, services in order, ports they leave by.
 
+import { linkTo } from "./captures.js";
 import { el, keep, setAttribute, setLines, setText, svg } from "./dom.js";
 import { rate } from "./format.js";
 
@@ -48,7 +49,21 @@ function stages({ status, rates }, chain) {
   const out = { ...portStage("out", "Out by", leave, rates, "tx_pps") };
   out.edge = { pps: isOnly ? sent : leaving };
   carry([...services, out], entering);
+  chain.services.forEach((named, at) => {
+    const before = at === 0 ? null : serviceOf(status, chain.services[at - 1]);
+    services[at].edge.link = linkTo(ringBetween(before, serviceOf(status, named), status));
+  });
+  const last = chain.services.length > 0 ? serviceOf(status, chain.services.at(-1)) : null;
+  if (last) out.edge.link = linkTo(`ring:${last.name}:manager`);
   return [portStage("in", "In by", comeIn, rates, "rx_pps"), ...services, out];
+}
+
+/** The ring that leads to a service: straight from the one before where there are such, or the manager's. */
+function ringBetween(before, service, status) {
+  const ends = status.nfs.filter((nf) => nf.service === service.id).map((nf) => nf.instance);
+  const from = before ? status.nfs.filter((nf) => nf.service === before.id) : [];
+  const isDirect = from.some((nf) => nf.direct_to.some((instance) => ends.includes(instance)));
+  return isDirect ? `ring:${before.name}:${service.name}` : `ring:manager:${service.name}`;
 }
 
 /**
@@ -70,10 +85,11 @@ function portStage(key, title, ports, rates, direction) {
     {
       text: `${LINK_MARK[port.link] ?? "?"} ${port.name}${port.link === "up" ? "" : ` (${port.link})`}`,
       class: port.link === "up" ? "main" : "main bad",
+      ...linkTo(`port:${port.name}:${key}`),
     },
     { text: rate(rates.ports.get(port.name)?.[direction], "pps"), class: "quiet" },
     // What a port drops it drops once, though it may stand on both sides.
-    ...(key === "in" || !port.egress ? dropLines(rates, `port:${port.name}`) : []),
+    ...(key === "in" || !port.egress ? dropLines(rates, `port:${port.name}`, "drop") : []),
   ]);
   if (lines.length === 0) lines.push({ text: "no port", class: "quiet" });
   return { key: `ports-${key}`, title, lines, kind: "" };
@@ -87,11 +103,12 @@ function serviceStage(service, at, status, rates, uses) {
     text: `${nf.stuck ? "✕" : nf.state === "running" ? "●" : "◌"} ${nf.name} #${nf.instance}`
       + ` ${rate(known[i], "pps")}${nf.state === "running" ? "" : ` (${nf.state})`}${nf.stuck ? " stands still" : ""}`,
     class: nf.stuck ? "instance bad" : "instance",
+    ...linkTo(`nf:${service.name}#${nf.instance}:in`),
   }));
   if (nfs.length === 0) lines.push({ text: "✕ no NF attached", class: "main bad" });
   if (uses > 1) lines.push({ text: `in all chains: ${rate(total, "pps")}`, class: "quiet" });
-  nfs.forEach((nf) => lines.push(...dropLines(rates, `nf:${nf.instance}`)));
-  lines.push(...dropLines(rates, `service:${service.name}`));
+  nfs.forEach((nf) => lines.push(...dropLines(rates, `nf:${nf.instance}`, `drop:${service.name}`)));
+  lines.push(...dropLines(rates, `service:${service.name}`, `drop:${service.name}`));
   return {
     key: `service-${at}`,
     title: `Service ${service.name}`,
@@ -113,11 +130,12 @@ function sumOf(rates) {
   return rates.includes(undefined) ? undefined : rates.reduce((sum, pps) => sum + pps, 0);
 }
 
-function dropLines(rates, place) {
+function dropLines(rates, place, point) {
   const here = rates.drops.filter((drop) => drop.place === place && drop.pps > 0);
   return here.map((drop) => ({
     text: `▼ ${rate(drop.pps, "pps")} ${drop.reason}`,
     class: "quiet bad",
+    ...linkTo(`${point}:${drop.reason}`),
   }));
 }
 
@@ -127,7 +145,7 @@ function make(item) {
   if (!item.edge) return el("li", { class: "hop" }, stage);
   const arrow = svg("path", { d: "M1 7h62M56 2l7 5-7 5", fill: "none", stroke: "currentColor" });
   const picture = svg("svg", { viewBox: "0 0 64 14", "aria-hidden": "true" }, arrow);
-  return el("li", { class: "hop" }, el("div", {}, el("span"), picture), stage);
+  return el("li", { class: "hop" }, el("div", {}, el("div", { class: "rate" }), picture), stage);
 }
 
 function update(node, item) {
@@ -138,10 +156,11 @@ function update(node, item) {
   if (item.edge) updateEdge(node.firstElementChild, item.edge);
 }
 
-function updateEdge(node, { pps, isAbout }) {
+function updateEdge(node, { pps, isAbout, link }) {
   const still = !pps;
   setAttribute(node, "class", still ? "edge still" : "edge");
-  setText(node.querySelector("span"), `${isAbout ? "≈\u00a0" : ""}${rate(pps, "pps")}`);
+  const text = `${isAbout ? "≈\u00a0" : ""}${rate(pps, "pps")}`;
+  setLines(node.querySelector(".rate"), [{ text, ...link }]);
   // Ten times the rate is half a unit more of line: 1 pps 1.5, 10 Mpps 5.
   const width = still ? 1.5 : 1.5 + 0.5 * Math.max(0, Math.log10(pps));
   setAttribute(node.querySelector("path"), "stroke-width", width.toFixed(1));

@@ -73,7 +73,7 @@ function outcome(applied, title) {
 }
 
 /** `field=value field=value` as a match; throws one line. */
-function matchOf(text) {
+export function matchOf(text) {
   const match = {};
   for (const word of text.split(/\s+/).filter((word) => word && word !== "*")) {
     const [, field, value] = /^([a-z_]+)=(.+)$/.exec(word) ?? [];
@@ -161,7 +161,7 @@ function scale(service, by) {
 }
 
 /** A form whose mistakes are told. */
-function onSubmit(id, act) {
+export function onSubmit(id, act) {
   $(id).addEventListener("submit", async (event) => {
     event.preventDefault();
     try {

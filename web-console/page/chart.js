@@ -53,13 +53,14 @@ function rules(top, format, width, y) {
   });
 }
 
-function times(spanMs, now, x, width) {
+/** The labels of a time axis that ends now. */
+export function times(spanMs, now, x, width, bottom = HEIGHT) {
   const shares = width < 420 ? [1, 0.5, 0] : [1, 0.75, 0.5, 0.25, 0];
   return shares.map((share) => {
     const minutes = (spanMs * share) / 60_000;
     const anchor = share === 0 ? "end" : share === 1 ? "start" : "middle";
     const label = svg("text", {
-      class: "tick", x: x(now - spanMs * share), y: HEIGHT - 6, "text-anchor": anchor,
+      class: "tick", x: x(now - spanMs * share), y: bottom - 6, "text-anchor": anchor,
     });
     label.textContent = share === 0 ? "now" : `−${minutes}\u00a0min`;
     return label;

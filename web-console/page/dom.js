@@ -30,16 +30,32 @@ export function setAttribute(node, name, value) {
 }
 
 /**
- * Makes `parent` show one child per line of `lines`, an array of {text, class}; children stay the
- * same nodes as long as their number does not change.
+ * Makes `parent` show one child per line of `lines`, an array of {text, class, href, hint}; children stay
+ * the same nodes as long as their number and kinds do not change. A line with `href` is a link; `hint` says
+ * what it leads to.
  */
 export function setLines(parent, lines) {
   while (parent.childElementCount > lines.length) parent.lastElementChild.remove();
-  while (parent.childElementCount < lines.length) parent.append(el("span"));
   lines.forEach((line, at) => {
-    setText(parent.children[at], line.text);
-    setAttribute(parent.children[at], "class", line.class ?? "");
+    const tag = line.href ? "A" : "SPAN";
+    let node = parent.children[at];
+    if (node?.tagName !== tag) {
+      const next = el(tag);
+      if (node) node.replaceWith(next);
+      else parent.append(next);
+      node = next;
+    }
+    setText(node, line.text);
+    setAttribute(node, "class", line.class ?? "");
+    if (line.href) setLink(node, line);
   });
+}
+
+/** Where a link leads; those who do not see it hear what for. */
+export function setLink(node, { text, href, hint }) {
+  setAttribute(node, "href", href);
+  setAttribute(node, "title", hint);
+  setAttribute(node, "aria-label", `${text}: ${hint}`);
 }
 
 /**

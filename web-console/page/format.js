@@ -39,6 +39,21 @@ export function duration(seconds) {
   return more ? `${head} ${more}${SPACE}${rest[1]}` : head;
 }
 
+/** A time a packet takes: 850 ns, 12.3 µs, 1.25 ms. */
+export function nanos(value) {
+  if (value === undefined || value === null) return UNKNOWN;
+  const steps = [[1e9, "s"], [1e6, "ms"], [1e3, "µs"]];
+  const [size, unit] = steps.find(([size]) => value >= size * 0.9995) ?? [1, "ns"];
+  const scaled = value / size;
+  const digits = size === 1 || Number.isInteger(scaled) || scaled >= 99.95 ? 0 : scaled >= 9.995 ? 1 : 2;
+  return scaled.toFixed(digits) + SPACE + unit;
+}
+
+/** Bytes: 12.3 kB. */
+export function bytes(value) {
+  return rate(value, "B");
+}
+
 /** A share of 1 in percent: 12.3 %; what is there but small is never shown as none. */
 export function share(part, whole) {
   if (whole <= 0) return UNKNOWN;

@@ -2,18 +2,22 @@
 
 import { ask, get } from "./api.js";
 import { drawBooks, drawPool } from "./books.js";
+import * as captures from "./captures.js";
 import { drawChains } from "./chain.js";
 import * as change from "./change.js";
 import {
   drawCoreCharts, drawDropCharts, drawNfCharts, drawPortCharts, drawTotals,
 } from "./charts.js";
+import * as crashes from "./crashes.js";
 import { el, setText } from "./dom.js";
 import { clock, duration } from "./format.js";
+import * as latency from "./latency.js";
 import * as memory from "./memory.js";
 import * as questions from "./questions.js";
 import { follow } from "./stream.js";
 import { drawCores, drawDrops, drawNfs, drawPorts, drawRules } from "./tables.js";
 import * as timeline from "./timeline.js";
+import * as traces from "./traces.js";
 
 const $ = (id) => document.getElementById(id);
 const STATES = {
@@ -50,9 +54,15 @@ const VIEWS = {
   },
   rules: drawRules,
   timeline() {},
+  latency: latency.draw,
+  traces: traces.draw,
+  captures: captures.draw,
+  crashes: crashes.draw,
 };
 /** Views without charts. */
-const WITHOUT_CHARTS = ["rules", "timeline"];
+const WITHOUT_CHARTS = ["rules", "timeline", "traces", "captures", "crashes"];
+/** What a link may fill in: `#captures?at=drop`. */
+const PREFILL = { captures: captures.prefill, crashes: crashes.prefill };
 
 let state = "waiting";
 let paused = false;
@@ -107,16 +117,20 @@ function since() {
 
 /** Shows the view that the address names. */
 function route() {
-  const wanted = location.hash.slice(1);
+  const [wanted, query] = location.hash.slice(1).split("?");
   shown = wanted in VIEWS ? wanted : "overview";
   for (const name of Object.keys(VIEWS)) $(`view-${name}`).hidden = name !== shown;
   for (const link of document.querySelectorAll("#views a")) {
-    if (link.hash === `#${shown}`) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
+    if (link.hash === `#${shown}`) {
+      link.setAttribute("aria-current", "page");
+      // Where not all fit, the one that is shown does.
+      $("views").scrollLeft = link.offsetLeft - $("views").clientWidth / 2;
+    } else link.removeAttribute("aria-current");
   }
   $("span").hidden = WITHOUT_CHARTS.includes(shown);
   draw();
   timeline.draw();
+  if (query !== undefined) PREFILL[shown]?.(new URLSearchParams(query));
 }
 
 const stream = follow({
@@ -126,6 +140,8 @@ const stream = follow({
       latestAt = new Date();
       memory.observe(data);
       change.observe(data.status);
+      captures.observe(data.status);
+      crashes.observe(data.status);
       draw();
     }
     timeline.follow(data.timeline_seq);
@@ -163,6 +179,11 @@ route();
 memory.load().then(draw);
 get("/api/v1/console").then((console) => {
   change.start(console.allow_changes);
+  for (const node of document.querySelectorAll("[data-captures]")) node.hidden = !console.allow_captures;
+  for (const node of document.querySelectorAll(".forbidden")) node.hidden = console.allow_captures;
+  captures.start(console.allow_captures);
+  traces.start(console.allow_captures);
+  crashes.start(console.allow_captures, timeline.draw);
   $("log-out").hidden = !console.asks_for_token;
   draw();
 }).catch(() => {});

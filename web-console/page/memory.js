@@ -113,6 +113,11 @@ export function series(subject, figure) {
   return { at, values: subjects.get(subject)?.get(figure) ?? [], stepMs };
 }
 
+/** Which steps charts show: `fine` or `coarse`. */
+export function shownTier() {
+  return tier;
+}
+
 /** How far back charts go, ms. */
 export function spanMs() {
   return span.ms;

@@ -209,6 +209,19 @@ export function drawTable(id, columns, items, keyOf, empty, buttons = []) {
     note.hidden = items.length > 0;
     setText(note, empty);
   }
+  fillTable(body, columns, items, keyOf, buttons);
+}
+
+/** A table without rows, for `fillTable`; `label` names it for those who do not see it. */
+export function makeTable(label) {
+  const body = el("tbody", { role: "rowgroup" });
+  const headRow = el("tr", { role: "row" });
+  return el("table", { role: "table", "aria-label": label },
+    el("thead", { role: "rowgroup" }, headRow), body);
+}
+
+/** Fills the body of a table. */
+export function fillTable(body, columns, items, keyOf, buttons = []) {
   const all = buttons.length > 0 ? [...columns, ["Change", "buttons", null]] : columns;
   head(body.parentElement.querySelector("thead tr"), all);
   const make = () => el("tr", { role: "row" }, ...all.map(cell));

@@ -1,6 +1,7 @@
 // What happened: the server's list, the latest first.
 
 import { get } from "./api.js";
+import { crashOf } from "./crashes.js";
 import { el, keep, setAttribute, setText } from "./dom.js";
 
 const MARKS = { info: "·", good: "✓", warning: "▲", bad: "✕" };
@@ -43,7 +44,7 @@ export function draw() {
 function list(id, items) {
   document.getElementById(`no-${id}`).hidden = items.length > 0;
   const make = () => el("li", {}, el("span", { class: "mark", "aria-hidden": "true" }),
-    el("time"), el("span", { class: "kind" }), el("span", { class: "text" }));
+    el("time"), el("span", { class: "kind" }), el("span", { class: "text" }, el("span"), el("a", { hidden: "" })));
   keep(document.getElementById(id), items, (entry) => entry.seq, make, (node, entry) => {
     const [mark, time, kind, text] = node.children;
     const at = new Date(entry.at_unix_ms);
@@ -52,8 +53,19 @@ function list(id, items) {
     setAttribute(time, "datetime", at.toISOString());
     setText(time, at.toLocaleTimeString("en-GB"));
     setText(kind, entry.kind);
-    setText(text, entry.text);
+    setText(text.firstElementChild, entry.text);
+    leftOf(entry, text.lastElementChild);
   });
+}
+
+/** The link from a crash to what is left of it. */
+function leftOf(entry, link) {
+  const instance = entry.kind === "crash" ? Number(entry.subject.replace("nf:", "")) : NaN;
+  const crash = Number.isNaN(instance) ? null : crashOf(instance, entry.at_unix_ms);
+  link.hidden = crash === null;
+  if (crash === null) return;
+  setAttribute(link, "href", `#crashes?name=${encodeURIComponent(crash.name)}`);
+  setText(link, "what is left of it");
 }
 
 document.getElementById("kind").addEventListener("change", draw);

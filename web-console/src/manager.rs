@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -140,11 +141,15 @@ pub fn connect(socket: &Path, limit: Duration) -> io::Result<UnixStream> {
     Ok(connection)
 }
 
-/// Asks, blocking, on a connection of its own.
+/// Asks, blocking, on a connection of its own; descriptors may come with the answer.
 ///
 /// # Errors
 /// [`ManagerError`].
-pub fn ask(socket: &Path, request: &Request, limit: Duration) -> Result<Reply, ManagerError> {
+pub fn ask(
+    socket: &Path,
+    request: &Request,
+    limit: Duration,
+) -> Result<(Reply, Vec<OwnedFd>), ManagerError> {
     let failed = |error| ManagerError::control(socket, error);
     let len_bytes = control::encode(request).map_err(failed)?.len() - 4;
     if len_bytes > MAX_REQUEST_BYTES {
@@ -152,9 +157,11 @@ pub fn ask(socket: &Path, request: &Request, limit: Duration) -> Result<Reply, M
     }
     let connection = connect(socket, limit).map_err(|error| ManagerError::io(socket, error))?;
     control::send(&connection, request, &[]).map_err(failed)?;
-    match control::recv(&connection, MAX_REPLY_BYTES).map_err(failed)?.0 {
-        Reply::Error(refusal) => Err(ManagerError::Refused { socket: socket.to_owned(), refusal }),
-        reply => Ok(reply),
+    match control::recv(&connection, MAX_REPLY_BYTES).map_err(failed)? {
+        (Reply::Error(refusal), _) => {
+            Err(ManagerError::Refused { socket: socket.to_owned(), refusal })
+        }
+        answer => Ok(answer),
     }
 }
 
@@ -203,6 +210,19 @@ impl Asker {
         cost: Cost,
         limit: Duration,
     ) -> Result<Reply, ApiError> {
+        self.ask_for_files(request, cost, limit).await.map(|(reply, _)| reply)
+    }
+
+    /// The same, of what is answered with descriptors: pipes and files.
+    ///
+    /// # Errors
+    /// As of [`ask`](Self::ask).
+    pub async fn ask_for_files(
+        &self,
+        request: Request,
+        cost: Cost,
+        limit: Duration,
+    ) -> Result<(Reply, Vec<OwnedFd>), ApiError> {
         let (semaphore, rate) = match cost {
             Cost::Look => (&self.looks, Some(&self.look_rate)),
             Cost::Census => (&self.looks, Some(&self.census_rate)),
@@ -228,7 +248,7 @@ impl Asker {
             ask(&socket, &request, limit)
         });
         match asked.await {
-            Ok(reply) => Ok(reply?),
+            Ok(answer) => Ok(answer?),
             Err(error) => Err(ApiError::away("console_fault", format!("not asked: {error}"))),
         }
     }

@@ -28,6 +28,9 @@ pub struct Options {
     /// Let pages and programs change what runs.
     #[arg(long)]
     pub allow_changes: bool,
+    /// Give packets out: captures, traces, and what crashed NFs had (--allow-changes does so too).
+    #[arg(long)]
+    pub allow_captures: bool,
     /// Let in only who has the token in this file (mode 0600).
     #[arg(long, value_name = "PATH")]
     pub token_file: Option<PathBuf>,
@@ -63,6 +66,12 @@ pub struct Options {
 }
 
 impl Options {
+    /// Whether packets are given out: whoever may run programs as the manager's user could read them anyway.
+    #[must_use]
+    pub fn may_capture(&self) -> bool {
+        self.allow_captures || self.allow_changes
+    }
+
     /// [`interval_ms`](Self::interval_ms) as a duration.
     #[must_use]
     pub fn interval(&self) -> Duration {
@@ -131,6 +140,17 @@ mod tests {
         let options = parse(["millrace-web"]).unwrap();
         assert_eq!(options.listen, "127.0.0.1:8080".parse().unwrap());
         assert_eq!(options.interval(), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn packets_are_given_out_only_when_asked_for_or_when_everything_is_allowed() {
+        for (words, expected) in [
+            (&["millrace-web"][..], false),
+            (&["millrace-web", "--allow-captures"], true),
+            (&["millrace-web", "--allow-changes"], true),
+        ] {
+            assert_eq!(parse(words).unwrap().may_capture(), expected, "{words:?}");
+        }
     }
 
     #[test]

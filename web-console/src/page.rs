@@ -43,6 +43,7 @@ files! {
     "/login.js" JAVASCRIPT "login.js";
     "/style.css" CSS "style.css";
     "/views.css" CSS "views.css";
+    "/packets.css" CSS "packets.css";
     "/icon.svg" SVG "icon.svg";
     "/main.js" JAVASCRIPT "main.js";
     "/stream.js" JAVASCRIPT "stream.js";
@@ -56,6 +57,12 @@ files! {
     "/timeline.js" JAVASCRIPT "timeline.js";
     "/change.js" JAVASCRIPT "change.js";
     "/questions.js" JAVASCRIPT "questions.js";
+    "/latency.js" JAVASCRIPT "latency.js";
+    "/heat.js" JAVASCRIPT "heat.js";
+    "/traces.js" JAVASCRIPT "traces.js";
+    "/way.js" JAVASCRIPT "way.js";
+    "/captures.js" JAVASCRIPT "captures.js";
+    "/crashes.js" JAVASCRIPT "crashes.js";
     "/format.js" JAVASCRIPT "format.js";
     "/dom.js" JAVASCRIPT "dom.js";
 }

@@ -8,16 +8,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nflib::control::rates::Rates;
-use nflib::control::{Status, request_status};
+use nflib::control::{self, ControlError, MAX_REPLY_BYTES, Reply, Request, Status, request_status};
 use tokio::sync::watch;
 
 use crate::demand::Demand;
 use crate::manager::{ManagerError, connect};
 use crate::reading::{About, Reading, unix_ms};
 use crate::record::Record;
+use crate::seen::{Seen, Tally};
 
 /// How long the manager may take to answer; it takes microseconds.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+/// How often at most the manager is asked what is seen of packets.
+const SEEN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the poller publishes.
 #[derive(Clone, Debug)]
@@ -41,6 +44,11 @@ pub struct Poller {
     /// The latest that was published among the calm ones, and when.
     calm_before: Option<Arc<Status>>,
     calm_at: Option<Instant>,
+    /// What is seen of packets, since when, and what is added up of it.
+    seen: Arc<Seen>,
+    seen_at: Option<Instant>,
+    seen_number: u64,
+    tally: Tally,
 }
 
 impl Poller {
@@ -52,8 +60,20 @@ impl Poller {
         demand: Arc<Demand>,
         record: Arc<Record>,
     ) -> Self {
-        let (connection, before, calm_before, calm_at) = (None, None, None, None);
-        Self { socket, interval, demand, record, connection, before, calm_before, calm_at }
+        Self {
+            socket,
+            interval,
+            demand,
+            record,
+            connection: None,
+            before: None,
+            calm_before: None,
+            calm_at: None,
+            seen: Arc::default(),
+            seen_at: None,
+            seen_number: 0,
+            tally: Tally::default(),
+        }
     }
 
     fn ask(&mut self) -> Result<Status, ManagerError> {
@@ -69,6 +89,47 @@ impl Poller {
         Ok(status)
     }
 
+    /// Asks for something that a manager may not tell; `None` then.
+    fn ask_for(&mut self, request: &Request) -> Option<Reply> {
+        let connection = self.connection.take()?;
+        let asked = control::send(&connection, request, &[])
+            .and_then(|()| control::recv::<Reply>(&connection, MAX_REPLY_BYTES));
+        match asked {
+            Ok((reply, _)) => {
+                self.connection = Some(connection);
+                Some(reply)
+            }
+            // What it answered is whole, if not understood; after anything else the next one opens anew.
+            Err(error) => {
+                if matches!(error, ControlError::Malformed(_)) {
+                    self.connection = Some(connection);
+                }
+                None
+            }
+        }
+    }
+
+    /// Asks what is seen of packets.
+    fn look(&mut self) {
+        let mut seen = Seen::default();
+        if let Some(Reply::Latency(report)) = self.ask_for(&Request::Latency) {
+            let report = Arc::new(*report);
+            self.record.latency(&report, unix_ms());
+            seen.latency = Some(report);
+        }
+        if let Some(Reply::Captures { captures }) = self.ask_for(&Request::Captures) {
+            seen.captures = captures;
+        }
+        if let Some(Reply::Traces { traces }) = self.ask_for(&Request::Traces { id: None }) {
+            seen.traces = traces;
+        }
+        if let Some(Reply::Crashes { crashes }) = self.ask_for(&Request::Crashes) {
+            seen.crashes = crashes;
+        }
+        seen.sums = self.tally.observe(&seen.captures, &seen.traces);
+        self.seen = Arc::new(seen);
+    }
+
     fn about(&self, timeline_seq: u64, number: u64) -> About {
         About { interval: self.interval, timeline_seq, number }
     }
@@ -78,14 +139,22 @@ impl Poller {
         let (now, number) = (Instant::now(), self.demand.begin());
         // With some tolerance: a faster beat need not meet the interval exactly.
         let due = self.calm_at.is_none_or(|at| now - at + self.interval / 10 >= self.interval);
+        // Whoever wants a reading at once has begun or forgotten a trace, or changed something.
+        let wanted = number > self.seen_number;
         match self.ask() {
             Ok(status) => {
+                let beat = SEEN_INTERVAL.min(self.interval);
+                if wanted || self.seen_at.is_none_or(|at| now - at + beat / 10 >= beat) {
+                    self.look();
+                    (self.seen_at, self.seen_number) = (Some(now), number);
+                }
                 let status = Arc::new(status);
                 let came = self.before.is_none();
                 let seq = self.record.up(&status, unix_ms());
                 let reading = |before: &Option<Arc<Status>>| {
                     let rates = before.as_ref().and_then(|before| Rates::between(before, &status));
-                    Reading::up(Arc::clone(&status), rates, self.about(seq, number))
+                    let seen = Arc::clone(&self.seen);
+                    Reading::up(Arc::clone(&status), rates, seen, self.about(seq, number))
                 };
                 live.send_replace(reading(&self.before));
                 if due || came {
@@ -104,6 +173,7 @@ impl Poller {
                 self.before = Some(status);
             }
             Err(error) => {
+                self.tally.interrupt();
                 let went = self.before.take().is_some();
                 if went || calm.borrow().away_message() != Some(&error.to_string()) {
                     tracing::warn!("away: {error}");

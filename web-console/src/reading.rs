@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::api::error::ApiError;
 use crate::metrics::{self, Format};
+use crate::seen::Seen;
 
 /// The manager's latest answer, or why there is none. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -43,7 +44,7 @@ pub struct About {
 
 #[derive(Debug)]
 enum What {
-    Up { status: Arc<Status>, rates: Option<Rates> },
+    Up { status: Arc<Status>, rates: Option<Rates>, seen: Arc<Seen> },
     Away { code: &'static str, message: String },
 }
 
@@ -87,8 +88,8 @@ impl Reading {
 
     /// The manager answered.
     #[must_use]
-    pub fn up(status: Arc<Status>, rates: Option<Rates>, about: About) -> Self {
-        Self::new(What::Up { status, rates }, about)
+    pub fn up(status: Arc<Status>, rates: Option<Rates>, seen: Arc<Seen>, about: About) -> Self {
+        Self::new(What::Up { status, rates, seen }, about)
     }
 
     /// The manager did not answer; `message` says why, in one line.
@@ -131,6 +132,15 @@ impl Reading {
         }
     }
 
+    /// What is seen of packets; nothing while the manager does not answer.
+    #[must_use]
+    pub fn seen(&self) -> Arc<Seen> {
+        match &self.0.what {
+            What::Up { seen, .. } => Arc::clone(seen),
+            What::Away { .. } => Arc::default(),
+        }
+    }
+
     /// Why the manager does not answer.
     #[must_use]
     pub fn away_message(&self) -> Option<&str> {
@@ -158,14 +168,14 @@ impl Reading {
     /// The text for `/metrics`.
     #[must_use]
     pub fn metrics(&self, format: Format) -> Bytes {
-        let text = || metrics::text(self.status().ok(), format).into();
+        let text = || metrics::text(self.status().ok(), &self.seen(), format).into();
         self.0.metrics[format as usize].get_or_init(text).clone()
     }
 
     fn write_event(&self) -> Bytes {
         let Inner { interval_ms, at_unix_ms, timeline_seq, .. } = *self.0;
         match &self.0.what {
-            What::Up { status, rates } => {
+            What::Up { status, rates, .. } => {
                 let rates = rates.as_ref();
                 let data = StatusEvent { status, rates, interval_ms, at_unix_ms, timeline_seq };
                 event("status", &data)
@@ -226,7 +236,7 @@ mod tests {
     }
 
     fn up(status: &Status, rates: Option<Rates>) -> Reading {
-        Reading::up(Arc::new(status.clone()), rates, ABOUT)
+        Reading::up(Arc::new(status.clone()), rates, Arc::default(), ABOUT)
     }
 
     #[test]

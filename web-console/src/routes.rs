@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::access::Access;
 use crate::api::error::ApiError;
@@ -46,6 +46,10 @@ pub struct Shared {
     pub names: Arc<Names>,
     /// Whether anything may be changed.
     pub allow_changes: bool,
+    /// Whether what packets carry is given out.
+    pub allow_captures: bool,
+    /// Downloads of packets under way.
+    pub downloads: Arc<Semaphore>,
     /// How often the manager is asked when nobody wants it more often.
     pub interval: Duration,
 }

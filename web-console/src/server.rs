@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
 use crate::access::{Access, TokenError};
@@ -25,6 +25,10 @@ use crate::tls::{self, TlsError, TlsListener};
 
 /// How long answers under way may take when the console stops.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+
+/// Captures and files of crashes that may be under way at once: each takes a connection, and a pipe or a
+/// thread.
+const MAX_DOWNLOADS: usize = 8;
 
 /// Why the server cannot start or go on.
 #[derive(Debug, Error)]
@@ -150,6 +154,8 @@ impl Server {
             access: Arc::new(access),
             names: Arc::new(names),
             allow_changes: options.allow_changes,
+            allow_captures: options.may_capture(),
+            downloads: Arc::new(Semaphore::new(MAX_DOWNLOADS)),
             interval,
         };
         let ended = runtime.block_on(self.serve(shared, tls, stop, ready));

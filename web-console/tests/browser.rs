@@ -6,16 +6,14 @@ mod common;
 #[path = "common/lab.rs"]
 mod lab;
 
-use browser::{Browser, Look};
+use browser::{Browser, LOOKS};
 use common::Console;
 use lab::Lab;
 use std::time::Duration;
 
-const VIEWS: [&str; 7] = ["overview", "ports", "nfs", "cores", "drops", "rules", "timeline"];
-const LOOKS: [Look; 3] = [
-    Look { name: "light", width_px: 1280, is_dark: false },
-    Look { name: "dark", width_px: 1280, is_dark: true },
-    Look { name: "phone", width_px: 390, is_dark: false },
+const VIEWS: [&str; 11] = [
+    "overview", "ports", "nfs", "cores", "drops", "rules", "latency", "traces", "captures",
+    "timeline", "crashes",
 ];
 
 fn stage(options: &[&str]) -> Option<(Lab, Console, Browser)> {
@@ -26,11 +24,6 @@ fn stage(options: &[&str]) -> Option<(Lab, Console, Browser)> {
     browser.open(&format!("http://{}/", console.address));
     browser.until("the page is live", "document.body.dataset.state === 'live'");
     Some((lab, console, browser))
-}
-
-fn view(browser: &Browser, name: &str) {
-    browser.run(&format!("location.hash = '#{name}'"));
-    browser.until(name, &format!("!document.getElementById('view-{name}').hidden"));
 }
 
 /// A rate as the page writes it: `12.3 kpps`.
@@ -49,7 +42,11 @@ fn pps(text: &str) -> f64 {
 fn a_person_sees_the_traffic_a_crash_the_recovery_and_a_rule_that_moves_packets() {
     let Some((mut lab, _console, browser)) = stage(&["--allow-changes"]) else { return };
     shown_rates_are_the_counters(&lab, &browser);
-    a_crash_is_told_and_so_is_the_recovery(&lab, &browser);
+    let killed = a_crash_is_told_and_so_is_the_recovery(&lab, &browser);
+    a_packet_is_followed(&browser);
+    a_capture_is_saved_that_tshark_reads(&browser);
+    latencies_are_drawn(&browser);
+    what_is_left_of_a_crash_is_a_click_away(&browser, killed);
     a_rule_moves_the_traffic(&browser);
     a_button_scales(&lab, &browser);
     every_view_looks_well(&browser);
@@ -59,7 +56,7 @@ fn a_person_sees_the_traffic_a_crash_the_recovery_and_a_rule_that_moves_packets(
 }
 
 fn shown_rates_are_the_counters(lab: &Lab, browser: &Browser) {
-    view(browser, "ports");
+    browser.view("ports");
     browser.until(
         "a rate is shown",
         "document.querySelector('#ports td.number .main')?.innerText.includes('kpps')",
@@ -86,8 +83,8 @@ fn shown_rates_are_the_counters(lab: &Lab, browser: &Browser) {
     panic!("shown and counted: {tried:?}");
 }
 
-fn a_crash_is_told_and_so_is_the_recovery(lab: &Lab, browser: &Browser) {
-    view(browser, "overview");
+fn a_crash_is_told_and_so_is_the_recovery(lab: &Lab, browser: &Browser) -> u32 {
+    browser.view("overview");
     let killed = lab.kill_nf("fw");
     let entry = |kind: &str, text: &str| {
         format!(
@@ -99,6 +96,73 @@ fn a_crash_is_told_and_so_is_the_recovery(lab: &Lab, browser: &Browser) {
         .until("the crash is told", &entry("crash", &format!("NF #{killed} of service fw ended")));
     browser.until("another is started", &entry("start", "of service fw attached"));
     lab.until("both run again", |status| status.nfs.len() == 3);
+    killed
+}
+
+/// The link to it stands in the timeline.
+fn what_is_left_of_a_crash_is_a_click_away(browser: &Browser, killed: u32) {
+    browser.view("timeline");
+    let link =
+        "[...document.querySelectorAll('#timeline a')].find((link) => link.offsetParent !== null)";
+    browser.until("what is left is linked", link);
+    browser.run(&format!("{link}.click()"));
+    browser.until("its crash", "document.querySelector('#crashes .crash')?.offsetParent");
+    let text = browser.text("#crashes");
+    assert!(
+        text.contains(&format!("fw #{killed}")) && text.contains("millrace replay /"),
+        "{text}"
+    );
+    assert!(
+        browser.run("return document.querySelectorAll('#crashes .files a').length").as_u64()
+            > Some(2)
+    );
+}
+
+fn a_packet_is_followed(browser: &Browser) {
+    browser.view("traces");
+    browser.write("#trace-form [name=match]", "ip_proto=udp");
+    browser.click("#trace-form button");
+    browser.until(
+        "the ways of three packets",
+        "document.querySelectorAll('#trace-packets svg.way rect.took').length >= 6",
+    );
+    let text = browser.text("#trace-packets");
+    assert!(text.contains("sent by wan") && text.contains("chain default"), "{text}");
+}
+
+fn a_capture_is_saved_that_tshark_reads(browser: &Browser) {
+    let directory = tempfile::tempdir().unwrap();
+    browser.keep_files(directory.path());
+    browser.view("overview");
+    let link = "#chains a[href*=\"nf%3Afw%23\"]";
+    browser.until("NFs are links to captures", &format!("document.querySelector({link:?})"));
+    browser.click(link);
+    browser.write("#capture-form [name=count]", "25");
+    browser.write("#capture-form [name=filter]", "udp");
+    browser.click("#capture-start");
+    browser.until("it is saved", "document.getElementById('toast').innerText.startsWith('Saved')");
+    let mut saved = Vec::new();
+    lab::until("the file is there", || {
+        let files = std::fs::read_dir(directory.path()).unwrap().filter_map(Result::ok);
+        let named =
+            files.map(|file| file.path()).find(|file| file.extension() == Some("pcapng".as_ref()));
+        saved = named.map(|file| std::fs::read(file).unwrap()).unwrap_or_default();
+        !saved.is_empty()
+    });
+    let packets = lab::packets_by_tshark(&saved);
+    assert!(packets.is_none_or(|packets| packets == 25), "{packets:?}");
+}
+
+fn latencies_are_drawn(browser: &Browser) {
+    browser.view("latency");
+    browser.until(
+        "a map of the whole way and two of each hop",
+        "document.querySelectorAll('.heat-axes').length === 5",
+    );
+    let text = browser.text("#latencies");
+    for part in ["Port to port", "1. fw: waiting in its ring", "2. nat: with the NF"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
 }
 
 fn confirm(browser: &Browser) {
@@ -108,7 +172,7 @@ fn confirm(browser: &Browser) {
 }
 
 fn a_rule_moves_the_traffic(browser: &Browser) {
-    view(browser, "rules");
+    browser.view("rules");
     browser.write("#rule-form [name=name]", "all-short");
     browser.run("document.querySelector('#rule-form [name=action]').value = 'chain=short'");
     browser.click("#rule-form button");
@@ -141,7 +205,7 @@ fn a_rule_moves_the_traffic(browser: &Browser) {
 }
 
 fn a_button_scales(lab: &Lab, browser: &Browser) {
-    view(browser, "nfs");
+    browser.view("nfs");
     browser.until("the buttons are there", "document.querySelector('#services td.buttons button')");
     browser.click("#services tr:first-child td.buttons button");
     browser.until("what would change is shown", "document.getElementById('dialog').open");
@@ -157,49 +221,15 @@ fn every_view_looks_well(browser: &Browser) {
     for look in LOOKS {
         browser.look(look);
         for name in VIEWS {
-            view(browser, name);
-            std::thread::sleep(Duration::from_millis(300));
-            browser.run("document.getElementById('toast').hidden = true; scrollTo(0, 0)");
-            browser.whole_picture(look, &format!("{}-{name}", look.name));
-            let wide = browser.run("return document.documentElement.scrollWidth - innerWidth");
-            assert!(wide.as_i64() <= Some(0), "{} {name} is {wide} px too wide", look.name);
-            let drawn = browser.run(
-                "return [...document.querySelectorAll('.view:not([hidden]) svg.chart')] \
-                 .every((chart) => chart.querySelectorAll('path.line').length > 0 \
-                 && chart.getAttribute('aria-label'))",
-            );
-            assert_eq!(
-                drawn, true,
-                "{} {name}: every chart has lines and says what they show",
-                look.name
-            );
-            no_serious_fault_of_accessibility(browser, look, name);
+            browser.view(name);
+            browser.looks_well(look, name);
         }
     }
     browser.look(LOOKS[0]);
 }
 
-/// By axe-core, where `$MILLRACE_AXE` names its `axe.min.js`.
-fn no_serious_fault_of_accessibility(browser: &Browser, look: Look, name: &str) {
-    let Some(path) = std::env::var_os("MILLRACE_AXE") else {
-        if name == VIEWS[0] && look.name == LOOKS[0].name {
-            common::leave_out("axe-core: MILLRACE_AXE does not name its axe.min.js");
-        }
-        return;
-    };
-    let axe = std::fs::read_to_string(path).unwrap();
-    browser.run(&format!("if (!window.axe) {{ {axe} }}"));
-    browser.run("window.axeDone = null; axe.run().then((found) => { window.axeDone = found; })");
-    browser.until("axe is done", "window.axeDone !== null");
-    let faults = browser.run(
-        "return axeDone.violations.filter((fault) => ['serious', 'critical'].includes(fault.impact)) \
-         .map((fault) => `${fault.id}: ${fault.nodes[0].html} ${fault.nodes[0].failureSummary}`)",
-    );
-    assert_eq!(faults, serde_json::json!([]), "{} {name}", look.name);
-}
-
 fn the_manager_goes_and_comes(lab: &mut Lab, browser: &Browser) {
-    view(browser, "overview");
+    browser.view("overview");
     lab.stop();
     browser.until("the page says that it is away", "document.body.dataset.state === 'away'");
     assert!(browser.text("#banner").contains("The manager is away"), "{}", browser.text("#banner"));
@@ -213,7 +243,7 @@ fn the_manager_goes_and_comes(lab: &mut Lab, browser: &Browser) {
 fn a_page_of_a_console_that_only_shows_has_nothing_to_change_with() {
     let Some((_lab, _console, browser)) = stage(&[]) else { return };
     for name in ["rules", "nfs"] {
-        view(&browser, name);
+        browser.view(name);
         std::thread::sleep(Duration::from_millis(500));
         let shown = browser.run(
             "return [...document.querySelectorAll('.view:not([hidden]) [data-changes], \

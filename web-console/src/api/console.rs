@@ -130,6 +130,8 @@ struct Console {
     version: &'static str,
     /// It may change what runs.
     allow_changes: bool,
+    /// It gives out what packets carry.
+    allow_captures: bool,
     /// It asks for a token.
     asks_for_token: bool,
     /// How often it asks the manager by itself, milliseconds.
@@ -140,6 +142,7 @@ async fn console(State(shared): State<Shared>) -> Answered {
     Ok(json(&Console {
         version: env!("CARGO_PKG_VERSION"),
         allow_changes: shared.allow_changes,
+        allow_captures: shared.allow_captures,
         asks_for_token: shared.access.asks_for_token(),
         interval_ms: u64::try_from(shared.interval.as_millis()).unwrap_or(u64::MAX),
     }))

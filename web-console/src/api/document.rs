@@ -9,9 +9,12 @@ use schemars::{Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use super::error::ErrorBody;
-use super::operation::{Answer, Operation};
+use super::operation::{Answer, Needs, Operation};
 use super::operations;
 use crate::reading::{StatusEvent, to_json};
+
+/// Largest integer that every JSON reader has exactly (RFC 8259, section 6).
+const MAX_EXACT: u64 = (1 << 53) - 1;
 
 /// The document as it is served.
 pub fn bytes() -> Bytes {
@@ -69,6 +72,7 @@ fn described(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
         .map(|(name, meaning)| {
             let kind = match *name {
                 "instance" => json!({ "type": "integer", "minimum": 0, "maximum": u32::MAX }),
+                "trace" => json!({ "type": "integer", "minimum": 0, "maximum": MAX_EXACT }),
                 _ => json!({ "type": "string", "minLength": 1 }),
             };
             json!({ "name": name, "in": "path", "required": true, "description": meaning,
@@ -86,8 +90,13 @@ fn described(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
     if operation.open {
         out["security"] = json!([]);
     }
-    if operation.changes {
-        out["description"] = "Needs `--allow-changes`; 403 without.".into();
+    match operation.needs {
+        Needs::Nothing => {}
+        Needs::Captures => {
+            out["description"] =
+                "Needs `--allow-captures` or `--allow-changes`; 403 without.".into();
+        }
+        Needs::Changes => out["description"] = "Needs `--allow-changes`; 403 without.".into(),
     }
     out
 }

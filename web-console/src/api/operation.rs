@@ -51,6 +51,17 @@ pub enum Answer {
     Nothing,
 }
 
+/// What the console must have been started with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// Nothing special.
+    Nothing,
+    /// `--allow-captures`: it gives out what packets carry, or has packets followed.
+    Captures,
+    /// `--allow-changes`: it changes what runs.
+    Changes,
+}
+
 /// One operation.
 pub struct Operation {
     /// Unique, for generated clients.
@@ -61,8 +72,8 @@ pub struct Operation {
     pub path: &'static str,
     /// One line.
     pub summary: &'static str,
-    /// It changes what runs, and needs `--allow-changes`.
-    pub changes: bool,
+    /// What it is refused without.
+    pub needs: Needs,
     /// It reaches the manager, and may be refused as too much at once (429).
     pub asks: bool,
     /// It is answered without a token.
@@ -112,7 +123,7 @@ impl Operation {
             method,
             path,
             summary,
-            changes: false,
+            needs: Needs::Nothing,
             asks: false,
             open: false,
             segments: Vec::new(),
@@ -140,7 +151,14 @@ impl Operation {
     /// It changes what runs: refused without `--allow-changes`.
     #[must_use]
     pub fn changes(mut self) -> Self {
-        (self.changes, self.asks) = (true, true);
+        (self.needs, self.asks) = (Needs::Changes, true);
+        self
+    }
+
+    /// It gives out what packets carry: refused without `--allow-captures`.
+    #[must_use]
+    pub fn captures(mut self) -> Self {
+        (self.needs, self.asks) = (Needs::Captures, true);
         self
     }
 
@@ -196,9 +214,11 @@ impl Operation {
     /// The handler, behind what the operation needs.
     pub fn router(self, shared: &Shared) -> MethodRouter<Shared> {
         let mut route = self.route;
-        if self.changes {
-            route = route.route_layer(from_fn_with_state(shared.clone(), only_if_allowed));
-        }
+        route = match self.needs {
+            Needs::Nothing => route,
+            Needs::Captures => route.route_layer(from_fn_with_state(shared.clone(), if_captures)),
+            Needs::Changes => route.route_layer(from_fn_with_state(shared.clone(), if_changes)),
+        };
         if self.query.is_none() {
             route = route.route_layer(from_fn(no_query));
         }
@@ -206,7 +226,16 @@ impl Operation {
     }
 }
 
-async fn only_if_allowed(State(shared): State<Shared>, request: Request, next: Next) -> Response {
+async fn if_captures(State(shared): State<Shared>, request: Request, next: Next) -> Response {
+    if shared.allow_captures {
+        return next.run(request).await;
+    }
+    let message = "this console gives no packets out: start millrace-web with --allow-captures for \
+                   captures, traces and the files of crashes";
+    ApiError::new(axum::http::StatusCode::FORBIDDEN, "no_captures", message).into_response()
+}
+
+async fn if_changes(State(shared): State<Shared>, request: Request, next: Next) -> Response {
     if shared.allow_changes {
         return next.run(request).await;
     }

@@ -7,12 +7,14 @@
 #![forbid(unsafe_code)]
 
 mod families;
+mod packets;
 mod text;
 
 use axum::http::HeaderMap;
 use axum::http::header::ACCEPT;
 use nflib::control::Status;
 
+use crate::seen::Seen;
 use text::Writer;
 
 /// Most lines of a family; further ones are left out, and counted in `millrace_web_left_out`.
@@ -58,12 +60,13 @@ impl Format {
 
 /// All metrics; without a status only that the manager is away.
 #[must_use]
-pub fn text(status: Option<&Status>, format: Format) -> String {
+pub fn text(status: Option<&Status>, seen: &Seen, format: Format) -> String {
     let mut out = Writer::new(format);
     out.gauge("millrace_up", "Whether the manager answered last time: 1 or 0.")
         .value(&[], if status.is_some() { 1.0 } else { 0.0 });
     if let Some(status) = status {
         families::write(status, &mut out);
+        packets::write(seen, &mut out);
     }
     out.end()
 }

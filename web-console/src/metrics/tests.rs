@@ -1,8 +1,12 @@
 //! What a status looks like as metrics.
 
 use super::*;
-use nflib::control::{DropStatus, NfStatus, PortStatus, ServiceStatus};
+use nflib::control::{
+    ChainLatency, DropStatus, Histogram, HopLatency, LatencyReport, NfStatus, PortStatus,
+    ServiceStatus,
+};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// A status in which every family has a line, with names that want escaping.
 pub fn full() -> Status {
@@ -10,6 +14,18 @@ pub fn full() -> Status {
     let mut status: Status = serde_json::from_str(text).unwrap();
     status.nfs[0].name = "a\"b\\c\nd{}".into();
     status
+}
+
+/// What is seen of packets, with a line in every family.
+fn seen() -> Seen {
+    let chain = ChainLatency { chain: Some("a".into()), total: Histogram::default() };
+    let straight = ChainLatency::default();
+    let report = LatencyReport {
+        hops: vec![HopLatency { chain: "a".into(), service: "fw".into(), ..Default::default() }],
+        chains: vec![chain, straight],
+        ..Default::default()
+    };
+    Seen { latency: Some(Arc::new(report)), ..Seen::default() }
 }
 
 fn accept(value: &str) -> Format {
@@ -52,7 +68,7 @@ fn parsed(text: &str) -> (BTreeMap<String, String>, Vec<(String, String)>) {
 
 #[test]
 fn every_sample_belongs_to_the_family_above_it_and_stands_once() {
-    let text = text(Some(&full()), Format::OpenMetrics);
+    let text = text(Some(&full()), &seen(), Format::OpenMetrics);
     assert!(text.ends_with("# EOF\n"));
     let (families, samples) = parsed(&text);
     let mut seen = BTreeSet::new();
@@ -61,8 +77,15 @@ fn every_sample_belongs_to_the_family_above_it_and_stands_once() {
             Some(kind) => (name.as_str(), kind.as_str()),
             None => {
                 let (base, suffix) = name.rsplit_once('_').unwrap();
-                assert!(["total", "info"].contains(&suffix), "{name} has no family");
-                (base, families[base].as_str())
+                let kind = families.get(base).map_or("", String::as_str);
+                let suffixes: &[_] = match kind {
+                    "counter" => &["total"],
+                    "info" => &["info"],
+                    "histogram" => &["bucket", "count", "sum"],
+                    _ => &[],
+                };
+                assert!(suffixes.contains(&suffix), "{name} has no family");
+                (base, kind)
             }
         };
         assert_eq!(family.1 == "counter", name.ends_with("_total"), "{name}");
@@ -70,7 +93,10 @@ fn every_sample_belongs_to_the_family_above_it_and_stands_once() {
     }
     let with_samples: BTreeSet<_> = samples
         .iter()
-        .map(|(name, _)| name.trim_end_matches("_total").trim_end_matches("_info"))
+        .map(|(name, _)| {
+            let mut ends = ["_total", "_info", "_bucket"].into_iter();
+            ends.find_map(|end| name.strip_suffix(end)).unwrap_or(name)
+        })
         .collect();
     for family in families.keys() {
         assert!(with_samples.contains(family.as_str()), "{family} has no line in a full status");
@@ -79,13 +105,13 @@ fn every_sample_belongs_to_the_family_above_it_and_stands_once() {
 
 #[test]
 fn names_that_others_chose_are_escaped() {
-    let text = text(Some(&full()), Format::OpenMetrics);
+    let text = text(Some(&full()), &seen(), Format::OpenMetrics);
     assert!(text.contains(r#"name="a\"b\\c\nd{}""#), "{text}");
 }
 
 #[test]
 fn a_manager_that_is_away_is_one_gauge_that_says_so() {
-    let text = text(None, Format::Text);
+    let text = text(None, &Seen::default(), Format::Text);
     assert!(text.contains("\nmillrace_up 0\n"), "{text}");
     assert!(!text.contains("millrace_port"));
 }
@@ -105,7 +131,7 @@ fn figures_are_in_base_units() {
         services: vec![service],
         ..Default::default()
     };
-    let text = text(Some(&status), Format::Text);
+    let text = text(Some(&status), &Seen::default(), Format::Text);
     for line in [
         "millrace_up 1",
         "millrace_nf_packet_cost_seconds{nf=\"3\",service=\"fw\"} 0.00000025",

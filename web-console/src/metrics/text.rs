@@ -11,6 +11,7 @@ use super::{Format, MAX_LINES};
 enum Kind {
     Counter,
     Gauge,
+    Histogram,
     Info,
     Unknown,
 }
@@ -48,6 +49,11 @@ impl Writer {
         self.family(name, Kind::Gauge, help)
     }
 
+    /// A family of classic histograms, whose buckets are cumulative.
+    pub fn histogram(&mut self, name: &str, help: &str) -> Family<'_> {
+        self.family(name, Kind::Histogram, help)
+    }
+
     /// A family whose labels say all; `name` is without `_info`.
     pub fn info(&mut self, name: &str, help: &str) -> Family<'_> {
         self.family(name, Kind::Info, help)
@@ -62,7 +68,7 @@ impl Writer {
         let suffix = match kind {
             Kind::Counter => "_total",
             Kind::Info => "_info",
-            Kind::Gauge | Kind::Unknown => "",
+            Kind::Gauge | Kind::Histogram | Kind::Unknown => "",
         };
         let sample = format!("{name}{suffix}");
         // OpenMetrics names the family, the older format the sample.
@@ -74,6 +80,7 @@ impl Writer {
             (Format::Text, Kind::Info) => (&*sample, "gauge"),
             (Format::Text, Kind::Unknown) => (&*sample, "untyped"),
             (_, Kind::Gauge) => (name, "gauge"),
+            (_, Kind::Histogram) => (name, "histogram"),
         };
         let _ = writeln!(self.out, "# HELP {named} {}", escaped(help, self.format));
         let _ = writeln!(self.out, "# TYPE {named} {kind}");
@@ -106,7 +113,38 @@ impl Family<'_> {
         self.line(labels, format_args!("{value}"))
     }
 
+    /// A whole histogram: `buckets` are upper ends, ascending, and how many values lie at or below; of
+    /// `count` values with this `sum`. It is shown whole or not at all.
+    pub fn buckets(
+        &mut self,
+        labels: &[(&str, &str)],
+        buckets: &[(f64, u64)],
+        count: u64,
+        sum: f64,
+    ) -> &mut Self {
+        if self.lines + buckets.len() + 3 > MAX_LINES {
+            self.writer.left_out += buckets.len() + 3;
+            return self;
+        }
+        let ends = buckets.iter().map(|&(end, below)| (end.to_string(), below));
+        for (end, below) in ends.chain([("+Inf".to_owned(), count)]) {
+            let labels = [labels, &[("le", &*end)]].concat();
+            self.named("_bucket", &labels, format_args!("{below}"));
+        }
+        self.named("_count", labels, format_args!("{count}"));
+        self.named("_sum", labels, format_args!("{sum}"))
+    }
+
     fn line(&mut self, labels: &[(&str, &str)], value: std::fmt::Arguments<'_>) -> &mut Self {
+        self.named("", labels, value)
+    }
+
+    fn named(
+        &mut self,
+        suffix: &str,
+        labels: &[(&str, &str)],
+        value: std::fmt::Arguments<'_>,
+    ) -> &mut Self {
         if self.lines == MAX_LINES {
             self.writer.left_out += 1;
             return self;
@@ -114,6 +152,7 @@ impl Family<'_> {
         self.lines += 1;
         let out = &mut self.writer.out;
         out.push_str(&self.sample);
+        out.push_str(suffix);
         for (at, (name, value)) in labels.iter().enumerate() {
             out.push(if at == 0 { '{' } else { ',' });
             out.push_str(name);
@@ -191,6 +230,28 @@ mod tests {
         );
         assert!(text.contains("# TYPE b_info gauge\n") && text.contains("# TYPE c untyped\n"));
         assert!(!text.contains("# UNIT") && !text.contains("# EOF"));
+    }
+
+    #[test]
+    fn a_histogram_has_all_its_buckets_or_is_left_out() {
+        let mut writer = Writer::new(Format::OpenMetrics);
+        let mut family = writer.histogram("a_seconds", "a");
+        family.buckets(&[("hop", "0")], &[(0.5, 1), (1.0, 3)], 4, 7.25);
+        for n in 0..MAX_LINES {
+            family.buckets(&[("hop", &n.to_string())], &[(1.0, 0)], 0, 0.0);
+        }
+        let text = writer.end();
+        assert!(
+            text.contains(
+                "# TYPE a_seconds histogram\n# UNIT a_seconds seconds\n\
+                 a_seconds_bucket{hop=\"0\",le=\"0.5\"} 1\na_seconds_bucket{hop=\"0\",le=\"1\"} 3\n\
+                 a_seconds_bucket{hop=\"0\",le=\"+Inf\"} 4\na_seconds_count{hop=\"0\"} 4\n\
+                 a_seconds_sum{hop=\"0\"} 7.25\n"
+            ),
+            "{text}"
+        );
+        assert_eq!(text.matches("_bucket{").count(), 3 + 2 * ((MAX_LINES - 5) / 4));
+        assert!(!text.contains("left_out 0"));
     }
 
     #[test]

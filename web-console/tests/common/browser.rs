@@ -1,5 +1,9 @@
 //! Chromium without a window, driven over WebDriver (W3C, 2018) by Debian's chromedriver.
 
+// Each suite uses a part of this.
+#![allow(dead_code)]
+
+use std::cell::Cell;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -8,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::common::{LIMIT, is_installed, long_is_wanted};
+use crate::common::{LIMIT, is_installed, long_is_wanted, skip};
 
 /// How a page is looked at.
 #[derive(Clone, Copy, Debug)]
@@ -18,12 +22,21 @@ pub struct Look {
     pub is_dark: bool,
 }
 
+/// Wide and narrow, light and dark.
+pub const LOOKS: [Look; 4] = [
+    Look { name: "light", width_px: 1280, is_dark: false },
+    Look { name: "dark", width_px: 1280, is_dark: true },
+    Look { name: "phone", width_px: 390, is_dark: false },
+    Look { name: "dark-phone", width_px: 390, is_dark: true },
+];
+
 /// A browser with one page.
 pub struct Browser {
     driver: Child,
     address: String,
     session: String,
     artefacts: PathBuf,
+    told_axe: Cell<bool>,
 }
 
 impl Browser {
@@ -42,7 +55,8 @@ impl Browser {
             .spawn()
             .unwrap();
         let (address, session) = (format!("127.0.0.1:{port}"), String::new());
-        let mut browser = Self { driver, address, session, artefacts: artefacts() };
+        let mut browser =
+            Self { driver, address, session, artefacts: artefacts(), told_axe: Cell::new(false) };
         let started = Instant::now();
         while browser.try_call("GET", "/status", &Value::Null).is_none() {
             assert!(started.elapsed() < LIMIT, "chromedriver does not answer");
@@ -206,6 +220,59 @@ impl Browser {
         std::thread::sleep(Duration::from_millis(300));
         self.picture(name);
         self.size(look.width_px, 900);
+    }
+
+    /// Shows a view of the console's page.
+    #[track_caller]
+    pub fn view(&self, name: &str) {
+        self.run(&format!("location.hash = '#{name}'"));
+        self.until(name, &format!("!document.getElementById('view-{name}').hidden"));
+    }
+
+    /// The view that is shown is kept as a picture, fits, says what its charts show, and has no serious
+    /// fault of accessibility.
+    #[track_caller]
+    pub fn looks_well(&self, look: Look, name: &str) {
+        std::thread::sleep(Duration::from_millis(300));
+        self.run("document.getElementById('toast').hidden = true; scrollTo(0, 0)");
+        self.whole_picture(look, &format!("{}-{name}", look.name));
+        let wide = self.run("return document.documentElement.scrollWidth - innerWidth");
+        assert!(wide.as_i64() <= Some(0), "{} {name} is {wide} px too wide", look.name);
+        let drawn = self.run(
+            "return [...document.querySelectorAll('.view:not([hidden]) svg.chart')] \
+             .every((chart) => chart.querySelectorAll('path.line').length > 0 \
+             && chart.getAttribute('aria-label'))",
+        );
+        assert_eq!(drawn, true, "{} {name}: charts have lines and say what they show", look.name);
+        self.is_accessible(&format!("{} {name}", look.name));
+    }
+
+    /// By axe-core, where `$MILLRACE_AXE` names its `axe.min.js`.
+    #[track_caller]
+    fn is_accessible(&self, what: &str) {
+        let Some(path) = std::env::var_os("MILLRACE_AXE") else {
+            if !self.told_axe.replace(true) {
+                skip("axe-core is not here: MILLRACE_AXE does not name its axe.min.js");
+            }
+            return;
+        };
+        let axe = std::fs::read_to_string(path).unwrap();
+        self.run(&format!("if (!window.axe) {{ {axe} }}"));
+        self.run("window.axeDone = null; axe.run().then((found) => { window.axeDone = found; })");
+        self.until("axe is done", "window.axeDone !== null");
+        let faults = self.run(
+            "return axeDone.violations.filter((fault) => ['serious', 'critical'].includes(fault.impact)) \
+             .map((fault) => `${fault.id}: ${fault.nodes[0].html} ${fault.nodes[0].failureSummary}`)",
+        );
+        assert_eq!(faults, json!([]), "{what}");
+    }
+
+    /// Lets the page keep files in this directory.
+    pub fn keep_files(&self, directory: &Path) {
+        self.devtools(
+            "Browser.setDownloadBehavior",
+            &json!({ "behavior": "allow", "downloadPath": directory }),
+        );
     }
 
     /// What the browser complained of so far.

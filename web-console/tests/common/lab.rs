@@ -12,7 +12,7 @@ use nflib::control::{Status, request_status};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::common::{LIMIT, skip};
+use crate::common::{LIMIT, is_installed, skip};
 
 /// Packets a second that the lab's generator makes.
 pub const RATE_PPS: u32 = 10_000;
@@ -37,6 +37,11 @@ fn program(name: &str) -> Option<PathBuf> {
 impl Lab {
     /// Starts one, and waits until its chain is complete; `None` where its programs are not built.
     pub fn start() -> Option<Self> {
+        Self::start_edited(3, |text| text)
+    }
+
+    /// One whose configuration is edited first, and then has so many NFs.
+    pub fn start_edited(nfs: usize, edit: impl FnOnce(String) -> String) -> Option<Self> {
         let (program, nf) = (program("millrace-manager")?, program("millrace-nf")?);
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("m.sock");
@@ -73,10 +78,10 @@ services = ["fw"]
             socket = socket.display(),
             nf = nf.display(),
         );
-        std::fs::write(directory.path().join("m.toml"), text).unwrap();
+        std::fs::write(directory.path().join("m.toml"), edit(text)).unwrap();
         let manager = launch(&program, directory.path());
         let lab = Self { manager, program, directory };
-        lab.until("all NFs run", |status| status.nfs.len() == 3);
+        lab.until("all NFs run", |status| status.nfs.len() == nfs);
         Some(lab)
     }
 
@@ -136,6 +141,32 @@ services = ["fw"]
 
     fn pid(&self) -> Pid {
         Pid::from_raw(self.manager.id().cast_signed())
+    }
+}
+
+/// How many packets tshark finds in a file; `None` where it is not installed.
+#[track_caller]
+pub fn packets_by_tshark(file: &[u8]) -> Option<usize> {
+    use std::io::Write as _;
+    if !is_installed("tshark") {
+        return None;
+    }
+    let mut named = tempfile::NamedTempFile::new().unwrap();
+    named.write_all(file).unwrap();
+    let read = Command::new("tshark").args(["-n", "-r"]).arg(named.path()).output().unwrap();
+    let complaints = String::from_utf8_lossy(&read.stderr);
+    let faults = complaints.lines().filter(|line| !line.starts_with("Running as user"));
+    assert!(read.status.success() && faults.count() == 0, "{complaints}");
+    Some(String::from_utf8_lossy(&read.stdout).lines().filter(|line| !line.is_empty()).count())
+}
+
+/// Waits until something is so.
+#[track_caller]
+pub fn until(what: &str, mut is: impl FnMut() -> bool) {
+    let end = Instant::now() + LIMIT;
+    while !is() {
+        assert!(Instant::now() < end, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

@@ -3,8 +3,11 @@
 // Each suite uses a part of this.
 #![allow(dead_code)]
 
+pub mod observed;
+
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
@@ -14,8 +17,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nflib::control::{
-    self, Applied, ControlError, ErrorCode, ErrorReply, PortStatus, Reply, Request, Status,
+    self, Applied, CaptureStatus, ControlError, ErrorCode, ErrorReply, PortStatus, Reply, Request,
+    Status,
 };
+
+use observed::Observed;
 
 /// Says that a part of the tests does not run, and why.
 #[allow(clippy::print_stdout)] // Captured by the harness unless asked for.
@@ -81,8 +87,10 @@ struct Heard {
     statuses: AtomicU64,
     /// By how many connections.
     connections: AtomicU64,
-    /// What else.
+    /// What else, but for what the console asks by itself.
     others: Mutex<Vec<Request>>,
+    /// What it sees of packets.
+    observed: Observed,
 }
 
 impl FakeManager {
@@ -119,6 +127,11 @@ impl FakeManager {
         self.heard.connections.load(Ordering::Relaxed)
     }
 
+    /// Captures whose reader is still there.
+    pub fn captures(&self) -> Vec<CaptureStatus> {
+        self.heard.observed.captures()
+    }
+
     /// What else it was asked, in order.
     pub fn others(&self) -> Vec<Request> {
         self.heard.others.lock().unwrap().clone()
@@ -153,9 +166,13 @@ fn serve(stream: &UnixStream, answer: Answer, heard: &Heard) -> bool {
             Reply::Status(Box::new(if full { full_status(number) } else { status(number) }))
         }
         (Answer::Status | Answer::Full, request) => {
-            let reply = reply_to(&request);
-            heard.others.lock().unwrap().push(request);
-            reply
+            let seen = heard.observed.reply(&request);
+            let (reply, files) = seen.unwrap_or_else(|| (reply_to(&request), Vec::new()));
+            if !Observed::is_routine(&request) {
+                heard.others.lock().unwrap().push(request);
+            }
+            let files: Vec<_> = files.iter().map(OwnedFd::as_fd).collect();
+            return control::send(stream, &reply, &files).is_ok();
         }
     };
     control::send(stream, &reply, &[]).is_ok()
@@ -276,6 +293,16 @@ impl Console {
     /// Asks for `path` as a browser on this machine does.
     pub fn get(&self, path: &str) -> Response {
         self.ask(&format!("GET {path} HTTP/1.1\r\nHost: localhost:8080\r\n"))
+    }
+
+    /// Asks for a file; its bytes as they are.
+    pub fn download(&self, path: &str) -> (Response, Vec<u8>) {
+        // HTTP/1.0: the answer comes in one piece and ends with the connection.
+        let mut stream = self.open(&format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n"));
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).unwrap();
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+        (Response::parse(str::from_utf8(&bytes[..end]).unwrap()), bytes.split_off(end))
     }
 
     /// Sends a body of JSON.
