@@ -13,8 +13,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use nflib::descriptor::{ChainId, PortId};
 use nflib::shm::channel::ChannelGeometry;
 use nflib::shm::{
-    AlarmSender, BufferIndex, Channel, MarkTable, PageKind, Region, RegionError, TapFile, nudge,
-    worker_alarm,
+    AlarmSender, BufferIndex, Channel, MarkTable, PageKind, RecorderTerms, Region, RegionError,
+    TapFile, nudge, worker_alarm,
 };
 use thiserror::Error;
 
@@ -141,6 +141,7 @@ pub struct Fabric {
     marks: Arc<MarkTable>,
     channel_geometry: ChannelGeometry,
     quantum_pkts: u32,
+    recorder: RecorderTerms,
     ports: Vec<FabricPort>,
     workers: Vec<WorkerHandle>,
     /// What workers said while something else was waited for.
@@ -183,6 +184,7 @@ impl Fabric {
                 buffers: config.pool.buffers,
             },
             quantum_pkts: config.manager.quantum_pkts,
+            recorder: config.manager.recorder(),
             ports,
             workers: Vec::new(),
             inbox: Inbox::default(),
@@ -317,6 +319,12 @@ impl Fabric {
     #[must_use]
     pub fn channel_geometry(&self) -> ChannelGeometry {
         self.channel_geometry
+    }
+
+    /// What the flight recorder of an NF keeps, unless its service says otherwise.
+    #[must_use]
+    pub fn recorder(&self) -> RecorderTerms {
+        self.recorder
     }
 
     /// Packets to take before a shared core is offered to others.

@@ -7,6 +7,7 @@ pub mod change;
 pub mod classify;
 pub mod conductor;
 pub mod config;
+pub mod crash;
 pub mod edges;
 pub mod fabric;
 pub mod flow;

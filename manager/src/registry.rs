@@ -14,8 +14,9 @@ use std::time::Instant;
 use nflib::control::{AttachRequest, ErrorCode, ErrorReply, NfStatus, PROTOCOL_VERSION};
 use nflib::descriptor::ServiceId;
 use nflib::shm::channel::NfCounter;
-use nflib::shm::{Channel, Doorbell, Doorbells, LAYOUT_VERSION, Region, TapFile};
+use nflib::shm::{BlackBox, Channel, Doorbell, Doorbells, LAYOUT_VERSION, Region, TapFile};
 
+use crate::crash::bundle::ProcessNote;
 use crate::plan::NfNumber;
 use crate::stats::{Counter, NfCounters};
 
@@ -76,12 +77,16 @@ pub struct NfRecord {
     pub pid: i32,
     /// Its user.
     pub uid: u32,
+    /// What is known of its process.
+    pub process: ProcessNote,
     /// Readable when the process has ended; `None` if it had ended before we could ask.
     pub pidfd: Option<OwnedFd>,
     /// The rings.
     pub channel: Arc<Channel>,
     /// What it tells of packets.
     pub tap: Arc<TapFile>,
+    /// What is found of it when it has crashed.
+    pub black_box: Arc<BlackBox>,
     /// How to wake it.
     pub bell: Doorbell,
     /// The file of its doorbell, or of all of its domain.
@@ -110,7 +115,8 @@ pub struct NfRecord {
     pub asked_since: Option<Instant>,
     /// By worker.
     pub counters: Vec<Arc<NfCounters>>,
-    since: Instant,
+    /// When it came.
+    pub since: Instant,
     /// Violations that were reported.
     told_violations: u64,
 }
@@ -195,6 +201,8 @@ pub struct Newcomer {
     pub channel: Arc<Channel>,
     /// What it tells of packets.
     pub tap: Arc<TapFile>,
+    /// What is found of it when it has crashed.
+    pub black_box: Arc<BlackBox>,
     /// The core it is told to run on.
     pub core: Option<u32>,
     /// See [`NfRecord::jumps`].
@@ -313,9 +321,11 @@ impl Registry {
             name: new.name,
             pid: new.peer.pid,
             uid: new.peer.uid,
+            process: ProcessNote::of(new.peer.pid, new.peer.uid),
             pidfd: nflib::shm::pidfd_open(new.peer.pid).ok(),
             channel: new.channel,
             tap: new.tap,
+            black_box: new.black_box,
             bell,
             bells,
             isolated: new.isolated,

@@ -1,15 +1,18 @@
 //! What a hop costs: `cargo run --release -p nflib --example hop -- [NF] [PACKETS] [NFS] [ROUNDS]
-//! [TAPPED]`.
+//! [TAPPED] [RECORD]`.
 //!
 //! NF: `next` implements nothing, `forward` counts packets and bytes, `jump` sends each packet to its own
 //! service, `mixed` one in nine, `touch` changes a byte of each packet. PACKETS go round through NFS
-//! NFs, ROUNDS times in 200 runs; a tap takes TAPPED bytes of each packet at each NF, if that is given. With ROUNDS under 10,000 there is one run, for counting instructions:
-//! the difference of two such runs is that of their hops.
+//! NFs, ROUNDS times in 200 runs. With ROUNDS under 10,000 there is one run, for counting instructions:
+//! the difference of two such runs is that of their hops. A tap takes TAPPED bytes of each packet at each NF,
+//! if that is a number. RECORD: `off`, `budget` (with a flight recorder whose budget is used up) or `all`
+//! (every packet is recorded).
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout)] // what it is for
 
 use std::time::Instant;
 
+use nflib::shm::RecorderTerms;
 use nflib::testing::{Hop, HopOptions};
 use nflib::{Action, Burst, Context, NetworkFunction, NfError, Packet};
 
@@ -69,8 +72,9 @@ fn measure<N: NetworkFunction>(
     nfs: usize,
     rounds: usize,
     tapped_bytes: Option<u16>,
+    recorder: Option<RecorderTerms>,
 ) -> Result<(), NfError> {
-    let options = HopOptions { in_flight_pkts, tapped_bytes, ..HopOptions::default() };
+    let options = HopOptions { in_flight_pkts, tapped_bytes, recorder, ..HopOptions::default() };
     let mut circle = Hop::circle((0..nfs).map(|_| new()).collect(), options)?;
     if rounds < 10_000 {
         println!("{} hops", circle.run(rounds)?);
@@ -93,12 +97,16 @@ fn main() -> Result<(), NfError> {
     let number = |at: usize, default| args.get(at).and_then(|n| n.parse().ok()).unwrap_or(default);
     let (pkts, nfs, rounds) = (number(1, 32) as u32, number(2, 1), number(3, 300_000));
     let tapped = args.get(4).and_then(|bytes| bytes.parse().ok());
+    let recorder = match args.get(5).map_or("off", String::as_str) {
+        "off" => None,
+        which => Some(RecorderTerms { slots: 256, kept_bytes: 128, all: which == "all" }),
+    };
     match args.first().map_or("next", String::as_str) {
-        "next" => measure(|| Next, pkts, nfs, rounds, tapped),
-        "forward" => measure(Forward::default, pkts, nfs, rounds, tapped),
-        "jump" => measure(|| Jump, pkts, nfs, rounds, tapped),
-        "touch" => measure(|| Touch, pkts, nfs, rounds, tapped),
-        "mixed" => measure(|| Mixed(0), pkts, nfs, rounds, tapped),
+        "next" => measure(|| Next, pkts, nfs, rounds, tapped, recorder),
+        "forward" => measure(Forward::default, pkts, nfs, rounds, tapped, recorder),
+        "jump" => measure(|| Jump, pkts, nfs, rounds, tapped, recorder),
+        "touch" => measure(|| Touch, pkts, nfs, rounds, tapped, recorder),
+        "mixed" => measure(|| Mixed(0), pkts, nfs, rounds, tapped, recorder),
         other => Err(NfError::new(format!(
             "no NF {other}; expected next, forward, jump, touch or mixed"
         ))),

@@ -35,9 +35,7 @@ pub enum FilterError {
     )]
     Missing(String),
     /// libpcap did not understand it, in its own words; or it means what cannot be told from a frame.
-    #[error(
-        "the filter \"{text}\" is not understood: {message}; man pcap-filter tells the language"
-    )]
+    #[error("the filter \"{text}\" cannot be used: {message}; man pcap-filter tells the language")]
     Refused {
         /// The filter, made printable.
         text: String,

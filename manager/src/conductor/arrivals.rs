@@ -4,9 +4,9 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use nflib::control::{AttachRequest, Attached, ErrorCode, ErrorReply, ServiceRef};
+use nflib::control::{AttachRequest, Attached, ErrorCode, ErrorReply, ServiceRef, ServiceSpec};
 use nflib::descriptor::ServiceId;
-use nflib::shm::{Channel, Region, TapFile};
+use nflib::shm::{BlackBox, Channel, RecorderTerms, Region, TapFile};
 
 use super::Conductor;
 use crate::fabric::Fabric;
@@ -21,9 +21,15 @@ const MAX_JUMPS: usize = 256;
 pub struct Welcome {
     /// The terms.
     pub attached: Attached,
-    /// Packet region, channel, route table, doorbells, marks, event ring; then the workers' alarms, if any;
-    /// then the state region, if one was asked for.
+    /// Packet region, channel, route table, doorbells, marks, event ring, black box; then the workers' alarms,
+    /// if any; then the state region, if one was asked for.
     pub fds: Vec<OwnedFd>,
+}
+
+/// What an NF of this service records, where the manager says as much of all.
+fn recorder_of(spec: &ServiceSpec, usual: RecorderTerms) -> RecorderTerms {
+    let slots = spec.recorder_pkts.unwrap_or(usual.slots);
+    RecorderTerms { slots, all: spec.recorder_all, ..usual }
 }
 
 impl Conductor {
@@ -49,6 +55,9 @@ impl Conductor {
         let geometry = fabric.channel_geometry();
         let channel = Arc::new(Channel::create(geometry).map_err(|e| exhausted(e.to_string()))?);
         let tap = TapFile::create().map_err(|e| exhausted(e.to_string()))?;
+        let recorder = recorder_of(&service.spec, fabric.recorder());
+        let black_box = BlackBox::create(recorder).map_err(|e| exhausted(e.to_string()))?;
+        let black_box = Arc::new(black_box);
         let slot = self.planner.slot_of(service.id);
         let own_region = match service.spec.isolated && !service.spec.shared_region {
             true => Some(Region::create_sparse(*fabric.region().geometry())),
@@ -66,6 +75,7 @@ impl Conductor {
             peer,
             channel: Arc::clone(&channel),
             tap: Arc::clone(&tap),
+            black_box: Arc::clone(&black_box),
             core,
             jumps: jumps.clone(),
             loan_pkts: request.loan_pkts,
@@ -86,6 +96,7 @@ impl Conductor {
             read_only: record.read_only,
             state: None,
             own_region: own_region.is_some(),
+            recorder,
         };
         let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
         // One that is isolated could keep the others from ringing.
@@ -99,7 +110,8 @@ impl Conductor {
             };
             let files = [region, own(channel.fd())?, table];
             let (marks, tap) = (fabric.marks().read_only_fd()?, own(tap.fd())?);
-            let files = files.into_iter().chain([own(record.bells.fd())?, marks, tap]);
+            let own_ones = [own(record.bells.fd())?, marks, tap, own(black_box.fd())?];
+            let files = files.into_iter().chain(own_ones);
             files.map(Ok).chain(alarms.iter().copied().map(own)).collect()
         };
         let wakes_workers = !alarms.is_empty();

@@ -164,7 +164,7 @@ impl Lab {
         let request = AttachRequest::new("fake", ServiceRef::Id(service));
         let peer = Peer { pid: std::process::id().cast_signed(), uid: 0 };
         let welcome = self.conductor.attach(&request, peer, None, &mut self.fabric).unwrap();
-        let [_, channel, table, ..] = <[_; 5]>::try_from(welcome.fds).unwrap();
+        let [_, channel, table, ..] = <[_; 8]>::try_from(welcome.fds).unwrap();
         let channel = Channel::from_fd(channel, welcome.attached.channel).unwrap();
         let (rx, tx) = channel.nf_ends(0).unwrap();
         self.nfs.push(FakeNf {

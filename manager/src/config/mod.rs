@@ -7,6 +7,7 @@
 
 mod journal;
 mod port;
+mod recorder;
 mod restart;
 #[cfg(test)]
 mod tests;
@@ -17,7 +18,7 @@ use nflib::control::{ChangeOf, ServiceSpec};
 use nflib::descriptor::PortId;
 use nflib::resting::{DEFAULT_QUANTUM_PKTS, MAX_QUANTUM_PKTS, MIN_QUANTUM_PKTS};
 use nflib::shm::channel::ChannelGeometry;
-use nflib::shm::{HugePages, RegionGeometry};
+use nflib::shm::{HugePages, MAX_RECORDED_PKTS, RecorderTerms, RegionGeometry};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -28,6 +29,7 @@ use crate::model::{Model, ModelError, ModelSpecs};
 pub use journal::JournalSetting;
 pub use port::{Backend, PortConfig};
 use port::{RawPort, options};
+pub use recorder::CrashDirSetting;
 
 /// Most flows a worker can be told to remember: 10 GB of them.
 const MAX_FLOW_CACHE: u32 = 1 << 26;
@@ -88,6 +90,24 @@ pub struct ManagerConfig {
     pub latency_interval_us: u32,
     /// Where what is wanted is written down for the next manager.
     pub journal: JournalSetting,
+    /// Packets that the flight recorder of each NF keeps, unless its service says otherwise; 0: none.
+    pub recorder_pkts: u32,
+    /// First bytes of each that are kept.
+    pub recorder_bytes: u16,
+    /// Where what is left of NFs that crash is put.
+    pub crash_dir: CrashDirSetting,
+    /// Crashes that are kept; for one more the oldest goes.
+    pub crash_bundles: u32,
+    /// Bytes of crashes that are kept, all together; the newest is kept in any case.
+    pub crash_bytes: u64,
+}
+
+impl ManagerConfig {
+    /// What the flight recorder of an NF keeps, as far as its service does not say otherwise.
+    #[must_use]
+    pub fn recorder(&self) -> RecorderTerms {
+        RecorderTerms { slots: self.recorder_pkts, kept_bytes: self.recorder_bytes, all: false }
+    }
 }
 
 impl Default for ManagerConfig {
@@ -107,6 +127,11 @@ impl Default for ManagerConfig {
             track_flows: false,
             latency_interval_us: 1000,
             journal: JournalSetting::default(),
+            recorder_pkts: 256,
+            recorder_bytes: 128,
+            crash_dir: CrashDirSetting::default(),
+            crash_bundles: 16,
+            crash_bytes: 64 << 20,
         }
     }
 }
@@ -411,6 +436,7 @@ fn validate_manager(manager: &ManagerConfig) -> Result<(), String> {
             manager.flow_cache
         ));
     }
+    validate_recorder(manager)?;
     if (1..MIN_LATENCY_INTERVAL_US).contains(&manager.latency_interval_us) {
         return Err(format!(
             "manager.latency_interval_us is {}: expected 0 (off) or at least \
@@ -423,6 +449,28 @@ fn validate_manager(manager: &ManagerConfig) -> Result<(), String> {
             "manager.ring_capacity is {ring_capacity}: expected a power of two of at most {}",
             ChannelGeometry::MAX_RING_CAPACITY
         ));
+    }
+    Ok(())
+}
+
+fn validate_recorder(manager: &ManagerConfig) -> Result<(), String> {
+    let ManagerConfig { recorder_pkts, recorder_bytes, crash_bundles, .. } = manager;
+    let most = RecorderTerms::MAX_KEPT_BYTES;
+    if *recorder_pkts > MAX_RECORDED_PKTS {
+        return Err(format!(
+            "manager.recorder_pkts is {recorder_pkts}: expected at most {MAX_RECORDED_PKTS}"
+        ));
+    }
+    if !recorder_bytes.is_multiple_of(8) || !(8..=most).contains(recorder_bytes) {
+        return Err(format!(
+            "manager.recorder_bytes is {recorder_bytes}: expected a multiple of 8 from 8 to {most}"
+        ));
+    }
+    if *crash_bundles == 0 {
+        return Err(
+            "manager.crash_bundles is 0: expected at least 1; crash_dir = \"off\" keeps none"
+                .into(),
+        );
     }
     Ok(())
 }

@@ -48,6 +48,11 @@ fn manager_keys(old: &ManagerConfig, new: &ManagerConfig, keys: &mut Vec<String>
             track_flows,
             latency_interval_us,
             journal,
+            recorder_pkts,
+            recorder_bytes,
+            crash_dir,
+            crash_bundles,
+            crash_bytes,
         },
         old,
         new

@@ -98,6 +98,8 @@ fn service_line(service: &Service) -> String {
         (spec.on_stuck != OnStuck::default()).then(|| format!("on_stuck {}", spec.on_stuck.name())),
     );
     parts.extend(spec.stuck_after_ms.map(|ms| format!("stuck_after_ms {ms}")));
+    parts.extend(spec.recorder_pkts.map(|pkts| format!("recorder_pkts {pkts}")));
+    parts.extend(spec.recorder_all.then(|| "recorder_all".to_owned()));
     parts.extend(spec.shared_region.then(|| "shared region".to_owned()));
     parts.extend(spec.packet_limit.map(|limit| format!("packet_limit {limit}")));
     parts.extend(spec.weight.map(|weight| format!("weight {weight}")));

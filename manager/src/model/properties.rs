@@ -114,6 +114,8 @@ fn service_spec() -> impl Strategy<Value = ServiceSpec> {
             access: if instances > 3 { Access::ReadOnly } else { Access::ReadWrite },
             on_stuck: if packet_limit.is_some() { OnStuck::Kill } else { OnStuck::Report },
             stuck_after_ms: time_limit_s.map(|_| 500),
+            recorder_pkts: packet_limit.map(|_| 64),
+            recorder_all: own_core,
             packet_limit,
             time_limit_s,
         },

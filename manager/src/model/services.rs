@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use nflib::control::{ChainSpec, ChangeOf, Confine, OnStuck, ServiceRef, ServiceSpec};
 use nflib::descriptor::ServiceId;
+use nflib::shm::MAX_RECORDED_PKTS;
 
 use super::error::{ModelError, check_name, shown, there_are};
 
@@ -334,6 +335,12 @@ impl Machine {
         }
         if spec.stuck_after_ms.is_some_and(|ms| !(1..=MAX_STUCK_AFTER_MS).contains(&ms)) {
             return fail(format!("stuck_after_ms: expected 1 to {MAX_STUCK_AFTER_MS}"));
+        }
+        if spec.recorder_pkts.is_some_and(|pkts| pkts > MAX_RECORDED_PKTS) {
+            return fail(format!("recorder_pkts: expected 0 to {MAX_RECORDED_PKTS}"));
+        }
+        if spec.recorder_all && spec.recorder_pkts == Some(0) {
+            return fail("recorder_all is of no use with recorder_pkts = 0: leave out one".into());
         }
         if spec.packet_limit.is_some_and(|limit| limit == 0 || limit > i64::MAX as u64) {
             return fail(format!("packet_limit: expected 1 to {}", i64::MAX));

@@ -15,6 +15,7 @@ pub mod journeys;
 pub mod latency;
 pub mod pcapng;
 pub mod point_list;
+mod point_text;
 pub mod points;
 pub mod thread;
 pub mod traces;

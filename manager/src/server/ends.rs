@@ -125,6 +125,9 @@ impl Server {
             return Ok(());
         }
         // From here on it is a death like any other.
+        let leader = self.supervisor.owner(pid).unwrap_or(pid);
+        self.crashes.kills_stuck(leader, &stuck.to_string());
+        let Some(nf) = self.conductor.registry().get(instance) else { return Ok(()) };
         if self.supervisor.owner(pid).is_some() {
             self.supervisor.kill_stuck(pid, policy == OnStuck::Restart, &stuck.to_string(), now);
             return Ok(());

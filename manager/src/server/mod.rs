@@ -7,6 +7,7 @@
 
 mod buffers;
 mod connection;
+mod crashes;
 mod ends;
 mod flows;
 mod judging;
@@ -31,6 +32,7 @@ use thiserror::Error;
 
 use crate::conductor::Conductor;
 use crate::config::{Config, PollMode};
+use crate::crash::Crashes;
 use crate::fabric::{Fabric, FabricError};
 use crate::journal::{Beginning, Journal, Remaining};
 use crate::poll_loop::Snapshot;
@@ -39,6 +41,7 @@ use crate::shares::Shares;
 use crate::status;
 use crate::supervisor::{CoreMap, Supervisor};
 use connection::Connections;
+use crashes::{HUNG_UP, MANAGER_ENDS, PROCESS_ENDED};
 use ends::{Deaths, StuckWatch};
 use messages::Calls;
 use observe::Observing;
@@ -115,6 +118,7 @@ pub struct Server {
     /// Rules that an earlier manager knew, and that end sooner than their timeout says.
     remaining: Remaining,
     deaths: Deaths,
+    crashes: Crashes,
     stuck: StuckWatch,
     observing: Observing,
     /// When the last poll came back, nanoseconds of CLOCK_MONOTONIC.
@@ -165,6 +169,7 @@ impl Server {
         let launcher = std::env::current_exe().map_err(fail("own program"))?;
         let supervisor = Supervisor::new(config.manager.socket.clone(), launcher, cores)
             .map_err(fail("supervisor"))?;
+        let crashes = Crashes::new(&config.manager);
         let conductor = Conductor::new(config.model.clone()).map_err(fail("memfd"))?;
         let observing = Observing::start(&fabric, config.manager.latency_interval_us)
             .map_err(fail("observer"))?;
@@ -186,6 +191,7 @@ impl Server {
             journal: None,
             remaining: Remaining::new(),
             deaths: Deaths::default(),
+            crashes,
             stuck: StuckWatch::default(),
             woke_ns: 0,
             next_judgement: None,
@@ -260,6 +266,7 @@ impl Server {
             }
             self.end_nfs()?;
         }
+        self.crashes.finish();
         let last = self.status()?;
         for id in std::mem::take(&mut self.wait_for_end) {
             self.connections.send(id, &Reply::Status(Box::new(last.clone())));
@@ -297,7 +304,7 @@ impl Server {
         let instances: Vec<_> = self.conductor.registry().nfs().map(|nf| nf.instance).collect();
         instances.into_iter().try_for_each(|instance| {
             self.conductor.ring(instance);
-            self.end_nf(instance, "the manager ends, and it keeps packets")
+            self.end_nf(instance, MANAGER_ENDS)
         })
     }
 
@@ -316,7 +323,7 @@ impl Server {
         self.woke_ns = status::now_ns();
         // The dead first: what they have is wanted back, and others' flows wait for the next plan.
         for instance in ready.dead {
-            self.end_nf(instance, "its process ended")?;
+            self.end_nf(instance, PROCESS_ENDED)?;
         }
         for (id, hung_up) in ready.connections {
             self.read_from(id, hung_up)?;
@@ -338,6 +345,7 @@ impl Server {
         self.share_cores(Instant::now())?;
         self.look_for_stuck(Instant::now())?;
         self.judge(Instant::now())?;
+        self.crashes.judge(Instant::now());
         self.observe()?;
         self.deliver();
         self.report_lost_pages();
@@ -453,11 +461,15 @@ impl Server {
             self.connections.send(id, &reply);
         }
         self.conductor.report_violations();
+        let suspect = self.witness(instance, why);
         if let Some(nf) = self.conductor.remove(instance, &mut self.fabric)? {
             self.note_death(&nf, why);
             tracing::info!(instance, service = nf.service, name = nf.name, why, "NF removed");
             if self.supervisor.owner(nf.pid).is_none() {
                 self.supervisor.cores().release(nf.pid);
+            }
+            if let Some(suspect) = suspect {
+                self.accuse(suspect);
             }
         }
         Ok(())
@@ -466,7 +478,7 @@ impl Server {
     /// Forgets closed connections, and the NFs on them.
     fn sweep(&mut self) -> Result<(), ServerError> {
         for instance in self.connections.sweep() {
-            self.end_nf(instance, "it closed its connection")?;
+            self.end_nf(instance, HUNG_UP)?;
         }
         Ok(())
     }

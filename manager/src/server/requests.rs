@@ -137,6 +137,8 @@ impl Server {
             Request::Flows { limit } => self.flows(id, limit)?,
             Request::Buffers { buffer } => self.buffers(id, buffer)?,
             Request::Explain { in_port, frame } => self.explain(id, in_port.as_deref(), &frame)?,
+            Request::Crashes => self.list_crashes(id),
+            Request::Crash { name } => self.show_crash(id, &name),
             Request::CapturePoints => self.ask_observer(id, Question::Points),
             Request::Capture(request) => self.ask_observer(id, Question::Capture(request)),
             Request::Captures => self.ask_observer(id, Question::Captures),

@@ -27,6 +27,7 @@ impl Server {
         }
         for event in self.supervisor.poll(now) {
             self.ended_while_upgrading(&event);
+            self.crashes.hear(&event);
             match &event.what {
                 What::Said { .. } => eprintln!("{event}"),
                 What::Waiting { .. } | What::GaveUp { .. } | What::Pressed { .. } => {

@@ -88,8 +88,9 @@ impl Intruder {
         let (reply, fds) = control::recv::<Reply>(&socket, MAX_REPLY_BYTES).unwrap();
         let Reply::Attached(terms) = reply else { panic!("{reply:?}") };
         let mut fds = fds;
-        let alarms = fds.split_off(6);
-        let [region, channel, route_fd, bells, marks, tap] = <[OwnedFd; 6]>::try_from(fds).unwrap();
+        let alarms = fds.split_off(7);
+        let [region, channel, route_fd, bells, marks, tap, _black_box] =
+            <[OwnedFd; 7]>::try_from(fds).unwrap();
         let words = Arc::new(Scribble::over(&channel).unwrap());
         let channel = Channel::from_fd(channel, terms.channel).unwrap();
         let (takes, gives) = channel.nf_ends(0).unwrap();

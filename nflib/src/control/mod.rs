@@ -3,9 +3,9 @@
 //! A message is a frame: its length in bytes (u32, little endian), then that many bytes of JSON.
 //! File descriptors travel with the frame's first byte (SCM_RIGHTS). One socket serves commands
 //! (`millrace status`) and NFs: an NF sends [`Request::Attach`], gets [`Reply::Attached`] with its
-//! descriptors (packet region, channel, route table, doorbells, marks, event ring; the alarms of the
-//! workers, of all or of none; the state region, for NFs that ask for one), and keeps the connection open; its
-//! end is the end of the attachment.
+//! descriptors (packet region, channel, route table, doorbells, marks, event ring, black box; the alarms
+//! of the workers, of all or of none; the state region, for NFs that ask for one), and keeps the connection
+//! open; its end is the end of the attachment.
 #![forbid(unsafe_code)]
 
 pub mod frame;
@@ -32,7 +32,7 @@ pub use status::*;
 use crate::descriptor::ServiceId;
 use crate::observe::TapSpec;
 use crate::shm::channel::ChannelGeometry;
-use crate::shm::{LAYOUT_VERSION, RegionGeometry, recv_with_fds, send_with_fds};
+use crate::shm::{LAYOUT_VERSION, RecorderTerms, RegionGeometry, recv_with_fds, send_with_fds};
 
 /// Version of these messages. A peer of another version is refused with [`ErrorCode::Version`].
 pub const PROTOCOL_VERSION: u32 = 6;
@@ -250,7 +250,7 @@ impl AttachRequest {
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
     /// The NF is in; descriptors come along: packet region, channel, route table, doorbells, marks, event
-    /// ring, and the alarms of all workers or of none.
+    /// ring, black box, and the alarms of all workers or of none.
     Attached(Attached),
     /// Answer to [`Request::Detach`]: nothing more will be delivered.
     Detached,
@@ -507,6 +507,8 @@ pub struct Attached {
     /// The packet region is the NF's own: its pages come when they are first touched.
     #[serde(default)]
     pub own_region: bool,
+    /// Layout of the black box, and what is to be recorded in it.
+    pub recorder: RecorderTerms,
 }
 
 fn default_quantum_pkts() -> u32 {

@@ -351,6 +351,12 @@ pub struct ServiceSpec {
     /// After how long without progress an instance is stuck, milliseconds; absent: 1000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stuck_after_ms: Option<u64>,
+    /// Packets that each instance's flight recorder keeps; absent: as many as the manager says, 0: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recorder_pkts: Option<u32>,
+    /// Record every packet, at its price, and not only as many as cost nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recorder_all: bool,
     /// An instance leaves in good order after so many packets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packet_limit: Option<u64>,

@@ -14,8 +14,8 @@ use super::limits::Limits;
 use crate::args::NfArgs;
 use crate::control::{self, AttachRequest, Attached, ErrorCode, MAX_REPLY_BYTES, Reply, Request};
 use crate::shm::{
-    Channel, Doorbell, Doorbells, Marks, Region, RouteTable, SHORT_SLICE_NS, State, TapFile,
-    ask_for_short_slices, register_for_global_barrier,
+    BlackBox, Channel, Doorbell, Doorbells, Marks, Region, RouteTable, SHORT_SLICE_NS, State,
+    TapFile, ask_for_short_slices, register_for_global_barrier,
 };
 
 /// How long after a first look in vain a manager is looked for again; the pause doubles each time.
@@ -39,6 +39,7 @@ pub(super) struct Attachment {
     pub(super) own_bell: Doorbell,
     pub(super) marks: Marks,
     pub(super) tap: Arc<TapFile>,
+    pub(super) black_box: Arc<BlackBox>,
     /// Of each worker, or none.
     pub(super) alarms: Vec<OwnedFd>,
     pub(super) state: Option<State>,
@@ -123,9 +124,9 @@ fn map_all(
             Some(State::from_fd(&fd, of.words, of.generation).map_err(RunError::State)?)
         }
     };
-    let alarms = fds.split_off(fds.len().min(6));
-    let [region, channel, routes, bells, marks, tap] =
-        <[OwnedFd; 6]>::try_from(fds).map_err(|fds| RunError::Descriptors { found: fds.len() })?;
+    let alarms = fds.split_off(fds.len().min(7));
+    let [region, channel, routes, bells, marks, tap, black_box] =
+        <[OwnedFd; 7]>::try_from(fds).map_err(|fds| RunError::Descriptors { found: fds.len() })?;
     if !alarms.is_empty() && alarms.len() != usize::from(terms.channel.workers) {
         return Err(RunError::Terms(format!(
             "{} alarms for {} workers",
@@ -150,6 +151,9 @@ fn map_all(
     let bells = Arc::new(Doorbells::from_fd(bells).map_err(RunError::Doorbells)?);
     let marks = Marks::from_fd(&marks, terms.region.buffers).map_err(RunError::Observation)?;
     let tap = TapFile::from_fd(tap).map_err(RunError::Observation)?;
+    let black_box = BlackBox::from_fd(black_box, terms.recorder).map_err(RunError::Observation)?;
+    black_box.take_last_words();
+    let black_box = Arc::new(black_box);
     let own_bell = bells.bell(terms.nf).ok_or_else(|| {
         RunError::Terms(format!("number {} with {} doorbells", terms.nf, bells.len()))
     })?;
@@ -171,6 +175,7 @@ fn map_all(
         own_bell,
         marks,
         tap,
+        black_box,
         alarms,
         state,
         terms,

@@ -132,7 +132,7 @@ fn event_of(packet: &Delivery, time_ns: u64) -> Event {
 }
 
 /// CLOCK_MONOTONIC, which all processes share.
-fn now_ns() -> u64 {
+pub(super) fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC);
     now.map_or(0, |now| now.tv_sec().unsigned_abs() * 1_000_000_000 + now.tv_nsec().unsigned_abs())
 }

@@ -34,7 +34,9 @@ use crate::args::{self, NfArgs, PlainArgs};
 use crate::control::{AttachRequest, ControlError, ErrorReply};
 use crate::log::LogError;
 use crate::nf::{NetworkFunction, NfError};
-use crate::shm::{ChannelError, Inherited, RegionError, RingError, catch_stop_signals};
+use crate::shm::{
+    ChannelError, Inherited, RegionError, RingError, catch_stop_signals, leave_last_words,
+};
 use attach::attach;
 use limits::Limits;
 use turns::{Ending, Turns};
@@ -67,8 +69,8 @@ pub enum RunError {
     Refused(ErrorReply),
     /// What is to be mapped did not come along.
     #[error(
-        "the manager sent {found} descriptors, expected 4 (region, channel, routes, doorbells); use one \
-         release"
+        "the manager sent {found} descriptors, expected 7 (region, channel, routes, doorbells, marks, event \
+         ring, black box); use one release"
     )]
     Descriptors {
         /// How many came.
@@ -89,7 +91,7 @@ pub enum RunError {
     /// The doorbells cannot be mapped.
     #[error("doorbells: {0}")]
     Doorbells(io::Error),
-    /// The table of marks or the event ring cannot be mapped.
+    /// The table of marks, the event ring or the black box cannot be mapped.
     #[error("observation: {0}")]
     Observation(io::Error),
     /// The state region cannot be mapped.
@@ -187,6 +189,7 @@ pub fn run_as(name: &str, nf: impl NetworkFunction, args: &NfArgs) -> ExitCode {
 fn start(name: &str, nf: impl NetworkFunction, args: &NfArgs) -> Result<(), RunError> {
     crate::log::init(&args.log, args.log_format)?;
     let stop = catch_stop_signals().map_err(RunError::Signals)?;
+    leave_last_words().map_err(RunError::Signals)?;
     run_until(name, nf, args, stop)
 }
 

@@ -30,7 +30,8 @@ use crate::burst::Run;
 use crate::context::Departure;
 use crate::engine::Engine;
 use crate::nf::{Action, NetworkFunction};
-use crate::shm::{RingError, RingMemory};
+use crate::observe::NOBODY;
+use crate::shm::{Recorder, RingError, RingMemory};
 
 use super::inputs::{Inputs, Source};
 use super::lookout::Lookout;
@@ -51,6 +52,8 @@ pub(crate) struct Passage<N, M, H> {
     pub(crate) drop_pkts: u64,
     /// Packets taken from an input at once.
     burst_pkts: usize,
+    /// Keeps the last packets taken, for when the NF dies of one.
+    pub(crate) recorder: Recorder,
     /// Who tells of packets that are looked at; none without a manager.
     pub(crate) lookout: Option<Box<Lookout>>,
 }
@@ -72,6 +75,7 @@ impl<N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<N, M, H> {
             tx_pkts: 0,
             drop_pkts: 0,
             burst_pkts: MAX_BURST_PKTS,
+            recorder: Recorder::off(),
             lookout: None,
         }
     }
@@ -124,6 +128,9 @@ impl<N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<N, M, H> {
                 }
             };
         if count > 0 {
+            if self.recorder.is_due(now_ns) {
+                self.record(number, count, now_ns);
+            }
             self.rx_pkts += count as u64;
             if self.is_watched() {
                 self.serve_watched(number, count, now_ns)?;
@@ -133,6 +140,16 @@ impl<N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<N, M, H> {
             }
         }
         Ok(count)
+    }
+
+    /// Keeps the burst that was just read, before the NF can die of it.
+    fn record(&mut self, input: usize, count: usize, now_ns: u64) {
+        let peer = match self.inputs.all[input].source {
+            Source::Lane => NOBODY,
+            Source::Edge { nf, .. } => nf,
+        };
+        let first_number = self.rx_pkts + 1;
+        self.recorder.record(&self.engine.arrivals()[..count], peer, first_number, now_ns);
     }
 
     /// Steps 2 (its second half) to 6: what the NF held and what it decided about. `input` is the

@@ -17,8 +17,9 @@ use crate::control::{
 use crate::descriptor::{ActionCode, Delivery, NO_PORT, Returned};
 use crate::shm::channel::ChannelGeometry;
 use crate::shm::{
-    Channel, Consumer, Doorbell, Doorbells, HugePages, LAYOUT_VERSION, MarkTable, NfCounter,
-    Producer, Region, RegionGeometry, RouteTableWriter, TapFile, register_for_global_barrier,
+    BlackBox, Channel, Consumer, Doorbell, Doorbells, HugePages, LAYOUT_VERSION, MarkTable,
+    NfCounter, Producer, RecorderTerms, Region, RegionGeometry, RouteTableWriter, TapFile,
+    register_for_global_barrier,
 };
 use crate::{Action, Context, Packet};
 
@@ -31,6 +32,8 @@ const REGION: RegionGeometry =
 const WORKER_BUFFERS: u32 = 200;
 const CHANNEL: ChannelGeometry =
     ChannelGeometry { workers: 2, ring_capacity: 64, buffers: REGION.buffers };
+
+const RECORDER: RecorderTerms = RecorderTerms { slots: 16, kept_bytes: 64, all: false };
 
 /// A directory with a socket path in it, and what an NF needs to find it.
 struct Place {
@@ -106,6 +109,7 @@ fn terms(nf: u16) -> Attached {
         read_only: false,
         state: None,
         own_region: false,
+        recorder: RECORDER,
     }
 }
 
@@ -129,6 +133,7 @@ fn accept_with(
     let channel = Channel::create(CHANNEL).unwrap();
     let routes = world.routes.read_only_fd().unwrap();
     let (marks, tap) = (world.marks.read_only_fd().unwrap(), TapFile::create().unwrap());
+    let black_box = BlackBox::create(RECORDER).unwrap();
     let files = [
         world.region.fd(),
         channel.fd(),
@@ -136,6 +141,7 @@ fn accept_with(
         world.bells.fd(),
         marks.as_fd(),
         tap.fd(),
+        black_box.fd(),
     ];
     let fds = [&files[..], alarms].concat();
     control::send(&socket, &Reply::Attached(terms(nf)), &fds).unwrap();

@@ -33,7 +33,8 @@ use crate::message::{MessageToken, Outgoing};
 use crate::nf::{NetworkFunction, Setup};
 use crate::resting::{MAX_QUANTUM_PKTS, MIN_QUANTUM_PKTS, Rest, Resting};
 use crate::shm::{
-    Channel, Doorbell, Doorbells, EdgeRing, NO_NF, NfCounter, SharedRing, WorkerAlarm,
+    BlackBox, Channel, Doorbell, Doorbells, EdgeRing, NO_NF, NfCounter, Recorder, SharedRing,
+    WorkerAlarm,
 };
 
 /// Longest sleep: how late a message of the manager may be noticed.
@@ -104,6 +105,8 @@ pub(super) struct Turns<'n, N> {
     /// There may be messages that were not heard for want of time.
     has_more_to_hear: bool,
     effort: Effort,
+    /// Where last words go as long as this is here.
+    _black_box: Arc<BlackBox>,
 }
 
 impl<'n, N: NetworkFunction> Turns<'n, N> {
@@ -114,7 +117,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
         limits: &Limits,
     ) -> Result<Self, RunError> {
         let Attachment { socket, region, channel, routes, bells, own_bell, .. } = attachment;
-        let Attachment { marks, tap, alarms, state, terms, .. } = attachment;
+        let Attachment { marks, tap, black_box, alarms, state, terms, .. } = attachment;
         let hold_cap_pkts = (terms.region.buffers / 4).max(1) as usize;
         let setup = Setup {
             service: terms.service,
@@ -133,6 +136,9 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
         let alarm = |(pipe, worker)| WorkerAlarm::new(Arc::clone(&channel), worker, pipe);
         outputs.wake_workers_by(alarms.into_iter().zip(0..).map(alarm).collect());
         let lookout = Lookout::new(marks, &tap, Arc::clone(&region));
+        let clock = Instant::now();
+        let recorder =
+            Recorder::new(Arc::clone(&black_box), Arc::clone(&region), super::lookout::now_ns());
         let mut passage = Passage::new(
             Engine::new(nf, region, setup, first_arrival, 0)?,
             Inputs::new(deliveries.into_iter()),
@@ -140,13 +146,14 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             Arc::clone(&channel),
         );
         passage.lookout = Some(Box::new(lookout));
+        passage.recorder = recorder;
         Ok(Self {
             passage,
             mailbox: Mailbox::new(socket),
             channel,
             bells,
             own_bell,
-            clock: Instant::now(),
+            clock,
             phase: Phase::Running,
             next_control_ns: 0,
             end_ns: limits.time_left().map_or(u64::MAX, ns),
@@ -158,6 +165,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             comes_back: true,
             has_more_to_hear: false,
             effort: Effort::new(0),
+            _black_box: black_box,
         })
     }
 

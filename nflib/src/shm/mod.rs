@@ -7,12 +7,14 @@
 #![allow(unsafe_code)]
 
 mod alarm;
+mod black_box;
 mod bytes;
 pub mod channel;
 mod doorbells;
 mod edge_ring;
 mod fds;
 mod hints;
+mod last_words;
 mod lost_pages;
 mod mapping;
 mod marks;
@@ -30,12 +32,14 @@ pub(crate) mod sync;
 mod tap;
 
 pub use alarm::{AlarmReceiver, AlarmSender, WorkerAlarm, worker_alarm};
+pub use black_box::{BlackBox, MAX_RECORDED_PKTS, RecordedPacket, Recorder, RecorderTerms};
 pub(crate) use bytes::{Lease, PacketMemory};
 pub use channel::{Channel, ChannelError, ChannelGeometry, LAYOUT_VERSION, NfCounter};
 pub use doorbells::{Doorbell, Doorbells, global_barrier, register_for_global_barrier};
 pub use edge_ring::EdgeRing;
 pub use fds::{MAX_FDS, recv_with_fds, send_with_fds};
 pub use hints::{advise_huge_pages, prefetch};
+pub use last_words::{LastWords, PanicWords, SignalWords, leave_last_words};
 pub use lost_pages::{lost_pages, replace_lost_pages};
 pub use mapping::{Mapping, PageKind};
 pub use marks::{Mark, MarkTable, Marks};
@@ -52,7 +56,7 @@ pub use ring::{
 pub use routes::{
     HopEntry, MAX_HOPS, MAX_ROUTES, MAX_SET_ENTRIES, NO_NF, RouteTable, RouteTableWriter, bucket_of,
 };
-pub use scribble::Scribble;
+pub use scribble::{Scribble, write_to_null};
 pub use signals::catch_stop_signals;
 pub use state::{Inherited, MAX_STATE_WORDS, State, StateChange, StateFile};
 pub(crate) use survey::{Survey, survey};

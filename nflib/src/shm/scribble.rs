@@ -9,6 +9,16 @@ use std::os::fd::AsFd;
 use super::Mapping;
 use super::sync::{AtomicU32, Ordering};
 
+/// Writes to address 16, as one does who takes a null pointer for one to a structure: the process dies of it by
+/// SIGSEGV.
+#[inline(never)]
+pub fn write_to_null() {
+    let nowhere = std::ptr::without_provenance_mut::<u8>(std::hint::black_box(16));
+    // SAFETY: none; that this is no memory of anybody's is what it is for. The kernel maps nothing there
+    // (vm.mmap_min_addr), so that nothing can be harmed but the process itself.
+    unsafe { nowhere.write_volatile(1) };
+}
+
 /// A shared file as plain words and bytes.
 #[derive(Debug)]
 pub struct Scribble {

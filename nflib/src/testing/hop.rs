@@ -18,8 +18,9 @@ use crate::runtime::outputs::Outputs;
 use crate::runtime::passage::Passage;
 use crate::shm::channel::ChannelGeometry;
 use crate::shm::{
-    Channel, Consumer, Doorbells, EdgeRing, HopEntry, HugePages, MarkTable, Marks, Producer,
-    Region, RegionGeometry, RouteTableWriter, SharedRing, TapFile, TapReader,
+    BlackBox, Channel, Consumer, Doorbells, EdgeRing, HopEntry, HugePages, MarkTable, Marks,
+    Producer, Recorder, RecorderTerms, Region, RegionGeometry, RouteTableWriter, SharedRing,
+    TapFile, TapReader,
 };
 
 /// Hops of the circle's route; then a packet comes out and is put in again.
@@ -39,12 +40,15 @@ pub struct HopOptions {
     /// A tap takes so many bytes of each packet that an NF passes on; `None`: nothing is looked at, and
     /// could be.
     pub tapped_bytes: Option<u16>,
+    /// What each NF records; `None`: nothing. The clock stands still, so that an NF which does not record
+    /// all is beyond its budget from the second burst on.
+    pub recorder: Option<RecorderTerms>,
 }
 
 impl Default for HopOptions {
     fn default() -> Self {
         let region = RegionGeometry { buffers: 4096, stride_bytes: 2048, headroom_bytes: 256 };
-        Self { in_flight_pkts: 32, ring_capacity: 4096, region, tapped_bytes: None }
+        Self { in_flight_pkts: 32, ring_capacity: 4096, region, tapped_bytes: None, recorder: None }
     }
 }
 
@@ -121,7 +125,7 @@ impl<N: NetworkFunction> Hop<N> {
 
     fn add(&mut self, nf: N, number: u16, routes: &RouteTableWriter) -> Result<(), NfError> {
         let fault = |what: String| NfError::new(format!("circle of NFs: {what}"));
-        let HopOptions { ring_capacity, region, .. } = self.options;
+        let HopOptions { ring_capacity, region, recorder, .. } = self.options;
         let service = number + 1;
         let setup = Setup {
             service,
@@ -147,6 +151,10 @@ impl<N: NetworkFunction> Hop<N> {
         );
         let lookout = self.lookout().map_err(|error| fault(error.to_string()))?;
         passage.lookout = Some(Box::new(lookout));
+        if let Some(terms) = recorder {
+            let black_box = Arc::new(BlackBox::create(terms).map_err(|e| fault(e.to_string()))?);
+            passage.recorder = Recorder::new(black_box, Arc::clone(&self.region), 0);
+        }
         self.nfs.push(passage);
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Passes packets on, unchanged or nearly so.
 #![forbid(unsafe_code)]
 
+mod crash;
 mod work;
 
 use std::fmt::Write as _;
@@ -35,6 +36,12 @@ pub struct Options {
     /// Keep the counts of packets and bytes for the NF that comes when this one dies
     #[arg(long)]
     pub keep_counts: bool,
+    /// Crash at a packet that contains this text, for experiments with NFs that do
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub crash_on: Option<String>,
+    /// How to crash
+    #[arg(long, value_enum, value_name = "HOW", default_value = "panic", requires = "crash_on")]
+    pub crash_by: crash::How,
 }
 
 /// What a kept state means.
@@ -100,6 +107,7 @@ pub struct Forward {
     /// What takes `busy_ns`; not 0 when there is anything to do beside passing packets on.
     busy_steps: u64,
     hang: Hang,
+    crash: Option<crash::Crash>,
     seen: Seen,
     keep_counts: bool,
     /// Where packets and bytes are kept.
@@ -121,11 +129,16 @@ impl Forward {
             busy_ns: 0,
             busy_steps: 0,
             hang: Hang::Not,
+            crash: None,
             seen: Seen::default(),
             keep_counts: options.keep_counts,
             kept: None,
             printed: None,
         };
+        if let Some(text) = &options.crash_on {
+            let on = text.as_bytes().to_vec();
+            nf.crash = Some(crash::Crash { on, by: options.crash_by });
+        }
         nf.work_on_each(options.busy_ns);
         nf
     }
@@ -133,7 +146,7 @@ impl Forward {
     fn work_on_each(&mut self, busy_ns: u32) {
         self.busy_ns = busy_ns;
         self.busy_steps = match busy_ns {
-            0 => 0,
+            0 => u64::from(self.crash.is_some()),
             _ => self.pace.get_or_insert_with(work::Pace::measure).steps(busy_ns),
         };
     }
@@ -263,6 +276,9 @@ impl NetworkFunction for Forward {
         }
         if self.busy_steps > 0 {
             self.hang.hang();
+            if let Some(crash) = &self.crash {
+                crash.look(packet.bytes());
+            }
             work::run(self.busy_steps);
         }
         self.action
@@ -315,6 +331,8 @@ mod tests {
             print_every: Some(2),
             busy_ns: 0,
             keep_counts: false,
+            crash_on: None,
+            crash_by: crash::How::Panic,
         }
     }
 

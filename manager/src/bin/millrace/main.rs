@@ -9,6 +9,7 @@ mod bench;
 mod capture;
 mod chain;
 mod client;
+mod crash;
 mod doctor;
 mod down;
 mod drops;
@@ -22,6 +23,7 @@ mod latency;
 mod nf;
 mod port;
 mod print;
+mod replay;
 mod rule;
 mod service;
 mod stats;
@@ -94,6 +96,11 @@ enum Noun {
     Flow(flow::Verb),
     /// Every dropped packet: place, reason, count
     Drops(drops::Options),
+    /// Crashes: what is left of NFs that crashed
+    #[command(subcommand, arg_required_else_help = false)]
+    Crash(crash::Verb),
+    /// Let an NF that crashed have its last packets again, offline
+    Replay(replay::Options),
     /// Whether all is as it must be
     #[command(subcommand, arg_required_else_help = false)]
     Doctor(doctor::Verb),
@@ -171,6 +178,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Noun::Rule(verb) => rule::run(globals, verb)?,
         Noun::Flow(verb) => flow::run(globals, verb)?,
         Noun::Drops(options) => drops::run(globals, &options)?,
+        Noun::Crash(verb) => crash::run(globals, &verb)?,
+        Noun::Replay(options) => return replay::run(globals, &options),
         Noun::Doctor(verb) => doctor::run(globals, &verb)?,
         Noun::Trace(verb) => trace::run(globals, verb)?,
         Noun::Latency => latency::run(globals)?,

@@ -3,7 +3,7 @@
 //! Who asks for a capture gets the reading end of a pipe. Nothing here waits for it: a block that does not
 //! fit is left out as a whole and counted, so that a reader that is slow, or stops, loses packets of its
 //! capture and nobody else loses anything. Memory is bounded by what one capture may have waiting
-//! ([`outlet`]), its interfaces, and the number of captures.
+//! (`staged`, `outlet`), its interfaces, and the number of captures.
 //!
 //! The observer owns it: [`Captures::on_event`] for each event from a ring, [`Captures::turn`] after each
 //! round, and whenever [`Captures::generation`] has changed, the taps to those who serve them.
@@ -12,6 +12,7 @@
 mod comment;
 mod outlet;
 mod session;
+mod staged;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -142,10 +143,9 @@ impl Captures {
         for session in self.sessions.iter_mut().filter(|session| session.taps() & taps != 0) {
             self.strange_events += session.on_event(*source, event, bytes, directory);
         }
-        self.release_ended(event.time_ns, directory);
     }
 
-    /// After a round: what has to be written is, captures that are over end, and taps follow the directory.
+    /// After a round, begun later than the last call: what has to be written is, captures that are over end, and taps follow the directory.
     /// `lost` are the events that each ring has lost since its start.
     pub fn turn(&mut self, now_ns: u64, lost: &[(Source, u64)], directory: &Directory) {
         for &(source, lost_pkts) in lost {
@@ -157,7 +157,7 @@ impl Captures {
             }
         }
         for session in &mut self.sessions {
-            session.turn(now_ns);
+            session.turn(now_ns, directory);
         }
         self.release_ended(now_ns, directory);
         self.sessions.retain(|session| !session.is_closed());
@@ -174,7 +174,7 @@ impl Captures {
     /// Ends a capture, as its reader's going away does.
     pub fn end(&mut self, id: u64, now_ns: u64, directory: &Directory) {
         if let Some(session) = self.sessions.iter_mut().find(|session| session.id() == id) {
-            session.end(now_ns);
+            session.end(now_ns, directory);
         }
         self.turn(now_ns, &[], directory);
     }

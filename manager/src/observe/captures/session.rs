@@ -10,6 +10,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::comment::comment;
 use super::outlet::Outlet;
+use super::staged::Stage;
 use super::{Point, Source, Where};
 use crate::observe::directory::Directory;
 use crate::observe::pcapng::{self, Direction};
@@ -65,6 +66,9 @@ pub(super) struct Session {
     outlet: Outlet,
     phase: Phase,
     started_ns: u64,
+    /// Until then everything has been read from all rings.
+    read_until_ns: u64,
+    stage: Stage,
     /// Unix time less CLOCK_MONOTONIC, nanoseconds: one for all of a file, so that its times do not jump.
     unix_less_monotonic_ns: i128,
     interfaces: Vec<Interface>,
@@ -87,6 +91,8 @@ impl Session {
             outlet,
             phase: Phase::Running,
             started_ns: now_ns,
+            read_until_ns: 0,
+            stage: Stage::default(),
             unix_less_monotonic_ns: unix_less_monotonic_ns(),
             interfaces: Vec::new(),
             by_place: HashMap::new(),
@@ -167,7 +173,7 @@ impl Session {
         }
     }
 
-    /// Writes the packet, once for each of its places here. Returns how often the event bore a tap and could
+    /// Takes the packet, once for each of its places here. Returns how often the event bore a tap and could
     /// not be of it.
     pub(super) fn on_event(
         &mut self,
@@ -187,7 +193,11 @@ impl Session {
                 Some(place) if seen.contains(&place) => {}
                 Some(place) => {
                     seen.push(place);
-                    self.packet(place, source, event, bytes, directory);
+                    let kept = &bytes[..bytes.len().min(self.wanted.snap_bytes.into())];
+                    if self.stage.is_full_for(kept.len()) {
+                        self.write_until(u64::MAX, u64::MAX, directory);
+                    }
+                    self.stage.push(place, source, *event, kept);
                 }
                 // The taps of such a ring take all that its NF passes on.
                 None if matches!(point, Point::Ring { to: End::Manager, .. }) => {}
@@ -195,6 +205,16 @@ impl Session {
             }
         }
         strange
+    }
+
+    /// Writes the packets that are not younger than `until_ns`, in their order.
+    fn write_until(&mut self, until_ns: u64, now_ns: u64, directory: &Directory) {
+        for (packet, bytes) in self.stage.take_until(until_ns, now_ns).each() {
+            if self.wanted.max_pkts.is_some_and(|max_pkts| self.pkts >= max_pkts) {
+                return;
+            }
+            self.packet(packet.place, packet.source, &packet.event, bytes, directory);
+        }
     }
 
     fn packet(
@@ -226,7 +246,7 @@ impl Session {
         let packet = pcapng::Packet {
             interface: number,
             time_unix_ns: self.unix_ns(event.time_ns),
-            bytes: &bytes[..bytes.len().min(self.wanted.snap_bytes.into())],
+            bytes,
             original_bytes: event.len_bytes.into(),
             direction: direction(place, event.kind),
             // The first packet at a place has none before it.
@@ -245,9 +265,6 @@ impl Session {
             self.interfaces.push(self.interface(ring_of(source)));
         }
         self.count(number, written);
-        if self.wanted.max_pkts.is_some_and(|max_pkts| self.pkts >= max_pkts) {
-            self.end(event.time_ns);
-        }
     }
 
     fn interface(&self, by: Where) -> Interface {
@@ -294,20 +311,26 @@ impl Session {
     }
 
     /// After a round of events.
-    pub(super) fn turn(&mut self, now_ns: u64) {
+    pub(super) fn turn(&mut self, now_ns: u64, directory: &Directory) {
+        if self.phase == Phase::Running {
+            self.write_until(self.read_until_ns, now_ns, directory);
+            // What is as old as this will have been read after the next round.
+            self.read_until_ns = now_ns;
+        }
         self.outlet.flush();
         let late = self.wanted.ends_ns.is_some_and(|ends_ns| now_ns >= ends_ns);
-        if late || self.outlet.is_closed() {
-            self.end(now_ns);
-            self.outlet.flush();
+        let enough = self.wanted.max_pkts.is_some_and(|max_pkts| self.pkts >= max_pkts);
+        if late || enough || self.outlet.is_closed() {
+            self.end(now_ns, directory);
         }
     }
 
-    /// Writes what was counted; nothing more comes.
-    pub(super) fn end(&mut self, now_ns: u64) {
+    /// Writes what there is and what was counted; nothing more comes.
+    pub(super) fn end(&mut self, now_ns: u64, directory: &Directory) {
         if self.phase != Phase::Running {
             return;
         }
+        self.write_until(u64::MAX, now_ns, directory);
         self.phase = Phase::Ended;
         let time_unix_ns = self.unix_ns(now_ns);
         let mut block = Vec::new();
@@ -329,6 +352,7 @@ impl Session {
             pcapng::statistics(&mut block, &counted);
         }
         self.outlet.put_last(&block);
+        self.outlet.flush();
     }
 
     /// Over, and everything written or nobody there to read it.

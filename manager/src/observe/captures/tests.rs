@@ -95,6 +95,43 @@ fn read(reader: OwnedFd) -> Read {
     read
 }
 
+/// Two rounds without events: what came before is written.
+fn settle(captures: &mut Captures, now_ns: u64) {
+    for now_ns in [now_ns, now_ns + 1] {
+        captures.turn(now_ns, &[], &directory());
+    }
+}
+
+#[test]
+fn packets_are_in_the_order_of_their_times_whichever_ring_was_read_first() {
+    let (mut captures, directory) = (Captures::new(), directory());
+    let at = request(&["port:lan", "nf:firewall:in"]);
+    let (id, reader) = captures.start(&at, &directory, 1).unwrap();
+    let mut round = |worker: &[u64], nf: &[u64], now_ns| {
+        for &time_ns in worker {
+            let event = Event { time_ns, ..event(EventKind::PortIn, 1) };
+            captures.on_event(&WORKER, &event, &[0; 60], &directory);
+        }
+        for &time_ns in nf {
+            let event = Event { time_ns, ..event(EventKind::NfIn, 2) };
+            captures.on_event(&FIREWALL, &event, &[0; 60], &directory);
+        }
+        captures.turn(now_ns, &[], &directory);
+        captures.status(now_ns)[0].pkts
+    };
+    // The NF's ring is read after the worker's, and holds what is younger than what that still gets.
+    assert_eq!(round(&[100, 200], &[150, 250, 350], 400), 0);
+    assert_eq!(round(&[300, 500], &[450], 600), 6);
+    assert_eq!(round(&[], &[], 700), 8);
+    captures.end(id, 800, &directory);
+    let mut file = Vec::new();
+    File::from(reader).read_to_end(&mut file).unwrap();
+    let times: Vec<_> = Capture::new(file).unwrap().frames().iter().map(|f| f.time_ns).collect();
+    let first = times[0];
+    let since: Vec<_> = times.into_iter().map(|time_ns| time_ns - first + 100).collect();
+    assert_eq!(since, [100, 150, 200, 250, 300, 350, 450, 500]);
+}
+
 #[test]
 fn a_capture_has_an_interface_for_each_place_and_says_what_became_of_packets() {
     let (mut captures, directory) = (Captures::new(), directory());
@@ -194,6 +231,7 @@ fn limits_of_packets_and_of_time_end_a_capture() {
     for _ in 0..4 {
         captures.on_event(&WORKER, &event(EventKind::PortIn, 3), &[0; 60], &directory);
     }
+    settle(&mut captures, 3_000);
     assert_eq!(captures.taps_for_workers().len(), 2, "only those of the second capture");
     captures.turn(5_000_999, &[], &directory);
     let left: Vec<_> = captures.status(5_000_999).into_iter().map(|s| (s.id, s.pkts)).collect();
@@ -257,8 +295,9 @@ fn what_rings_lost_is_counted_since_the_begin_for_the_places_they_serve() {
     captures.turn(1, &[(WORKER, 100), (FIREWALL, 50)], &directory);
     let (id, reader) = captures.start(&request(&["nf:firewall#3:in"]), &directory, 1).unwrap();
     captures.on_event(&FIREWALL, &event(EventKind::NfIn, 1), &[0; 60], &directory);
-    captures.turn(2, &[(WORKER, 900), (FIREWALL, 57), (Source::Nf(14), 9)], &directory);
-    captures.turn(3, &[(FIREWALL, 3)], &directory);
+    settle(&mut captures, 3_000);
+    captures.turn(3_002, &[(WORKER, 900), (FIREWALL, 57), (Source::Nf(14), 9)], &directory);
+    captures.turn(3_003, &[(FIREWALL, 3)], &directory);
     captures.on_event(&FIREWALL, &event(EventKind::NfIn, 1), &[0; 60], &directory);
     captures.on_event(&FIREWALL, &event(EventKind::NfIn, 1), &[0; 60], &directory);
     assert_eq!(captures.status(4)[0].lost_pkts, 7);
@@ -279,7 +318,8 @@ fn what_a_ring_lost_is_told_at_one_of_its_places() {
         }
     };
     both(&mut captures);
-    captures.turn(2, &[(WORKER, 5), (Source::Worker(1), 6)], &directory);
+    settle(&mut captures, 3_000);
+    captures.turn(3_002, &[(WORKER, 5), (Source::Worker(1), 6)], &directory);
     both(&mut captures);
     assert_eq!(captures.status(3)[0].lost_pkts, 11);
     captures.end(id, 3, &directory);
@@ -380,6 +420,8 @@ proptest! {
             let bytes = vec![1; usize::from(event.kept_bytes)];
             captures.on_event(&source, &event, &bytes, &directory);
         }
+        captures.turn(u64::MAX, &[], &directory);
+        captures.turn(u64::MAX, &[], &directory);
         let pkts = captures.status(2)[0].pkts;
         captures.end(id, 3, &directory);
         prop_assert_eq!(read(reader).packets.len() as u64, pkts);
