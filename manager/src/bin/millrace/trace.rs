@@ -16,6 +16,8 @@ use crate::{Globals, print, words};
 
 /// Between two looks at a trace that is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// The same, when it has taken long already.
+const LOOK_RARELY: Duration = Duration::from_secs(1);
 /// Width of a packet's time from end to end, columns.
 const BAR_COLUMNS: usize = 32;
 
@@ -123,16 +125,22 @@ fn one(client: &Client, id: u64) -> anyhow::Result<TraceStatus> {
     trace.ok_or_else(|| client.unexpected("a trace").into())
 }
 
-/// Asks until all packets of a trace are through.
+/// Asks until all packets of a trace are through: at first only whether they are marked, and then ever more
+/// rarely for all of them, which is much to tell.
 fn wait_for(client: &Client, id: u64) -> anyhow::Result<TraceStatus> {
+    while traces(client, None)?.iter().any(|trace| trace.id == id && !trace.done) {
+        std::thread::sleep(LOOK_EVERY);
+    }
+    let mut pause = LOOK_EVERY;
     loop {
+        std::thread::sleep(pause);
         let trace = one(client, id)?;
         let is_inside = |packet: &TracedPacket| packet.end == "still inside";
         let ended = trace.packets.iter().filter(|packet| !is_inside(packet)).count() as u64;
         if trace.done && ended + trace.torn_pkts >= trace.marked_pkts {
             return Ok(trace);
         }
-        std::thread::sleep(LOOK_EVERY);
+        pause = (2 * pause).min(LOOK_RARELY);
     }
 }
 

@@ -31,6 +31,10 @@ pub fn walk(packet: &Packet, seen: Vec<Seen>, directory: &Directory) -> (Journey
     let strange = (count - events.len()) as u64;
     // Stable: what an NF wrote in one moment stays in its order.
     events.sort_by_key(|seen| seen.event.time_ns);
+    let told: Vec<_> = events
+        .iter()
+        .map(|s| (s.nf, s.event.kind, s.event.time_ns, s.event.hop, s.event.peer))
+        .collect();
     let mut events = VecDeque::from(events);
     while let Some(first) = events.front() {
         let time_ns = first.event.time_ns;
@@ -42,7 +46,11 @@ pub fn walk(packet: &Packet, seen: Vec<Seen>, directory: &Directory) -> (Journey
             walk.take(seen);
         }
     }
-    (walk.finish(), strange)
+    let journey = walk.finish();
+    if journey.torn {
+        tracing::debug!(?journey, ?told, suspect = packet.suspect, strange, "a way is torn");
+    }
+    (journey, strange)
 }
 
 struct Walk<'a> {
