@@ -37,7 +37,7 @@ use crate::worker::Observation;
 const ROUND: Duration = Duration::from_millis(10);
 /// Between two rounds, while only latencies are sampled.
 const SAMPLING_ROUND: Duration = Duration::from_millis(100);
-/// How long a round may go on to a further ring.
+/// How long a round may go on to a further NF's ring.
 const ROUND_LIMIT: Duration = Duration::from_millis(5);
 /// The thread's nice level: packets come first.
 const NICE: i32 = 5;
@@ -322,7 +322,6 @@ impl Watcher {
 
     /// Reads every ring once, as far as time allows, and puts together what can be.
     fn round(&mut self) {
-        let began = Instant::now();
         let mut lost = Vec::new();
         let mut emptied = Emptied { workers: true, nfs: true };
         for (number, ring) in (0..).zip(&mut self.workers) {
@@ -330,19 +329,7 @@ impl Watcher {
             emptied.workers &= ring.read(source, &mut self.seen);
             lost.push((source, ring.reader.lost_pkts()));
         }
-        let first = self.first_nf;
-        let order: Vec<_> =
-            self.nfs.range(first..).chain(self.nfs.range(..first)).map(|(&nf, _)| nf).collect();
-        for nf in order {
-            if began.elapsed() > ROUND_LIMIT {
-                emptied.nfs = false;
-                self.first_nf = nf;
-                break;
-            }
-            let Some(watched) = self.nfs.get_mut(&nf) else { continue };
-            watched.ring.read(Source::Nf(nf), &mut self.seen);
-            lost.push((Source::Nf(nf), watched.ring.reader.lost_pkts()));
-        }
+        emptied.nfs = self.read_nfs(ROUND_LIMIT, &mut lost);
         if self.note_losses(&lost) {
             self.seen.journeys.lost();
         }
@@ -351,6 +338,24 @@ impl Watcher {
         let Seen { captures, directory, traces, .. } = &mut self.seen;
         captures.turn(time_ns, &lost, directory);
         traces.turn(time_ns);
+    }
+
+    /// Reads the rings of NFs for so long, those first that were left out before; one in any case, or NFs would
+    /// never be heard beside workers that have much to say. Returns whether it came to all.
+    fn read_nfs(&mut self, limit: Duration, lost: &mut Vec<(Source, u64)>) -> bool {
+        let (began, first) = (Instant::now(), self.first_nf);
+        let order = self.nfs.range(first..).chain(self.nfs.range(..first));
+        let order: Vec<_> = order.map(|(&nf, _)| nf).collect();
+        for (read, nf) in order.into_iter().enumerate() {
+            if read > 0 && began.elapsed() >= limit {
+                self.first_nf = nf;
+                return false;
+            }
+            let Some(watched) = self.nfs.get_mut(&nf) else { continue };
+            watched.ring.read(Source::Nf(nf), &mut self.seen);
+            lost.push((Source::Nf(nf), watched.ring.reader.lost_pkts()));
+        }
+        true
     }
 
     /// Whether some ring has lost more than before.

@@ -189,3 +189,32 @@ fn what_an_nf_told_before_it_went_is_read_once_more() {
         assert!(Instant::now() < end, "{report:?}");
     }
 }
+
+#[test]
+fn where_time_is_short_each_nf_has_its_turn() {
+    let mut watcher = Watcher::new(Vec::new(), 0);
+    let mut rings: Vec<_> = (0..4u16)
+        .map(|nf| {
+            let file = TapFile::create().unwrap();
+            watcher.obey(Command::NfCame(nf, nf.into(), Arc::clone(&file)));
+            file.writer()
+        })
+        .collect();
+    // A ring that is full takes another event once it was read.
+    let event = Event { kind: EventKind::NfIn, marked: true, ..Event::default() };
+    let fill = |ring: &mut TapWriter<_>| while ring.write(event, &[0; 4096]) {};
+    rings.iter_mut().for_each(fill);
+    for round in 1..=9 {
+        let mut lost = Vec::new();
+        assert!(!watcher.read_nfs(Duration::ZERO, &mut lost));
+        assert_eq!(lost.len(), 1, "one in any case");
+        let read = (round - 1) % 4;
+        for (nf, ring) in rings.iter_mut().enumerate() {
+            assert_eq!(ring.write(event, &[0; 4096]), nf == read, "NF {nf} in round {round}");
+        }
+        fill(&mut rings[read]);
+    }
+    let mut lost = Vec::new();
+    assert!(watcher.read_nfs(LIMIT, &mut lost), "with time enough it comes to all");
+    assert_eq!(lost.len(), 4);
+}
