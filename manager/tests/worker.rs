@@ -451,7 +451,12 @@ mod random {
                 one_in: 2,
                 left: Arc::new(AtomicU32::new(u32::MAX)),
             }];
-            bench.worker.observe(&Observation { taps, traces, latency_interval_ns: 1 });
+            bench.worker.observe(&Observation {
+                taps,
+                traces,
+                latency_interval_ns: 1,
+                tap_share_ns: Some(u64::MAX),
+            });
             let mut a = bench.join(1, isolated[0]);
             let mut b = bench.join(2, isolated[1]);
             bench.change();

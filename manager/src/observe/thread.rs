@@ -161,15 +161,15 @@ impl Drop for Observer {
 /// A ring, as it is read.
 struct Ring {
     reader: TapReader<Arc<TapFile>>,
-    /// What it said it had lost when it was last looked at.
-    lost: u64,
+    /// Events of marked packets that it said it had lost when it was last looked at.
+    lost_marked: u64,
     /// It holds what is no event, and is read no more.
     broken: bool,
 }
 
 impl Ring {
     fn new(file: &Arc<TapFile>) -> Self {
-        Self { reader: file.reader(), lost: 0, broken: false }
+        Self { reader: file.reader(), lost_marked: 0, broken: false }
     }
 }
 
@@ -323,14 +323,17 @@ impl Watcher {
     /// Reads every ring once, as far as time allows, and puts together what can be.
     fn round(&mut self) {
         let mut lost = Vec::new();
+        let mut lost_marked = false;
         let mut emptied = Emptied { workers: true, nfs: true };
         for (number, ring) in (0..).zip(&mut self.workers) {
             let source = Source::Worker(number);
             emptied.workers &= ring.read(source, &mut self.seen);
             lost.push((source, ring.reader.lost_pkts()));
+            lost_marked |= ring.loses_marks();
         }
-        emptied.nfs = self.read_nfs(ROUND_LIMIT, &mut lost);
-        if self.note_losses(&lost) {
+        let (all, nfs_lose) = self.read_nfs(ROUND_LIMIT, &mut lost);
+        emptied.nfs = all;
+        if lost_marked || nfs_lose {
             self.seen.journeys.lost();
         }
         let time_ns = now_ns();
@@ -341,34 +344,24 @@ impl Watcher {
     }
 
     /// Reads the rings of NFs for so long, those first that were left out before; one in any case, or NFs would
-    /// never be heard beside workers that have much to say. Returns whether it came to all.
-    fn read_nfs(&mut self, limit: Duration, lost: &mut Vec<(Source, u64)>) -> bool {
+    /// never be heard beside workers that have much to say. Returns whether it came to all, and whether events of marked
+    /// packets were lost.
+    fn read_nfs(&mut self, limit: Duration, lost: &mut Vec<(Source, u64)>) -> (bool, bool) {
         let (began, first) = (Instant::now(), self.first_nf);
         let order = self.nfs.range(first..).chain(self.nfs.range(..first));
         let order: Vec<_> = order.map(|(&nf, _)| nf).collect();
+        let mut lose = false;
         for (read, nf) in order.into_iter().enumerate() {
             if read > 0 && began.elapsed() >= limit {
                 self.first_nf = nf;
-                return false;
+                return (false, lose);
             }
             let Some(watched) = self.nfs.get_mut(&nf) else { continue };
             watched.ring.read(Source::Nf(nf), &mut self.seen);
             lost.push((Source::Nf(nf), watched.ring.reader.lost_pkts()));
+            lose |= watched.ring.loses_marks();
         }
-        true
-    }
-
-    /// Whether some ring has lost more than before.
-    fn note_losses(&mut self, lost: &[(Source, u64)]) -> bool {
-        let mut more = false;
-        for &(source, now) in lost {
-            let ring = match source {
-                Source::Worker(number) => self.workers.get_mut(usize::from(number)),
-                Source::Nf(nf) => self.nfs.get_mut(&nf).map(|watched| &mut watched.ring),
-            };
-            more |= ring.is_some_and(|ring| std::mem::replace(&mut ring.lost, now) != now);
-        }
-        more
+        (true, lose)
     }
 
     /// Tells who has to look at other things.
@@ -398,6 +391,7 @@ impl Watcher {
             taps: captures.taps_for_workers().to_vec(),
             traces: traces.following(),
             latency_interval_ns: u64::from(self.latency_interval_us) * 1000,
+            tap_share_ns: None,
         };
         self.say(Message::Observe(Arc::new(observation), traces.kept_bytes()));
     }
@@ -421,6 +415,12 @@ impl Watcher {
 }
 
 impl Ring {
+    /// Whether it has lost events of marked packets since it was asked last.
+    fn loses_marks(&mut self) -> bool {
+        let now = self.reader.lost_marked();
+        std::mem::replace(&mut self.lost_marked, now) != now
+    }
+
     /// Reads what there is; false when it cannot be read.
     fn read(&mut self, source: Source, seen: &mut Seen) -> bool {
         if self.broken {

@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use nflib::observe::{Event, EventKind, NOBODY, TapPoint, TapSet, TapSpec};
+use nflib::observe::{Budget, Catch, Event, EventKind, NOBODY, TapPoint, TapSet, TapSpec};
 use nflib::shm::{Mark, MarkTable, TapFile, TapWriter};
 
 use super::*;
@@ -28,6 +28,8 @@ pub struct Observation {
     pub traces: Vec<Following>,
     /// A worker marks one packet in so many nanoseconds; 0: none.
     pub latency_interval_ns: u64,
+    /// What taps may take of each millisecond, nanoseconds; `None`: the usual share.
+    pub tap_share_ns: Option<u64>,
 }
 
 /// Packets of one trace.
@@ -70,6 +72,7 @@ pub(super) struct Watch {
     marks: Arc<MarkTable>,
     ring: TapWriter<Arc<TapFile>>,
     taps: TapSet,
+    budget: Budget,
     traces: Vec<Following>,
     /// Packets seen that each trace matches.
     matched: Vec<u32>,
@@ -92,6 +95,7 @@ impl Watch {
             marks,
             ring: file.writer(),
             taps: TapSet::default(),
+            budget: Budget::default(),
             traces: Vec::new(),
             matched: Vec::new(),
             sampling: None,
@@ -110,6 +114,7 @@ impl Watch {
             tracing::error!(%error, "a tap cannot be set");
             TapSet::default()
         });
+        self.budget = observation.tap_share_ns.map_or_else(Budget::default, Budget::of);
         let came = if self.taps.is_empty() { 0 } else { buffers as usize };
         self.came.resize(came, None);
         self.traces.clone_from(&observation.traces);
@@ -154,17 +159,21 @@ impl Watch {
         Some(sampling.random as usize % count.max(1))
     }
 
-    /// The trace that takes a packet, if one does, of which there are then fewer left.
-    fn trace_of(&mut self, packet: &PortPacket, ingress: PortId) -> Option<u16> {
+    /// The trace that takes a packet, if one does, of which there are then fewer left. `key` is known where the
+    /// packet's headers were read anyhow.
+    fn trace_of(
+        &mut self,
+        packet: &PortPacket,
+        ingress: PortId,
+        key: Option<&FlowKey>,
+    ) -> Option<u16> {
         if self.traces.is_empty() {
             return None;
         }
-        let mut header = [0; HEADER_BYTES];
-        let header = &mut header[..usize::from(packet.len_bytes).min(HEADER_BYTES)];
-        if !self.region.read(packet.buffer, packet.offset_bytes, header) {
-            return None;
-        }
-        let key = FlowKey::parse_start(header, packet.len_bytes.into(), ingress, 0, 0);
+        let key = match key {
+            Some(key) => *key,
+            None => self.key_of(packet, ingress)?,
+        };
         for (trace, matched) in self.traces.iter().zip(&mut self.matched) {
             if trace.matches.matches(&key) {
                 let turn = matched.is_multiple_of(trace.one_in.max(1));
@@ -177,9 +186,22 @@ impl Watch {
         None
     }
 
-    /// A packet has come in: marks it and tells of it, as it is to be.
-    fn came_in(&mut self, packet: &PortPacket, port: PortId, route: Option<u16>, sampled: bool) {
-        let slot = self.trace_of(packet, port);
+    fn key_of(&self, packet: &PortPacket, ingress: PortId) -> Option<FlowKey> {
+        let mut header = [0; HEADER_BYTES];
+        let header = &mut header[..usize::from(packet.len_bytes).min(HEADER_BYTES)];
+        let there = self.region.read(packet.buffer, packet.offset_bytes, header);
+        there.then(|| FlowKey::parse_start(header, packet.len_bytes.into(), ingress, 0, 0))
+    }
+
+    /// A packet has come in, into the trace of this slot or into none: marks it and tells of it, as it is to be.
+    fn came_in(
+        &mut self,
+        packet: &PortPacket,
+        port: PortId,
+        route: Option<u16>,
+        (slot, sampled): (Option<u16>, bool),
+        tapped: bool,
+    ) {
         if let Some(came) = self.came.get_mut(packet.buffer.wrapping_sub(self.first) as usize) {
             *came = route.map(|route| (route, port));
         }
@@ -200,19 +222,24 @@ impl Watch {
             ingress: port,
             ..event_of(packet)
         };
-        self.tell(event, mark, |at| at == TapPoint::PortIn { port });
+        self.tell(event, mark, tapped, |at| at == TapPoint::PortIn { port });
     }
 
     /// Packets have been taken by a port to be sent.
     #[cold]
     #[inline(never)]
     pub(super) fn sent(&mut self, packets: &[PortPacket], port: PortId) {
+        let is_here = |at| at == TapPoint::PortOut { port };
+        let (begun_ns, tapped) = self.begin_looking(packets.len(), is_here);
         for packet in packets {
             let mark = self.take_mark(packet.buffer);
-            let event =
-                Event { kind: EventKind::PortOut, target: port.into(), ..self.known_of(packet) };
-            self.tell(event, mark, |at| at == TapPoint::PortOut { port });
+            if mark.is_some() || tapped {
+                let (kind, target) = (EventKind::PortOut, port.into());
+                let event = Event { kind, target, ..self.known_of(packet) };
+                self.tell(event, mark, tapped, is_here);
+            }
         }
+        self.end_looking(begun_ns, tapped);
     }
 
     /// Packets are dropped; `slot` is that of the service, or [`NOBODY`].
@@ -220,16 +247,41 @@ impl Watch {
     #[inline(never)]
     pub(super) fn dropped(&mut self, packets: &[PortPacket], slot: u16, reason: DropReason) {
         let code = reason as u8;
+        let is_here = |at| match at {
+            TapPoint::Drop { reason, slot: at } => {
+                reason.is_none_or(|reason| reason == code) && at.is_none_or(|at| at == slot)
+            }
+            _ => false,
+        };
+        let (begun_ns, tapped) = self.begin_looking(packets.len(), is_here);
         for packet in packets {
             let mark = self.take_mark(packet.buffer);
-            let event =
-                Event { kind: EventKind::Drop, target: slot, code, ..self.known_of(packet) };
-            self.tell(event, mark, |at| match at {
-                TapPoint::Drop { reason, slot: at } => {
-                    reason.is_none_or(|reason| reason == code) && at.is_none_or(|at| at == slot)
-                }
-                _ => false,
-            });
+            if mark.is_some() || tapped {
+                let event =
+                    Event { kind: EventKind::Drop, target: slot, code, ..self.known_of(packet) };
+                self.tell(event, mark, tapped, is_here);
+            }
+        }
+        self.end_looking(begun_ns, tapped);
+    }
+
+    /// Whether taps look at so many packets at such a place now, and since when. Those that they would take and
+    /// have no time for are counted as lost.
+    fn begin_looking(&mut self, pkts: usize, is_here: impl Fn(TapPoint) -> bool) -> (u64, bool) {
+        if !self.taps.any_at(is_here) {
+            return (0, false);
+        }
+        let begun_ns = now_ns();
+        let tapped = self.budget.has_time(begun_ns);
+        if !tapped {
+            self.ring.skip(pkts as u64);
+        }
+        (begun_ns, tapped)
+    }
+
+    fn end_looking(&mut self, begun_ns: u64, tapped: bool) {
+        if tapped {
+            self.budget.spend(now_ns().saturating_sub(begun_ns));
         }
     }
 
@@ -252,8 +304,13 @@ impl Watch {
         Event { route, hop, ingress, peer: NOBODY, ..event_of(packet) }
     }
 
-    fn tell(&mut self, mut event: Event, mark: Option<Mark>, is_here: impl Fn(TapPoint) -> bool) {
-        let tapped = self.taps.any_at(&is_here);
+    fn tell(
+        &mut self,
+        mut event: Event,
+        mark: Option<Mark>,
+        tapped: bool,
+        is_here: impl Fn(TapPoint) -> bool,
+    ) {
         if mark.is_none() && !tapped {
             return;
         }
@@ -263,7 +320,7 @@ impl Watch {
         if !self.region.read(event.buffer, event.offset_bytes, &mut self.bytes) {
             self.bytes.clear();
         }
-        let catch = self.taps.take(is_here, &self.bytes);
+        let catch = if tapped { self.taps.take(is_here, &self.bytes) } else { Catch::default() };
         if mark.is_none() && catch.taps == 0 {
             return;
         }
@@ -313,15 +370,19 @@ impl Worker {
         if sampled.is_none() && watch.taps.is_empty() && watch.traces.is_empty() {
             return;
         }
+        let is_here = |at| at == TapPoint::PortIn { port };
+        let (begun_ns, tapped) = watch.begin_looking(received.len(), is_here);
         for (at, packet) in received.iter().enumerate() {
             let route = match self.classifier.verdict(at) {
                 Verdict::Chain(chain) => plan.route_of(chain).map(|route| route.id),
                 _ => None,
             };
             let sampled = sampled == Some(at);
-            if sampled || !watch.taps.is_empty() || !watch.traces.is_empty() {
-                watch.came_in(packet, port, route, sampled);
+            let slot = watch.trace_of(packet, port, self.classifier.key(at));
+            if sampled || slot.is_some() || !watch.taps.is_empty() {
+                watch.came_in(packet, port, route, (slot, sampled), tapped);
             }
         }
+        watch.end_looking(begun_ns, tapped);
     }
 }

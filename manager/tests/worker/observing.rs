@@ -148,7 +148,11 @@ fn taps_take_what_passes_their_place_and_no_more() {
         tap(4, TapPoint::Drop { reason: Some(DropReason::NoRule as u8), slot: None }, 40),
         tap(5, TapPoint::PortIn { port: 1 }, 40),
     ];
-    bench.worker.observe(&Observation { taps, ..Observation::default() });
+    bench.worker.observe(&Observation {
+        taps,
+        tap_share_ns: Some(u64::MAX),
+        ..Observation::default()
+    });
     bench.inject(6);
     bench.turn();
     let came = told.take();
@@ -190,7 +194,11 @@ fn what_a_port_does_not_take_is_told_of_as_dropped() {
         tap(0, TapPoint::PortOut { port: 1 }, 10),
         tap(1, TapPoint::Drop { reason: None, slot: Some(NOBODY) }, 10),
     ];
-    bench.worker.observe(&Observation { taps, ..Observation::default() });
+    bench.worker.observe(&Observation {
+        taps,
+        tap_share_ns: Some(u64::MAX),
+        ..Observation::default()
+    });
     bench.wires[1].lock().unwrap().tx_room = Some(3);
     bench.inject(5);
     bench.turn();
@@ -204,7 +212,11 @@ fn of_an_isolated_nf_what_it_drops_is_shown_as_it_left_it() {
     let mut bench = Bench::new(&[1]);
     let (mut told, mut nf) = (Told::of(&bench), bench.attach_isolated(1));
     let taps = vec![tap(0, TapPoint::Drop { reason: None, slot: None }, 10)];
-    bench.worker.observe(&Observation { taps, ..Observation::default() });
+    bench.worker.observe(&Observation {
+        taps,
+        tap_share_ns: Some(u64::MAX),
+        ..Observation::default()
+    });
     bench.inject(1);
     bench.turn();
     let delivery = nf.receive()[0];
@@ -221,7 +233,12 @@ fn a_ring_that_nobody_reads_stops_no_packet_and_counts_what_is_not_told() {
     let mut bench = Bench::new(&[]);
     let mut told = Told::of(&bench);
     let taps = vec![tap(0, TapPoint::PortIn { port: 0 }, 2048)];
-    bench.worker.observe(&Observation { taps, latency_interval_ns: 1, ..Observation::default() });
+    bench.worker.observe(&Observation {
+        taps,
+        latency_interval_ns: 1,
+        tap_share_ns: Some(u64::MAX),
+        ..Observation::default()
+    });
     let turns = 8_000;
     for _ in 0..turns {
         bench.inject(16);
@@ -234,5 +251,29 @@ fn a_ring_that_nobody_reads_stops_no_packet_and_counts_what_is_not_told() {
     assert!(lost > 0);
     // Latency samples add the events of packets that leave.
     assert!(tapped + lost >= 16 * turns && tapped + lost <= 17 * turns, "{tapped} + {lost}");
+    bench.assert_all_back();
+}
+
+#[test]
+fn taps_that_have_used_up_their_share_let_packets_pass_and_count_them() {
+    let mut bench = Bench::new(&[]);
+    let mut told = Told::of(&bench);
+    let taps = vec![tap(0, TapPoint::PortIn { port: 0 }, 60)];
+    let tap_share_ns = Some(0);
+    let latency_interval_ns = 1;
+    bench.worker.observe(&Observation {
+        taps,
+        tap_share_ns,
+        latency_interval_ns,
+        ..Observation::default()
+    });
+    for _ in 0..32 {
+        bench.inject(4);
+        bench.turn();
+    }
+    assert_eq!(bench.sent().len(), 128);
+    let seen = told.take();
+    assert!(seen.iter().all(|(event, _)| event.taps == 0));
+    assert_eq!((seen.len(), told.0.lost_pkts(), told.0.lost_marked()), (4, 128, 0), "two samples");
     bench.assert_all_back();
 }

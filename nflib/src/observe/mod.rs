@@ -9,9 +9,11 @@
 //!   filter takes writes an event and the packet's first bytes. From these come captures.
 //!
 //! Events go to a ring of the writer's own in shared memory. The writer never waits: what does not fit is
-//! lost, and counted. With no packet marked and no tap set, a burst costs the look at one word.
+//! lost, and counted; and of its time it spends a twentieth on taps at most ([`Budget`]), whatever passes
+//! unlooked at being counted as lost, too. With no packet marked and no tap set, a burst costs the look at one word.
 #![forbid(unsafe_code)]
 
+mod budget;
 mod event;
 mod filter;
 pub mod fuzz;
@@ -19,6 +21,7 @@ mod taps;
 
 use serde::{Deserialize, Serialize};
 
+pub use budget::Budget;
 pub use event::{Event, EventKind, NOBODY};
 pub use filter::{Filter, FilterError};
 pub use taps::{Catch, TapSet};

@@ -11,7 +11,7 @@ use nix::time::{ClockId, clock_gettime};
 use crate::context::Departure;
 use crate::descriptor::{ActionCode, Delivery};
 use crate::nf::Action;
-use crate::observe::{Event, EventKind, NOBODY, TapPoint, TapSet, TapSpec};
+use crate::observe::{Budget, Catch, Event, EventKind, NOBODY, TapPoint, TapSet, TapSpec};
 use crate::shm::{BufferIndex, Mark, Marks, Region, TapFile, TapWriter};
 
 use super::outputs::code_of;
@@ -19,6 +19,7 @@ use super::outputs::code_of;
 pub(crate) struct Lookout {
     marks: Marks,
     taps: TapSet,
+    budget: Budget,
     ring: TapWriter<Arc<TapFile>>,
     region: Arc<Region>,
     /// One packet's bytes.
@@ -28,7 +29,8 @@ pub(crate) struct Lookout {
 impl Lookout {
     pub(crate) fn new(marks: Marks, file: &Arc<TapFile>, region: Arc<Region>) -> Self {
         let bytes = Vec::new();
-        Self { marks, taps: TapSet::default(), ring: file.writer(), region, bytes }
+        let (taps, budget) = (TapSet::default(), Budget::default());
+        Self { marks, taps, budget, ring: file.writer(), region, bytes }
     }
 
     /// Sets other taps. What is wrong with them is the manager's fault: then there are none.
@@ -37,6 +39,11 @@ impl Lookout {
             tracing::warn!("the manager sent a tap that cannot be: {error}");
             TapSet::default()
         });
+    }
+
+    /// Bounds the time that taps take otherwise.
+    pub(crate) fn bound_taps(&mut self, budget: Budget) {
+        self.budget = budget;
     }
 
     /// Whether there is anything to tell: one word to look at.
@@ -48,28 +55,22 @@ impl Lookout {
     /// A burst has come from a neighbour, or from a worker (`None`).
     pub(crate) fn came(&mut self, burst: &[Delivery], peer: Option<u16>) {
         let peer = peer.unwrap_or(NOBODY);
-        let time_ns = now_ns();
-        let is_here =
-            |at| matches!(at, TapPoint::NfIn { from } if from.is_none_or(|nf| nf == peer));
-        for packet in burst {
-            let event = Event { kind: EventKind::NfIn, peer, ..event_of(packet, time_ns) };
-            self.tell(event, is_here);
-        }
+        let is_of = |from: Option<u16>| from.is_none_or(|nf| nf == peer);
+        let event = Event { kind: EventKind::NfIn, peer, ..Event::default() };
+        self.tell_all(burst, event, |at| matches!(at, TapPoint::NfIn { from } if is_of(from)));
     }
 
     /// The same was decided about all these.
     pub(crate) fn decided(&mut self, packets: &[Delivery], action: Action) {
-        let (time_ns, (code, target)) = (now_ns(), code_of(action));
-        for packet in packets {
-            let event = Event {
-                kind: EventKind::NfOut,
-                code: code as u8,
-                target: if code == ActionCode::Next { NOBODY } else { target },
-                peer: NOBODY,
-                ..event_of(packet, time_ns)
-            };
-            self.tell(event, |at| at == TapPoint::NfOut);
-        }
+        let (code, target) = code_of(action);
+        let event = Event {
+            kind: EventKind::NfOut,
+            code: code as u8,
+            target: if code == ActionCode::Next { NOBODY } else { target },
+            peer: NOBODY,
+            ..Event::default()
+        };
+        self.tell_all(packets, event, |at| at == TapPoint::NfOut);
     }
 
     /// These were decided about out of their order.
@@ -83,21 +84,41 @@ impl Lookout {
     pub(crate) fn holds(&mut self, buffers: &[BufferIndex]) {
         for &buffer in buffers {
             let packet = Delivery { buffer, hop: Event::NO_HOP, ..Delivery::default() };
-            let held = EventKind::NfHold;
-            let event = Event { kind: held, peer: NOBODY, ..event_of(&packet, now_ns()) };
-            self.tell(event, |_| false);
+            let event = Event { kind: EventKind::NfHold, peer: NOBODY, ..Event::default() };
+            self.tell_all(std::slice::from_ref(&packet), event, |_| false);
         }
     }
 
-    fn tell(&mut self, mut event: Event, is_here: impl Fn(TapPoint) -> bool) {
-        let mark = self.marks.of(event.buffer);
-        let tapped = self.taps.any_at(&is_here);
-        if mark.is_none() && !tapped {
-            return;
+    /// The same of all these packets, as far as somebody wants it; taps only as far as there is time.
+    fn tell_all(&mut self, packets: &[Delivery], what: Event, is_here: impl Fn(TapPoint) -> bool) {
+        let time_ns = now_ns();
+        let sits_here = self.taps.any_at(&is_here);
+        let tapped = sits_here && self.budget.has_time(time_ns);
+        if sits_here && !tapped {
+            self.ring.skip(packets.len() as u64);
         }
+        let marked = self.marks.any();
+        for packet in packets {
+            let mark = if marked { self.marks.of(packet.buffer) } else { None };
+            if tapped || mark.is_some() {
+                self.tell(event_of(packet, time_ns, what), mark, tapped, &is_here);
+            }
+        }
+        if tapped {
+            self.budget.spend(now_ns().saturating_sub(time_ns));
+        }
+    }
+
+    fn tell(
+        &mut self,
+        mut event: Event,
+        mark: Option<Mark>,
+        tapped: bool,
+        is_here: impl Fn(TapPoint) -> bool,
+    ) {
         let shown_bytes = if mark == Some(Mark::Shown) { self.marks.kept_bytes() } else { 0 };
         self.read(&event, if tapped { event.len_bytes } else { shown_bytes });
-        let catch = self.taps.take(is_here, &self.bytes);
+        let catch = if tapped { self.taps.take(is_here, &self.bytes) } else { Catch::default() };
         if mark.is_none() && catch.taps == 0 {
             return;
         }
@@ -116,19 +137,9 @@ impl Lookout {
     }
 }
 
-fn event_of(packet: &Delivery, time_ns: u64) -> Event {
+fn event_of(packet: &Delivery, time_ns: u64, what: Event) -> Event {
     let &Delivery { buffer, offset_bytes, len_bytes, flow_hash, route, port, hop } = packet;
-    Event {
-        time_ns,
-        buffer,
-        flow_hash,
-        offset_bytes,
-        len_bytes,
-        route,
-        hop,
-        ingress: port,
-        ..Event::default()
-    }
+    Event { time_ns, buffer, flow_hash, offset_bytes, len_bytes, route, hop, ingress: port, ..what }
 }
 
 /// CLOCK_MONOTONIC, which all processes share.
@@ -212,6 +223,30 @@ mod tests {
         assert_eq!(told, [(2, 1 << 6, 20), (5, 1 << 6, 8)]);
         scene.lookout.set_taps(&[]);
         assert!(!scene.lookout.is_on());
+    }
+
+    #[test]
+    fn taps_take_no_more_than_their_share_of_the_time_and_marks_are_told_of_all_the_same() {
+        let mut scene = scene();
+        let tap = TapSpec { id: 0, at: TapPoint::NfOut, filter: Vec::new(), snap_bytes: 0 };
+        scene.lookout.set_taps(&[tap]);
+        scene.marks.set(7, Mark::Timed);
+        let (burst, mut offered) = (vec![packet(7); 64], 0);
+        let mut reader = scene.file.reader();
+        let (mut told, mut tapped) = (0, 0);
+        // Until the share of a millisecond is used up.
+        while reader.lost_pkts() == 0 || offered < 64 * 1_000 {
+            scene.lookout.decided(&burst, Action::Next);
+            offered += 64;
+            let mut each = |event: Event, _: &[u8]| {
+                told += 1;
+                tapped += u64::from(event.taps != 0);
+            };
+            reader.drain(usize::MAX, &mut each).unwrap();
+        }
+        assert_eq!(told, offered);
+        assert_eq!(tapped + reader.lost_pkts(), offered);
+        assert_eq!(reader.lost_marked(), 0);
     }
 
     #[test]

@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! byte 0       header     magic, layout version, words of the ring; the manager writes it once
-//! byte 1024    producer   words written since the start · events lost since the start
+//! byte 1024    producer   words written since the start · packets that taps lost, or did not look at · events
+//!                         of marked packets that were lost
 //! byte 2048    consumer   words read since the start
 //! byte 4096    ring       a power of two of words: events (five words each, see `Event`), each followed by
 //!                         the packet's first bytes, padded to whole words
 //! ```
-//! One writes, one reads. The writer never waits: an event that does not fit is lost and counted. The
+//! One writes, one reads. The writer never waits: an event that does not fit is lost and counted. An eighth of
+//! the ring is for marked packets alone: captures that nobody can follow do not tear traces and latencies. The
 //! reader trusts nothing: an index or an event that cannot be ends the ring, and harms nobody else.
 
 use std::io;
@@ -28,6 +30,7 @@ const MAGIC: u64 = u64::from_le_bytes(*b"MILLTAPS");
 const WORD_BYTES: usize = 8;
 const PRODUCER_WORD: usize = 1024 / WORD_BYTES;
 const LOST_WORD: usize = PRODUCER_WORD + 1;
+const LOST_MARKED_WORD: usize = PRODUCER_WORD + 2;
 const CONSUMER_WORD: usize = 2048 / WORD_BYTES;
 const RING_WORD: usize = 4096 / WORD_BYTES;
 /// Words of the ring of every tap file: 1 MiB, whose pages come when they are first written.
@@ -67,14 +70,16 @@ pub struct TapWriter<M> {
     written: u64,
     read: u64,
     lost: u64,
+    lost_marked: u64,
 }
 
 impl<M: TapMemory> TapWriter<M> {
     /// The one writer of a ring; it goes on where an earlier one of this process ended.
     pub fn new(memory: M) -> Self {
-        let [written, lost, read] = [PRODUCER_WORD, LOST_WORD, CONSUMER_WORD]
-            .map(|at| memory.word(at).load(Ordering::Relaxed));
-        Self { memory, written, read, lost }
+        let [written, lost, lost_marked, read] =
+            [PRODUCER_WORD, LOST_WORD, LOST_MARKED_WORD, CONSUMER_WORD]
+                .map(|at| memory.word(at).load(Ordering::Relaxed));
+        Self { memory, written, read, lost, lost_marked }
     }
 
     /// Writes an event and the bytes that are kept of its packet; false when there was no room, and it is
@@ -83,9 +88,9 @@ impl<M: TapMemory> TapWriter<M> {
         let bytes = &bytes[..bytes.len().min(usize::from(u16::MAX))];
         event.kept_bytes = bytes.len() as u16;
         let words = Event::WORDS + bytes.len().div_ceil(WORD_BYTES);
-        if !self.has_room(words) {
-            self.lost += 1;
-            self.memory.word(LOST_WORD).store(self.lost, Ordering::Relaxed);
+        let reserve = if event.marked { 0 } else { self.memory.ring_words() / 8 };
+        if !self.has_room(words + reserve) {
+            self.note_lost(&event);
             return false;
         }
         let chunks = bytes.chunks(WORD_BYTES).map(|chunk| {
@@ -102,6 +107,22 @@ impl<M: TapMemory> TapWriter<M> {
         // Release: who sees the index sees the words.
         self.memory.word(PRODUCER_WORD).store(self.written, Ordering::Release);
         true
+    }
+
+    fn note_lost(&mut self, event: &Event) {
+        if event.marked {
+            self.lost_marked += 1;
+            self.memory.word(LOST_MARKED_WORD).store(self.lost_marked, Ordering::Relaxed);
+        }
+        if event.taps != 0 {
+            self.skip(1);
+        }
+    }
+
+    /// Taps have not looked at so many packets.
+    pub fn skip(&mut self, pkts: u64) {
+        self.lost += pkts;
+        self.memory.word(LOST_WORD).store(self.lost, Ordering::Relaxed);
     }
 
     fn has_room(&mut self, words: usize) -> bool {
@@ -134,10 +155,16 @@ impl<M: TapMemory> TapReader<M> {
         Self { memory, read: 0, bytes: Vec::new(), broken: None }
     }
 
-    /// Events that the writer says it has lost since its start: its word, and no more than that.
+    /// Packets that taps have lost or not looked at since the start: the writer's word, and no more than that.
     #[must_use]
     pub fn lost_pkts(&self) -> u64 {
         self.memory.word(LOST_WORD).load(Ordering::Relaxed)
+    }
+
+    /// Events of marked packets that were lost since the start: the writer's word.
+    #[must_use]
+    pub fn lost_marked(&self) -> u64 {
+        self.memory.word(LOST_MARKED_WORD).load(Ordering::Relaxed)
     }
 
     /// Gives `each` the events that are there, with the bytes kept, until about `limit_bytes` of the ring
@@ -328,8 +355,9 @@ mod loom_tests {
             let at = match at {
                 PRODUCER_WORD => 0,
                 LOST_WORD => 1,
-                CONSUMER_WORD => 2,
-                at => at - RING_WORD + 3,
+                LOST_MARKED_WORD => 2,
+                CONSUMER_WORD => 3,
+                at => at - RING_WORD + 4,
             };
             &self.0[at]
         }
@@ -338,11 +366,12 @@ mod loom_tests {
     #[test]
     fn what_is_read_was_written_and_in_order_and_the_rest_is_lost() {
         loom::model(|| {
-            let memory = Arc::new(Small((0..19).map(|_| AtomicU64::new(0)).collect()));
+            let memory = Arc::new(Small((0..20).map(|_| AtomicU64::new(0)).collect()));
             let mut reader = TapReader::new(Arc::clone(&memory));
             let writer = loom::thread::spawn(move || {
                 let mut writer = TapWriter::new(memory);
-                let event = |n: u64| Event { time_ns: n, flow_hash: 7, ..Event::default() };
+                let event =
+                    |n: u64| Event { time_ns: n, flow_hash: 7, marked: true, ..Event::default() };
                 (1..=4u64).filter(|&n| writer.write(event(n), &[n as u8; 3])).collect::<Vec<_>>()
             });
             let mut seen = Vec::new();
@@ -357,7 +386,7 @@ mod loom_tests {
             read(&mut reader);
             let written = writer.join().unwrap();
             read(&mut reader);
-            assert_eq!(reader.lost_pkts(), 4 - written.len() as u64);
+            assert_eq!(reader.lost_marked(), 4 - written.len() as u64);
             assert_eq!(seen, written);
         });
     }

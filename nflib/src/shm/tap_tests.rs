@@ -6,7 +6,7 @@ use super::*;
 use crate::observe::EventKind;
 
 fn event(n: u64) -> Event {
-    Event { time_ns: n, kind: EventKind::NfOut, ..Event::default() }
+    Event { time_ns: n, kind: EventKind::NfOut, marked: true, ..Event::default() }
 }
 
 fn drain(reader: &mut TapReader<Arc<TapFile>>, limit_bytes: usize) -> Vec<(u64, Vec<u8>)> {
@@ -62,7 +62,7 @@ proptest! {
             }
         }
         prop_assert_eq!(drain(&mut reader, usize::MAX), queue.into_iter().collect::<Vec<_>>());
-        prop_assert_eq!(reader.lost_pkts(), lost);
+        prop_assert_eq!((reader.lost_marked(), reader.lost_pkts()), (lost, 0));
     }
 
     #[test]
@@ -104,4 +104,24 @@ fn both_sides_map_the_same_ring_and_a_file_of_another_kind_is_refused() {
     assert!(TapFile::from_fd(other.into()).unwrap_err().to_string().contains("of one release"));
     let short = tempfile::tempfile().unwrap();
     assert!(TapFile::from_fd(short.into()).unwrap_err().to_string().contains("0 bytes"));
+}
+
+#[test]
+fn captures_leave_room_for_what_is_marked_and_are_counted_by_themselves() {
+    let file = TapFile::create().unwrap();
+    let (mut writer, mut reader) = (file.writer(), file.reader());
+    let tapped = Event { taps: 1, marked: false, ..event(0) };
+    let written = (0..).take_while(|_| writer.write(tapped, &[0; 1000])).count();
+    assert!(written * 1000 > TAP_WORDS * 8 / 10 * 8, "{written}");
+    assert!((0..50).all(|n| writer.write(event(n), &[0; 1000])), "there is room for marked ones");
+    writer.skip(7);
+    assert_eq!((reader.lost_pkts(), reader.lost_marked()), (8, 0));
+    while writer.write(Event { taps: 1, ..event(0) }, &[0; 1000]) {}
+    assert_eq!(
+        (reader.lost_pkts(), reader.lost_marked()),
+        (9, 1),
+        "one of both kinds is lost to both"
+    );
+    assert!(drain(&mut reader, usize::MAX).len() > written + 50);
+    assert!(writer.write(tapped, &[]));
 }

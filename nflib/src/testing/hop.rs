@@ -11,7 +11,7 @@ use crate::control::ServiceRef;
 use crate::descriptor::{Delivery, NO_PORT, Returned, ServiceId};
 use crate::engine::Engine;
 use crate::nf::{NetworkFunction, NfError, Setup};
-use crate::observe::{TapPoint, TapSpec};
+use crate::observe::{Budget, TapPoint, TapSpec};
 use crate::runtime::inputs::Inputs;
 use crate::runtime::lookout::Lookout;
 use crate::runtime::outputs::Outputs;
@@ -40,6 +40,8 @@ pub struct HopOptions {
     /// A tap takes so many bytes of each packet that an NF passes on; `None`: nothing is looked at, and
     /// could be.
     pub tapped_bytes: Option<u16>,
+    /// What that may take of each millisecond, nanoseconds; `None`: the usual share.
+    pub tap_share_ns: Option<u64>,
     /// What each NF records; `None`: nothing. The clock stands still, so that an NF which does not record
     /// all is beyond its budget from the second burst on.
     pub recorder: Option<RecorderTerms>,
@@ -48,7 +50,15 @@ pub struct HopOptions {
 impl Default for HopOptions {
     fn default() -> Self {
         let region = RegionGeometry { buffers: 4096, stride_bytes: 2048, headroom_bytes: 256 };
-        Self { in_flight_pkts: 32, ring_capacity: 4096, region, tapped_bytes: None, recorder: None }
+        let (tapped_bytes, tap_share_ns, recorder) = (None, None, None);
+        Self {
+            in_flight_pkts: 32,
+            ring_capacity: 4096,
+            region,
+            tapped_bytes,
+            tap_share_ns,
+            recorder,
+        }
     }
 }
 
@@ -167,6 +177,8 @@ impl<N: NetworkFunction> Hop<N> {
         if let Some(snap_bytes) = self.options.tapped_bytes {
             let at = TapPoint::NfOut;
             lookout.set_taps(&[TapSpec { id: 0, at, filter: Vec::new(), snap_bytes }]);
+            let share_ns = self.options.tap_share_ns;
+            lookout.bound_taps(share_ns.map_or_else(Budget::default, Budget::of));
         }
         self.told.push(file.reader());
         Ok(lookout)
