@@ -200,7 +200,12 @@ fn by_debug_information<'a>(
                 break;
             }
         }
-        if !inner.is_empty() {
+        if let Some(outermost) = inner.last_mut() {
+            // Where there are tables of lines alone, functions have names without their modules; the
+            // symbol of the function that they are inlined into has the whole.
+            if let Some(symbol) = functions.first().filter(|s| s.name.ends_with(&outermost.name)) {
+                outermost.name.clone_from(&symbol.name);
+            }
             *functions = inner;
         }
     }
@@ -248,8 +253,13 @@ pub fn culprit(frames: &[Frame]) -> Option<&Function> {
     let functions = frames.iter().filter(of_program).flat_map(|frame| &frame.functions);
     functions
         .clone()
-        .find(|f| !MACHINERY.iter().any(|begin| f.name.starts_with(begin)))
+        .find(|f| !MACHINERY.iter().any(|begin| f.name.starts_with(begin)) && !is_of_rust(f))
         .or_else(|| frames.iter().flat_map(|frame| &frame.functions).next())
+}
+
+/// Of Rust's own libraries, by where its source was when they were built.
+fn is_of_rust(function: &Function) -> bool {
+    function.at.as_ref().is_some_and(|at| at.starts_with("/rustc/"))
 }
 
 fn is_library(frame: &Frame) -> bool {
