@@ -17,6 +17,9 @@ use skip::skip;
 const MILLRACE: &str = env!("CARGO_BIN_EXE_millrace");
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// Where what is left of crashed NFs is put.
+const CRASHES: &str = "m.sock.crashes";
+
 /// A folder with a configuration, and perhaps a manager.
 struct Site {
     folder: tempfile::TempDir,
@@ -99,7 +102,8 @@ impl Site {
         for entry in std::fs::read_dir(self.folder.path()).unwrap() {
             let name = entry.unwrap().file_name();
             let name = name.to_str().unwrap();
-            assert!(["m.toml", "m.log", "m.log.1"].contains(&name), "{name} is left behind");
+            let for_people = ["m.toml", "m.log", "m.log.1", CRASHES];
+            assert!(for_people.contains(&name), "{name} is left behind");
         }
         assert_eq!(self.processes(), Vec::<i32>::new(), "a process is left behind");
     }
@@ -247,6 +251,10 @@ fn a_killed_nf_is_started_again_and_the_service_scaled() {
     });
     assert!(after.contains(&before[1]), "the other one is untouched");
     until("it is counted", || (site.status().services[0].restarts == 1).then_some(()));
+    until("what it left is there", || {
+        let bundles = std::fs::read_dir(site.folder.path().join(CRASHES)).ok()?;
+        (bundles.flatten().any(|bundle| bundle.path().join("crash.json").exists())).then_some(())
+    });
     for instances in [4, 1, 0, 2] {
         let said = site.run(&format!("service scale fw {instances}"));
         assert_eq!(said.code, Some(0), "{}", said.err);

@@ -187,15 +187,16 @@ fn by_debug_information<'a>(
         let mut inner = Vec::new();
         let mut frames = context.find_frames(*address).skip_all_loads()?;
         while let Some(frame) = frames.next()? {
-            let Some(name) = frame.function.as_ref().and_then(|name| name.raw_name().ok()) else {
-                continue;
-            };
+            // Tables of lines name only what is inlined, and what that is inlined into.
+            let name = frame.function.as_ref().and_then(|name| name.raw_name().ok());
+            let symbol = || functions.first().map(|symbol| symbol.name.clone());
+            let Some(name) = name.map(|name| demangled(&name)).or_else(symbol) else { continue };
             let at = frame.location.and_then(|place| Some((place.file?.to_owned(), place.line)));
             let at = at.map(|(file, line)| match line {
                 Some(line) => format!("{file}:{line}"),
                 None => file,
             });
-            inner.push(Function { name: demangled(&name), at });
+            inner.push(Function { name, at });
             if inner.len() == MAX_INLINED {
                 break;
             }
