@@ -12,6 +12,8 @@ use serde_json::Value;
 
 fn stage() -> Option<(Lab, Console)> {
     let lab = Lab::start()?;
+    // What came before the NFs did was dropped.
+    lab.until("packets come out", |status| status.ports.iter().any(|port| port.tx_pkts > 0));
     let console = Console::start_with(&lab.socket(), &["--interval-ms", "100", "--allow-captures"]);
     console.wait_for_code(200);
     Some((lab, console))
