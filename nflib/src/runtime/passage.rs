@@ -132,17 +132,22 @@ impl<N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<N, M, H> {
                 self.record(number, count, now_ns);
             }
             self.rx_pkts += count as u64;
-            if self.is_watched() {
-                self.serve_watched(number, count, now_ns)?;
-            } else {
-                self.engine.run(count, now_ns);
-                self.pass_unwatched(Some(number), now_ns)?;
+            let is_watched = self.is_watched();
+            if is_watched {
+                self.tell_of_arrivals(number, count);
             }
+            self.engine.run(count, now_ns);
+            if is_watched {
+                self.tell_of_decisions();
+            }
+            self.pass_unwatched(Some(number), now_ns)?;
         }
         Ok(count)
     }
 
     /// Keeps the burst that was just read, before the NF can die of it.
+    #[cold]
+    #[inline(never)]
     fn record(&mut self, input: usize, count: usize, now_ns: u64) {
         let peer = match self.inputs.all[input].source {
             Source::Lane => NOBODY,
@@ -195,20 +200,8 @@ impl<N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<N, M, H> {
         self.lookout.as_ref().is_some_and(|lookout| lookout.is_on())
     }
 
-    /// A burst that something is to be told of, through all steps.
     #[cold]
     #[inline(never)]
-    fn serve_watched(
-        &mut self,
-        input: usize,
-        count: usize,
-        now_ns: u64,
-    ) -> Result<usize, RingError> {
-        self.tell_of_arrivals(input, count);
-        self.engine.run(count, now_ns);
-        self.pass_on(Some(input), now_ns)
-    }
-
     fn tell_of_arrivals(&mut self, input: usize, count: usize) {
         let peer = match self.inputs.all[input].source {
             Source::Lane => None,
