@@ -48,6 +48,8 @@ fn fuzz(program: &PathBuf, console: &Console, without: &[&str]) -> u64 {
         .args(["--checks", CHECKS, "--continue-on-failure", "-n", &examples])
         .args(["--generation-database", "none", "--warnings", "off", "--no-shrink"])
         .args(["--request-timeout", "25"])
+        // How well it can make calls up is its own affair.
+        .args(["--suppress-health-check", "all"])
         .args(without.iter().flat_map(|operation| ["--exclude-operation-id", operation]))
         .env("NO_COLOR", "1")
         .env("HYPOTHESIS_STORAGE_DIRECTORY", folder.path())
