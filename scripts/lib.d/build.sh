@@ -1,9 +1,10 @@
 # shellcheck shell=bash
 # The release binaries of this repository, built where they can be.
 
-# What a script needs, and the packages of the workspace in which it is.
+# What a script needs, and the packages of the workspace in which it is. Always at least these three: cargo
+# builds what they share with the features that they ask for together, and would build it anew for others.
 BINARIES=(millrace-manager millrace-nf millrace)
-PACKAGES=(millrace millrace-nfs)
+PACKAGES=(millrace millrace-nfs millrace-web)
 
 # set_up_machine: packages and toolchain, where we may install them.
 set_up_machine() {

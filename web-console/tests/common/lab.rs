@@ -26,7 +26,7 @@ pub struct Lab {
 
 /// A program built beside the console; says what is skipped when it is not there.
 fn program(name: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_BIN_EXE_millrace-web")).with_file_name(name);
+    let path = crate::common::console_program().with_file_name(name);
     if !path.exists() {
         skip(&format!("{name} is not built: cargo build -p millrace -p millrace-nfs"));
         return None;

@@ -367,9 +367,16 @@ impl Drop for Console {
     }
 }
 
+/// The console that is tested: the one built with the tests, or where `MILLRACE_BIN_DIR` says.
+pub fn console_program() -> PathBuf {
+    let built = Path::new(env!("CARGO_BIN_EXE_millrace-web"));
+    std::env::var_os("MILLRACE_BIN_DIR")
+        .map_or_else(|| built.to_owned(), |directory| Path::new(&directory).join("millrace-web"))
+}
+
 /// The program with an environment of its own.
 pub fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_millrace-web"));
+    let mut command = Command::new(console_program());
     command.env_remove("MILLRACE_SOCKET").env_remove("MILLRACE_LOG");
     command
 }
