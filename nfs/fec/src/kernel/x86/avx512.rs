@@ -22,6 +22,9 @@ const HEIGHT: usize = 5;
 /// Vectors of a tile of at most three sums: 3 · 8 sums fit the registers, and so long a run over each
 /// source was not found to gain from prefetching.
 const LONG: usize = 8;
+/// Sources, with one sum or two, whose matrices and addresses stay in registers: 2 · 10 matrices, 2 · 2 sums
+/// and 2 vectors of a source fit the 32, and 10 + 2 addresses those that are left of the 16.
+const HELD: usize = 10;
 /// Stands in for a source that has ended.
 static ZEROES: [u8; TILE] = [0; TILE];
 
@@ -29,8 +32,135 @@ static ZEROES: [u8; TILE] = [0; TILE];
 pub fn run(coefficients: &[u8], sources: &[&[u8]], sums: &mut [&mut [u8]], old: Old) {
     if coefficients.iter().all(|&coefficient| coefficient <= 1) {
         run_xor(coefficients, sources, sums, old);
-    } else {
+    } else if !run_held(coefficients, sources, sums, old) {
         run_products(coefficients, sources, sums, old);
+    }
+}
+
+/// What most blocks of small codes are: so few whole sources that all their matrices are held. Then nothing
+/// but the packets is read, each by a load of its own from begin to end. False, and nothing is done, where it
+/// is otherwise.
+#[target_feature(enable = "gfni,avx512f,avx512bw")]
+#[inline]
+fn run_held(coefficients: &[u8], sources: &[&[u8]], sums: &mut [&mut [u8]], old: Old) -> bool {
+    match sums {
+        _ if sources.len() > HELD => false,
+        [sum] => multiply_held(coefficients, sources, [sum], old),
+        [one, other] if one.len() == other.len() => {
+            multiply_held(coefficients, sources, [one, other], old)
+        }
+        _ => false,
+    }
+}
+
+#[target_feature(enable = "gfni,avx512f,avx512bw")]
+#[inline(never)]
+fn multiply_held<const R: usize>(
+    coefficients: &[u8],
+    sources: &[&[u8]],
+    sums: [&mut [u8]; R],
+    old: Old,
+) -> bool {
+    match sources.len() {
+        1 => multiply_exactly::<R, 1>(coefficients, sources, sums, old),
+        2 => multiply_exactly::<R, 2>(coefficients, sources, sums, old),
+        3 => multiply_exactly::<R, 3>(coefficients, sources, sums, old),
+        4 => multiply_exactly::<R, 4>(coefficients, sources, sums, old),
+        5 => multiply_exactly::<R, 5>(coefficients, sources, sums, old),
+        6 => multiply_exactly::<R, 6>(coefficients, sources, sums, old),
+        7 => multiply_exactly::<R, 7>(coefficients, sources, sums, old),
+        8 => multiply_exactly::<R, 8>(coefficients, sources, sums, old),
+        9 => multiply_exactly::<R, 9>(coefficients, sources, sums, old),
+        HELD => multiply_exactly::<R, HELD>(coefficients, sources, sums, old),
+        _ => false,
+    }
+}
+
+/// `R` sums, equally long, of `K` sources. False, and nothing is done, when one of these is shorter.
+#[target_feature(enable = "gfni,avx512f,avx512bw")]
+#[inline]
+fn multiply_exactly<const R: usize, const K: usize>(
+    coefficients: &[u8],
+    sources: &[&[u8]],
+    sums: [&mut [u8]; R],
+    old: Old,
+) -> bool {
+    let (Some(bytes), Some(sources)) =
+        (sums.first().map(|sum| sum.len()), sources.first_chunk::<K>())
+    else {
+        return false;
+    };
+    let mut from = [std::ptr::null(); K];
+    for (from, source) in from.iter_mut().zip(sources) {
+        if source.len() < bytes {
+            return false;
+        }
+        *from = source.as_ptr();
+    }
+    let mut matrices = [[_mm512_setzero_si512(); K]; R];
+    for (row, matrices) in matrices.iter_mut().enumerate() {
+        for (place, &coefficient) in matrices.iter_mut().zip(&coefficients[row * K..][..K]) {
+            *place = matrix(coefficient);
+        }
+    }
+    let mut to = [std::ptr::null_mut(); R];
+    for (to, sum) in to.iter_mut().zip(sums) {
+        assert!(sum.len() == bytes, "sums of {bytes} and {} bytes", sum.len());
+        *to = sum.as_mut_ptr();
+    }
+    let step = Step { from, matrices, to, is_kept: old == Old::Kept };
+    let mut done = 0;
+    while bytes - done >= 2 * VECTOR {
+        // SAFETY: so many bytes are left of all sources and sums.
+        unsafe { step.run::<2>(done, !0) };
+        done += 2 * VECTOR;
+    }
+    while done < bytes {
+        let count = (bytes - done).min(VECTOR);
+        // SAFETY: so many bytes as the mask has are left of all sources and sums.
+        unsafe { step.run::<1>(done, mask_of(count, 1)) };
+        done += count;
+    }
+    true
+}
+
+/// What stays in registers.
+struct Step<const R: usize, const K: usize> {
+    from: [*const u8; K],
+    matrices: [[__m512i; K]; R],
+    to: [*mut u8; R],
+    is_kept: bool,
+}
+
+impl<const R: usize, const K: usize> Step<R, K> {
+    /// `V` vectors, which begin `done` bytes after the begin of all.
+    ///
+    /// # Safety
+    /// All sources and sums have these vectors, of the last one the bytes of the mask `last`.
+    #[target_feature(enable = "gfni,avx512f,avx512bw")]
+    #[inline]
+    unsafe fn run<const V: usize>(&self, done: usize, last: __mmask64) {
+        let mut registers = [[_mm512_setzero_si512(); V]; R];
+        if self.is_kept {
+            for (registers, to) in registers.iter_mut().zip(self.to) {
+                // SAFETY: the caller's word.
+                *registers = unsafe { load_at(to.add(done), last) };
+            }
+        }
+        for (index, from) in self.from.iter().enumerate() {
+            // SAFETY: the caller's word.
+            let vectors: [__m512i; V] = unsafe { load_at(from.add(done), last) };
+            for (registers, matrices) in registers.iter_mut().zip(&self.matrices) {
+                for (register, vector) in registers.iter_mut().zip(vectors) {
+                    let product = _mm512_gf2p8affine_epi64_epi8::<0>(vector, matrices[index]);
+                    *register = _mm512_xor_si512(*register, product);
+                }
+            }
+        }
+        for (registers, to) in registers.into_iter().zip(self.to) {
+            // SAFETY: the caller's word.
+            unsafe { store_at(to.add(done), registers, last) };
+        }
     }
 }
 
@@ -312,12 +442,22 @@ fn mask_of(bytes: usize, vectors: usize) -> __mmask64 {
 #[inline]
 fn load<const V: usize>(bytes: &[u8], last: __mmask64) -> [__m512i; V] {
     debug_assert_eq!(last, mask_of(bytes.len(), V));
+    // SAFETY: all vectors but the last lie within the bytes, and the mask has those that are left.
+    unsafe { load_at(bytes.as_ptr(), last) }
+}
+
+/// `V` vectors.
+///
+/// # Safety
+/// There are so many bytes to read, of the last vector those of the mask `last`.
+#[target_feature(enable = "gfni,avx512f,avx512bw")]
+#[inline]
+unsafe fn load_at<const V: usize>(from: *const u8, last: __mmask64) -> [__m512i; V] {
     let mut vectors = [_mm512_setzero_si512(); V];
     for (index, vector) in vectors.iter_mut().enumerate() {
-        // SAFETY: all vectors but the last lie within the bytes, and of the last none is read that the
-        // mask does not have, which are those within.
+        // SAFETY: the caller's word; a masked load reads nothing but the bytes of its mask.
         *vector = unsafe {
-            let from = bytes.as_ptr().add(index * VECTOR);
+            let from = from.add(index * VECTOR);
             if index + 1 < V {
                 _mm512_loadu_si512(from.cast())
             } else {
@@ -333,11 +473,21 @@ fn load<const V: usize>(bytes: &[u8], last: __mmask64) -> [__m512i; V] {
 #[inline]
 fn store<const V: usize>(bytes: &mut [u8], vectors: [__m512i; V], last: __mmask64) {
     debug_assert_eq!(last, mask_of(bytes.len(), V));
+    // SAFETY: all vectors but the last lie within the bytes, and the mask has those that are left.
+    unsafe { store_at(bytes.as_mut_ptr(), vectors, last) };
+}
+
+/// The counterpart of [`load_at`].
+///
+/// # Safety
+/// As there, and the bytes may be written.
+#[target_feature(enable = "gfni,avx512f,avx512bw")]
+#[inline]
+unsafe fn store_at<const V: usize>(to: *mut u8, vectors: [__m512i; V], last: __mmask64) {
     for (index, vector) in vectors.into_iter().enumerate() {
-        // SAFETY: all vectors but the last lie within the bytes, and of the last none is written that
-        // the mask does not have, which are those within.
+        // SAFETY: the caller's word; a masked store writes nothing but the bytes of its mask.
         unsafe {
-            let to = bytes.as_mut_ptr().add(index * VECTOR);
+            let to = to.add(index * VECTOR);
             if index + 1 < V {
                 _mm512_storeu_si512(to.cast(), vector);
             } else {
