@@ -7,8 +7,8 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use nflib::observe::{Budget, Catch, Event, EventKind, NOBODY, TapPoint, TapSet, TapSpec};
-use nflib::shm::{Mark, MarkTable, TapFile, TapWriter};
+use nflib::observe::{Budget, Event, EventKind, NOBODY, TapPoint, TapSpec, Teller};
+use nflib::shm::{Mark, MarkTable, TapFile};
 
 use super::*;
 use crate::flow::{FlowKey, Match};
@@ -70,9 +70,7 @@ type Came = Option<(u16, PortId)>;
 pub(super) struct Watch {
     region: Arc<Region>,
     marks: Arc<MarkTable>,
-    ring: TapWriter<Arc<TapFile>>,
-    taps: TapSet,
-    budget: Budget,
+    teller: Teller,
     traces: Vec<Following>,
     /// Packets seen that each trace matches.
     matched: Vec<u32>,
@@ -84,8 +82,6 @@ pub(super) struct Watch {
     /// Of each buffer of this worker, while there are taps.
     came: Vec<Came>,
     first: BufferIndex,
-    /// One packet's bytes.
-    bytes: Vec<u8>,
 }
 
 impl Watch {
@@ -93,9 +89,7 @@ impl Watch {
         Self {
             region: Arc::clone(pool.region()),
             marks,
-            ring: file.writer(),
-            taps: TapSet::default(),
-            budget: Budget::default(),
+            teller: Teller::new(file, Arc::clone(pool.region())),
             traces: Vec::new(),
             matched: Vec::new(),
             sampling: None,
@@ -103,19 +97,18 @@ impl Watch {
             marked_pkts: 0,
             came: Vec::new(),
             first: pool.first(),
-            bytes: Vec::new(),
         }
     }
 
     /// Looks at other things from now on.
     fn observe(&mut self, observation: &Observation, buffers: u32) {
-        self.taps = TapSet::new(&observation.taps).unwrap_or_else(|error| {
+        if let Err(error) = self.teller.set_taps(&observation.taps) {
             // They were checked when they were asked for.
             tracing::error!(%error, "a tap cannot be set");
-            TapSet::default()
-        });
-        self.budget = observation.tap_share_ns.map_or_else(Budget::default, Budget::of);
-        let came = if self.taps.is_empty() { 0 } else { buffers as usize };
+        }
+        let share = observation.tap_share_ns;
+        self.teller.bound_taps(share.map_or_else(Budget::default, Budget::of));
+        let came = if self.teller.has_taps() { buffers as usize } else { 0 };
         self.came.resize(came, None);
         self.traces.clone_from(&observation.traces);
         self.matched = vec![0; self.traces.len()];
@@ -129,13 +122,13 @@ impl Watch {
     #[inline]
     pub(super) fn looks_at_burst(&mut self) -> bool {
         self.bursts -= 1;
-        self.bursts == 0 || !self.taps.is_empty() || !self.traces.is_empty()
+        self.bursts == 0 || self.teller.has_taps() || !self.traces.is_empty()
     }
 
     /// Whether what leaves is to be looked at.
     #[inline]
     pub(super) fn is_on(&self) -> bool {
-        self.marked_pkts > 0 || !self.taps.is_empty()
+        self.marked_pkts > 0 || self.teller.has_taps()
     }
 
     /// Which packet of a burst is marked for its latency, if one is.
@@ -268,20 +261,16 @@ impl Watch {
     /// Whether taps look at so many packets at such a place now, and since when. Those that they would take and
     /// have no time for are counted as lost.
     fn begin_looking(&mut self, pkts: usize, is_here: impl Fn(TapPoint) -> bool) -> (u64, bool) {
-        if !self.taps.any_at(is_here) {
+        if !self.teller.has_tap_at(is_here) {
             return (0, false);
         }
         let begun_ns = now_ns();
-        let tapped = self.budget.has_time(begun_ns);
-        if !tapped {
-            self.ring.skip(pkts as u64);
-        }
-        (begun_ns, tapped)
+        (begun_ns, self.teller.begin(begun_ns, pkts))
     }
 
     fn end_looking(&mut self, begun_ns: u64, tapped: bool) {
         if tapped {
-            self.budget.spend(now_ns().saturating_sub(begun_ns));
+            self.teller.end(now_ns().saturating_sub(begun_ns));
         }
     }
 
@@ -306,27 +295,12 @@ impl Watch {
 
     fn tell(
         &mut self,
-        mut event: Event,
+        event: Event,
         mark: Option<Mark>,
         tapped: bool,
         is_here: impl Fn(TapPoint) -> bool,
     ) {
-        if mark.is_none() && !tapped {
-            return;
-        }
-        let shown_bytes = if mark == Some(Mark::Shown) { self.marks.kept_bytes() } else { 0 };
-        let len = if tapped { event.len_bytes } else { shown_bytes.min(event.len_bytes) };
-        self.bytes.resize(len.into(), 0);
-        if !self.region.read(event.buffer, event.offset_bytes, &mut self.bytes) {
-            self.bytes.clear();
-        }
-        let catch = if tapped { self.taps.take(is_here, &self.bytes) } else { Catch::default() };
-        if mark.is_none() && catch.taps == 0 {
-            return;
-        }
-        (event.taps, event.marked) = (catch.taps, mark.is_some());
-        let kept_bytes = usize::from(catch.snap_bytes.max(shown_bytes)).min(self.bytes.len());
-        self.ring.write(event, &self.bytes[..kept_bytes]);
+        self.teller.tell(event, (mark, self.marks.kept_bytes()), tapped, is_here);
     }
 }
 
@@ -367,7 +341,7 @@ impl Worker {
     pub(super) fn watch_burst(&mut self, plan: &Plan, port: PortId, received: &[PortPacket]) {
         let Some(watch) = &mut self.watch else { return };
         let sampled = watch.sample(received.len());
-        if sampled.is_none() && watch.taps.is_empty() && watch.traces.is_empty() {
+        if sampled.is_none() && !watch.teller.has_taps() && watch.traces.is_empty() {
             return;
         }
         let is_here = |at| at == TapPoint::PortIn { port };
@@ -379,7 +353,7 @@ impl Worker {
             };
             let sampled = sampled == Some(at);
             let slot = watch.trace_of(packet, port, self.classifier.key(at));
-            if sampled || slot.is_some() || !watch.taps.is_empty() {
+            if sampled || slot.is_some() || watch.teller.has_taps() {
                 watch.came_in(packet, port, route, (slot, sampled), tapped);
             }
         }

@@ -18,6 +18,7 @@ mod event;
 mod filter;
 pub mod fuzz;
 mod taps;
+mod teller;
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,7 @@ pub use budget::Budget;
 pub use event::{Event, EventKind, NOBODY};
 pub use filter::{Filter, FilterError};
 pub use taps::{Catch, TapSet};
+pub use teller::Teller;
 
 use crate::control::FilterStep;
 use crate::descriptor::PortId;

@@ -11,45 +11,37 @@ use nix::time::{ClockId, clock_gettime};
 use crate::context::Departure;
 use crate::descriptor::{ActionCode, Delivery};
 use crate::nf::Action;
-use crate::observe::{Budget, Catch, Event, EventKind, NOBODY, TapPoint, TapSet, TapSpec};
-use crate::shm::{BufferIndex, Mark, Marks, Region, TapFile, TapWriter};
+use crate::observe::{Budget, Event, EventKind, NOBODY, TapPoint, TapSpec, Teller};
+use crate::shm::{BufferIndex, Marks, Region, TapFile};
 
 use super::outputs::code_of;
 
 pub(crate) struct Lookout {
     marks: Marks,
-    taps: TapSet,
-    budget: Budget,
-    ring: TapWriter<Arc<TapFile>>,
-    region: Arc<Region>,
-    /// One packet's bytes.
-    bytes: Vec<u8>,
+    teller: Teller,
 }
 
 impl Lookout {
     pub(crate) fn new(marks: Marks, file: &Arc<TapFile>, region: Arc<Region>) -> Self {
-        let bytes = Vec::new();
-        let (taps, budget) = (TapSet::default(), Budget::default());
-        Self { marks, taps, budget, ring: file.writer(), region, bytes }
+        Self { marks, teller: Teller::new(file, region) }
     }
 
     /// Sets other taps. What is wrong with them is the manager's fault: then there are none.
     pub(crate) fn set_taps(&mut self, taps: &[TapSpec]) {
-        self.taps = TapSet::new(taps).unwrap_or_else(|error| {
+        if let Err(error) = self.teller.set_taps(taps) {
             tracing::warn!("the manager sent a tap that cannot be: {error}");
-            TapSet::default()
-        });
+        }
     }
 
     /// Bounds the time that taps take otherwise.
     pub(crate) fn bound_taps(&mut self, budget: Budget) {
-        self.budget = budget;
+        self.teller.bound_taps(budget);
     }
 
     /// Whether there is anything to tell: one word to look at.
     #[inline]
     pub(crate) fn is_on(&self) -> bool {
-        self.marks.any() || !self.taps.is_empty()
+        self.marks.any() || self.teller.has_taps()
     }
 
     /// A burst has come from a neighbour, or from a worker (`None`).
@@ -92,47 +84,17 @@ impl Lookout {
     /// The same of all these packets, as far as somebody wants it; taps only as far as there is time.
     fn tell_all(&mut self, packets: &[Delivery], what: Event, is_here: impl Fn(TapPoint) -> bool) {
         let time_ns = now_ns();
-        let sits_here = self.taps.any_at(&is_here);
-        let tapped = sits_here && self.budget.has_time(time_ns);
-        if sits_here && !tapped {
-            self.ring.skip(packets.len() as u64);
-        }
+        let tapped = self.teller.has_tap_at(&is_here) && self.teller.begin(time_ns, packets.len());
         let marked = self.marks.any();
         for packet in packets {
             let mark = if marked { self.marks.of(packet.buffer) } else { None };
             if tapped || mark.is_some() {
-                self.tell(event_of(packet, time_ns, what), mark, tapped, &is_here);
+                let shown = (mark, self.marks.kept_bytes());
+                self.teller.tell(event_of(packet, time_ns, what), shown, tapped, &is_here);
             }
         }
         if tapped {
-            self.budget.spend(now_ns().saturating_sub(time_ns));
-        }
-    }
-
-    fn tell(
-        &mut self,
-        mut event: Event,
-        mark: Option<Mark>,
-        tapped: bool,
-        is_here: impl Fn(TapPoint) -> bool,
-    ) {
-        let shown_bytes = if mark == Some(Mark::Shown) { self.marks.kept_bytes() } else { 0 };
-        self.read(&event, if tapped { event.len_bytes } else { shown_bytes });
-        let catch = if tapped { self.taps.take(is_here, &self.bytes) } else { Catch::default() };
-        if mark.is_none() && catch.taps == 0 {
-            return;
-        }
-        (event.taps, event.marked) = (catch.taps, mark.is_some());
-        let kept_bytes = usize::from(catch.snap_bytes.max(shown_bytes)).min(self.bytes.len());
-        self.ring.write(event, &self.bytes[..kept_bytes]);
-    }
-
-    /// Copies so many of a packet's first bytes, or none where its descriptor names a place that is none.
-    fn read(&mut self, event: &Event, bytes: u16) {
-        let len = usize::from(bytes.min(event.len_bytes));
-        self.bytes.resize(len, 0);
-        if !self.region.read(event.buffer, event.offset_bytes, &mut self.bytes) {
-            self.bytes.clear();
+            self.teller.end(now_ns().saturating_sub(time_ns));
         }
     }
 }
@@ -151,7 +113,7 @@ pub(super) fn now_ns() -> u64 {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::shm::{HugePages, MarkTable, RegionGeometry};
+    use crate::shm::{HugePages, Mark, MarkTable, RegionGeometry};
 
     struct Scene {
         marks: Arc<MarkTable>,
