@@ -12,8 +12,9 @@ const SLAB: usize = 64;
 /// Work of a kernel: a range of some of the sums, over all sources of a slab.
 pub struct Job<'a> {
     /// For each of the sums a row, `stride` apart.
-    coefficients: &'a [u8],
-    stride: usize,
+    pub coefficients: &'a [u8],
+    /// At least as many as there are sources.
+    pub stride: usize,
     /// Empty ones are to be left out.
     pub sources: &'a [&'a [u8]],
     /// Where the range is in the sources.
