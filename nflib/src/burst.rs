@@ -189,6 +189,12 @@ impl<'a> Burst<'a> {
         leases.len()
     }
 
+    /// Bytes of all packets of the burst, wherever they are by now, as long as they came.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        self.leases.iter().map(|lease| u64::from(lease.descriptor().len_bytes)).sum()
+    }
+
     /// Decides the same about all packets that are still here.
     #[inline]
     pub fn decide_all(&mut self, action: Action, ctx: &mut Context<'_>) {

@@ -285,11 +285,16 @@ impl NetworkFunction for Forward {
     }
 
     fn process_burst(&mut self, burst: &mut Burst<'_>, ctx: &mut Context<'_>) {
-        burst.decide_each(ctx, |packet, ctx| {
-            self.seen.pkts += 1;
-            self.seen.bytes += packet.len() as u64;
-            self.process(packet, ctx)
-        });
+        self.seen.pkts += burst.len() as u64;
+        if self.kept.is_some() || self.print_every.is_some() {
+            self.seen.bytes += burst.total_bytes();
+        }
+        // What does not depend on the packet is decided for all at once.
+        if self.swap_macs || self.busy_steps > 0 {
+            burst.decide_each(ctx, |packet, ctx| self.process(packet, ctx));
+        } else {
+            burst.decide_all(self.action, ctx);
+        }
         if let Some(kept) = &self.kept {
             self.keep(kept);
         }
