@@ -147,12 +147,12 @@ impl<const R: usize, const K: usize> Step<R, K> {
         let mut registers = [[_mm512_setzero_si512(); V]; R];
         if self.is_kept {
             for (registers, to) in registers.iter_mut().zip(self.to) {
-                // SAFETY: the caller's word.
+                // SAFETY: the caller's word is that the sums have these bytes.
                 *registers = unsafe { load_at(to.add(done), last) };
             }
         }
         for (index, from) in self.from.iter().enumerate() {
-            // SAFETY: the caller's word.
+            // SAFETY: the caller's word is that the sources have these bytes.
             let vectors: [__m512i; V] = unsafe { load_at(from.add(done), last) };
             for (registers, matrices) in registers.iter_mut().zip(&self.matrices) {
                 for (register, vector) in registers.iter_mut().zip(vectors) {
@@ -162,7 +162,7 @@ impl<const R: usize, const K: usize> Step<R, K> {
             }
         }
         for (registers, to) in registers.into_iter().zip(self.to) {
-            // SAFETY: the caller's word.
+            // SAFETY: the caller's word is that the sums have these bytes; they were borrowed to be written.
             unsafe { store_at(to.add(done), registers, last) };
         }
     }
@@ -485,7 +485,7 @@ fn load<const V: usize>(bytes: &[u8], last: __mmask64) -> [__m512i; V] {
 unsafe fn load_at<const V: usize>(from: *const u8, last: __mmask64) -> [__m512i; V] {
     let mut vectors = [_mm512_setzero_si512(); V];
     for (index, vector) in vectors.iter_mut().enumerate() {
-        // SAFETY: the caller's word; a masked load reads nothing but the bytes of its mask.
+        // SAFETY: the caller's word is that there are so many bytes; a masked load reads none but its mask's.
         *vector = unsafe {
             let from = from.add(index * VECTOR);
             if index + 1 < V {
@@ -515,7 +515,7 @@ fn store<const V: usize>(bytes: &mut [u8], vectors: [__m512i; V], last: __mmask6
 #[inline]
 unsafe fn store_at<const V: usize>(to: *mut u8, vectors: [__m512i; V], last: __mmask64) {
     for (index, vector) in vectors.into_iter().enumerate() {
-        // SAFETY: the caller's word; a masked store writes nothing but the bytes of its mask.
+        // SAFETY: the caller's word is that there are so many bytes; a masked store writes none but its mask's.
         unsafe {
             let to = to.add(index * VECTOR);
             if index + 1 < V {
