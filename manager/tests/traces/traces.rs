@@ -91,7 +91,10 @@ fn of_packets_that_match_only_each_so_manieth_is_followed() {
 fn a_packet_that_an_nf_keeps_is_shown_where_it_is() {
     let Some(stage) = set("") else { return };
     stage.nfs[2].signal(Signal::SIGSTOP);
-    let request = TraceRequest { count: 3, ..TraceRequest::default() };
+    // Not of any flow: those of the wall end there.
+    let (field, value) = THROUGH.split_once('=').unwrap();
+    let matches = serde_json::from_value(serde_json::json!({ field: value })).unwrap();
+    let request = TraceRequest { matches, count: 3, ..TraceRequest::default() };
     let Reply::Tracing { id } = stage.ask(&Request::Trace(request)) else { panic!() };
     let look = |stage: &Stage| -> TraceStatus {
         let Reply::Traces { mut traces } = stage.ask(&Request::Traces { id: Some(id) }) else {
