@@ -189,7 +189,8 @@ impl<'a> Burst<'a> {
         leases.len()
     }
 
-    /// Bytes of all packets of the burst, wherever they are by now, as long as they came.
+    /// Bytes of all packets of the burst. To be asked before any is decided: what leaves out of its order is not
+    /// counted any more.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
         self.leases.iter().map(|lease| u64::from(lease.descriptor().len_bytes)).sum()

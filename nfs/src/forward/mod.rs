@@ -412,6 +412,19 @@ mod tests {
     }
 
     #[test]
+    fn packets_and_bytes_are_counted_whether_packets_are_looked_at_or_not() {
+        for swap_macs in [false, true] {
+            let print_every = Some(60);
+            let options = Options { swap_macs, print_every, ..options() };
+            let mut bench = TestBench::new(Forward::new(&options));
+            bench.feed(&[vec![0; 60], vec![0; 1000], vec![0; 9]]);
+            bench.feed(&vec![[0; 100]; 100]);
+            let Seen { pkts, bytes, .. } = bench.nf().seen;
+            assert_eq!((pkts, bytes), (103, 11_069), "swap_macs = {swap_macs}");
+        }
+    }
+
+    #[test]
     fn rates_are_those_since_the_last_line() {
         let mut bench = forward(false, None);
         bench.feed(&[[0; 1000]; 500]);
