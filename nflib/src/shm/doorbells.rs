@@ -215,7 +215,7 @@ impl Doorbell {
     /// core is a barrier by itself; a push from another core may be noticed a millisecond late.
     pub fn sleep_shortly(&self, is_idle: impl FnOnce() -> bool) {
         self.word().store(WANTS_PACKETS, Ordering::SeqCst);
-        self.wait(WANTS_PACKETS, Duration::from_millis(1), is_idle);
+        self.wait(WANTS_PACKETS, Duration::from_millis(5), is_idle);
     }
 
     /// Puts the calling NF to sleep until a ring it pushes to has room again, in the same order.

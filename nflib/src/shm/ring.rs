@@ -70,13 +70,29 @@ impl Delivery {
     /// The same packet so many hops on, modulo 256.
     #[inline]
     pub(crate) fn hops_on(&self, hops: u8) -> Self {
-        // SAFETY: a Delivery is 16 bytes without padding, aligned to 16, and any bits are one.
-        let [place, mut rest]: [u64; 2] = unsafe { std::mem::transmute_copy(self) };
-        // The hop is the last byte, so that nothing is carried out of it. Field by field the compiler
-        // makes three times as many instructions of it.
-        rest = u64::from_le(rest).wrapping_add(u64::from(hops) << Self::HOP_SHIFT).to_le();
-        // SAFETY: as above.
-        unsafe { std::mem::transmute([place, rest]) }
+        let hops = u64::from(hops) << Self::HOP_SHIFT;
+        // Field by field the compiler makes three times as many instructions of it as by words, and by
+        // words twice as many as by one vector.
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_mm_add_epi64, _mm_set_epi64x};
+            // SAFETY: a Delivery is 16 bytes without padding, aligned to 16, as a vector is, and any bits
+            // are one; every x86-64 CPU has these instructions. The hop is the last byte, so that nothing
+            // is carried out of it.
+            unsafe {
+                let hops = _mm_set_epi64x(hops.cast_signed(), 0);
+                std::mem::transmute(_mm_add_epi64(std::mem::transmute_copy(self), hops))
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            // SAFETY: a Delivery is 16 bytes without padding, aligned to 16, and any bits are one.
+            let [place, mut rest]: [u64; 2] = unsafe { std::mem::transmute_copy(self) };
+            // The hop is the last byte, so that nothing is carried out of it.
+            rest = u64::from_le(rest).wrapping_add(hops).to_le();
+            // SAFETY: as above.
+            unsafe { std::mem::transmute([place, rest]) }
+        }
     }
 }
 

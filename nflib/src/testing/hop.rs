@@ -252,6 +252,7 @@ fn id_of(service: &ServiceRef) -> ServiceId {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::burst::MAX_BURST_PKTS;
     use crate::{Action, Context, Packet};
 
     /// Counts, and passes on or jumps to its own service.
@@ -275,13 +276,14 @@ mod tests {
 
     #[test]
     fn packets_go_round_come_out_at_the_routes_end_and_go_in_again() {
-        for (nfs, in_flight_pkts) in [(1, 32), (1, 64), (3, 32), (1, 100)] {
+        let burst_pkts = u32::try_from(MAX_BURST_PKTS).unwrap();
+        for (nfs, in_flight_pkts) in [(1, 32), (1, burst_pkts), (3, 32), (1, burst_pkts + 36)] {
             let mut hop = circle(nfs, false, in_flight_pkts);
             // The first round finds nothing and puts the packets in.
             assert_eq!(hop.run(1).unwrap(), 0);
             let hops = hop.run(1000).unwrap();
             // An NF takes a burst a round by its edge, and one by its lane when packets go in.
-            let most = 1000 * u64::from(in_flight_pkts.min(64)) * nfs as u64;
+            let most = 1000 * u64::from(in_flight_pkts.min(burst_pkts)) * nfs as u64;
             assert!(hops > most / 4 / nfs as u64 && hops < most + most / 100, "{hops} of {most}");
             assert_eq!(hop.nfs().map(|nf| nf.pkts).sum::<u64>(), hops);
         }

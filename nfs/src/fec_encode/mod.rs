@@ -33,6 +33,9 @@ pub use options::Options;
 
 /// Parts of cut packets that may wait for the end of their burst.
 const PIECES_MAX: usize = 4 * MAX_BURST_PKTS;
+/// Packets that are coded at once, at most; often fewer, for parity packets are due before. Room for them is
+/// made anew each time.
+const STRETCH_MAX_PKTS: usize = 64;
 
 type Shim = [u8; SOURCE_SHIM_BYTES];
 
@@ -114,7 +117,7 @@ impl FecEncode {
         ctx: &mut Context<'_>,
     ) -> usize {
         let (to, sessions) = self.stretch(fates, from);
-        let mut shims = [Shim::default(); MAX_BURST_PKTS];
+        let mut shims = [Shim::default(); STRETCH_MAX_PKTS];
         for session in coders::numbers(sessions) {
             self.code(session, burst, &fates[..to], from, &mut shims, ctx.now_ns());
         }
@@ -122,7 +125,7 @@ impl FecEncode {
             let action = match (fates[at], burst.packet(at)) {
                 (Fate::Past(action), _) => action,
                 (Fate::Through { tos, .. }, Some(mut packet)) => {
-                    self.wrap(&mut packet, &shims[at], tos)
+                    self.wrap(&mut packet, &shims[at - from], tos)
                 }
                 (Fate::Through { .. }, None) => Action::Drop,
             };
@@ -132,12 +135,13 @@ impl FecEncode {
         to
     }
 
-    /// How far to go from `from` until the first session's parity packets are due, and which sessions
-    /// have packets on the way: a bit each.
+    /// How far to go from `from` until the first session's parity packets are due, at most
+    /// [`STRETCH_MAX_PKTS`], and which sessions have packets on the way: a bit each.
     fn stretch(&mut self, fates: &[Fate], from: usize) -> (usize, u64) {
         let mut left = [0_usize; 64];
         let mut sessions = 0;
-        for (at, fate) in fates.iter().enumerate().skip(from) {
+        let end = fates.len().min(from + STRETCH_MAX_PKTS);
+        for (at, fate) in fates[..end].iter().enumerate().skip(from) {
             let Fate::Through { session, .. } = *fate else { continue };
             let left = &mut left[usize::from(session) % 64];
             if sessions >> session & 1 == 0 {
@@ -149,7 +153,7 @@ impl FecEncode {
                 return (at + 1, sessions);
             }
         }
-        (fates.len(), sessions)
+        (end, sessions)
     }
 
     /// Codes a session's packets of a stretch, all at once.
@@ -159,22 +163,22 @@ impl FecEncode {
         burst: &Burst<'_>,
         fates: &[Fate],
         from: usize,
-        shims: &mut [Shim; MAX_BURST_PKTS],
+        shims: &mut [Shim; STRETCH_MAX_PKTS],
         now_ns: u64,
     ) {
-        let mut packets: [&[u8]; MAX_BURST_PKTS] = [&[]; MAX_BURST_PKTS];
-        let mut places = [0; MAX_BURST_PKTS];
+        let mut packets: [&[u8]; STRETCH_MAX_PKTS] = [&[]; STRETCH_MAX_PKTS];
+        let mut places = [0; STRETCH_MAX_PKTS];
         let (mut count, mut newest) = (0, 0);
         for (at, fate) in fates.iter().enumerate().skip(from) {
             if let Fate::Through { session: its, tos } = *fate
                 && its == session
                 && let Some(bytes) = burst.bytes(at)
             {
-                (packets[count], places[count], newest) = (bytes, at, tos);
+                (packets[count], places[count], newest) = (bytes, at - from, tos);
                 count += 1;
             }
         }
-        let mut coded = [Shim::default(); MAX_BURST_PKTS];
+        let mut coded = [Shim::default(); STRETCH_MAX_PKTS];
         self.coders.add(session, now_ns, &packets[..count], &mut coded[..count], newest);
         for (shim, place) in coded[..count].iter().zip(places) {
             shims[place] = *shim;
