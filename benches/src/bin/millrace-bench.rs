@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use millrace_benches::data_path::relay::Relay;
 use millrace_benches::data_path::rows::{self, RowSpec};
 use millrace_benches::data_path::{Bench, Outcome, Trouble, pin};
 use millrace_benches::environment;
@@ -42,6 +43,9 @@ enum What {
         /// Core to run on
         core: u32,
     },
+    /// Passes descriptors from ring to ring; one of the processes that show what a chain costs at least
+    #[command(hide = true)]
+    Relay(Relay),
 }
 
 #[derive(Args)]
@@ -89,6 +93,7 @@ fn main() -> ExitCode {
         What::DataPath(options) => data_path(options, cli.json),
         What::Fec(options) => forward_error_correction(options, cli.json),
         What::Echo { core } => echo(*core).map(|()| ExitCode::SUCCESS),
+        What::Relay(relay) => relay.run().map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|trouble| {
         eprintln!("millrace bench: {trouble}");

@@ -6,11 +6,13 @@
 //! | [`lab`] | a manager with NFs, and what they did in a window |
 //! | [`peers`] | the others: `onvm_hop`, `dpdk-testpmd`, a context switch |
 //! | [`process`] | processes that end with the measurement |
+//! | [`relay`] | what a chain costs at least: processes that only pass descriptors on |
 #![forbid(unsafe_code)]
 
 pub mod lab;
 pub mod peers;
 pub mod process;
+pub mod relay;
 pub mod rows;
 
 use std::collections::BTreeMap;

@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use super::super::lab::{Lab, Window};
-use super::super::{Bench, Outcome, Trouble};
+use super::super::{Bench, Outcome, Trouble, relay};
 use super::RowSpec;
 use super::loops::direct;
 
@@ -38,6 +38,30 @@ pub const ROWS: &[RowSpec] = &[
         peer: OWN,
         aim: LIKE_TWO,
         run: |bench| long_chain(bench, 16),
+    },
+    RowSpec {
+        id: "relay-4",
+        work: "4 processes sharing a core that only copy descriptors, a hop",
+        unit: "ns a hop",
+        peer: "2 such",
+        aim: 0.0,
+        run: |bench| long_relay(bench, 4),
+    },
+    RowSpec {
+        id: "relay-8",
+        work: "8 processes sharing a core that only copy descriptors, a hop",
+        unit: "ns a hop",
+        peer: "2 such",
+        aim: 0.0,
+        run: |bench| long_relay(bench, 8),
+    },
+    RowSpec {
+        id: "relay-16",
+        work: "16 processes sharing a core that only copy descriptors, a hop",
+        unit: "ns a hop",
+        peer: "2 such",
+        aim: 0.0,
+        run: |bench| long_relay(bench, 16),
     },
     RowSpec {
         id: "fused-4",
@@ -128,6 +152,14 @@ fn long_chain(bench: &Bench, processes: usize) -> Result<Outcome, Trouble> {
     }
     let pairs = super::super::Pairs { ours, peer, core_to_core_ns };
     Ok(direct(Outcome::less_is_better(pairs), by_manager))
+}
+
+/// What [`long_chain`] has no part in: switches, and what they do to caches.
+fn long_relay(bench: &Bench, processes: u16) -> Result<Outcome, Trouble> {
+    let core = bench.second_core().unwrap_or(bench.cores.manager);
+    let pairs = bench
+        .in_turn(|| relay::ns_a_hop(bench, core, processes), || relay::ns_a_hop(bench, core, 2))?;
+    Ok(Outcome::less_is_better(pairs))
 }
 
 fn fused_4(bench: &Bench) -> Result<Outcome, Trouble> {

@@ -4,7 +4,7 @@
 //! last of them ends.
 #![forbid(unsafe_code)]
 
-use std::io::IoSliceMut;
+use std::io::{IoSliceMut, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::Command;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use nix::unistd::geteuid;
 use serde_json::json;
 
 use super::super::lab::Lab;
-use super::super::{Bench, Outcome, Trouble};
+use super::super::{Bench, Outcome, Trouble, pin};
 use super::RowSpec;
 use crate::traffic::packet_socket::PacketSocket;
 
@@ -139,14 +139,52 @@ fn idle_cpu(bench: &Bench) -> Result<Outcome, Trouble> {
 
 fn first_packet(bench: &Bench) -> Result<Outcome, Trouble> {
     let (mut with_nf, mut medians, mut without) = (Vec::new(), Vec::new(), Vec::new());
+    let mut wake_ups = Vec::new();
     for _ in 0..bench.reps {
         let (p50_us, p99_us) = percentiles_us(bench, 1)?;
         with_nf.push(p99_us);
         medians.push(p50_us);
         without.push(percentiles_us(bench, 0)?);
+        wake_ups.push(wake_up_us(bench)?);
     }
     let outcome = Outcome::below(with_nf, 100.0).with("p50_each", json!(medians));
-    Ok(outcome.with("without_nf_p50_p99_each", json!(without)))
+    let outcome = outcome.with("without_nf_p50_p99_each", json!(without));
+    Ok(outcome.with("wake_up_p50_p99_each", json!(wake_ups)))
+}
+
+/// The 50th and the 99th percentile of how long a thread that sleeps alone on the NF's core takes to see what
+/// is written to its pipe after a silence. The way to an NF contains one such wake-up.
+fn wake_up_us(bench: &Bench) -> Result<(f64, f64), Trouble> {
+    let core = bench.second_core()?;
+    let (mut listens, mut says) = std::io::pipe()?;
+    std::thread::scope(|scope| {
+        let sleeper = scope.spawn(move || -> Result<Vec<Duration>, Trouble> {
+            pin(core)?;
+            let mut seen = Vec::new();
+            while listens.read(&mut [0])? > 0 {
+                seen.push(clock_gettime(ClockId::CLOCK_MONOTONIC)?.into());
+            }
+            Ok(seen)
+        });
+        let mut said = Vec::new();
+        for _ in 0..PACKETS {
+            bench.pause(SILENCE)?;
+            said.push(Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?));
+            says.write_all(&[0])?;
+        }
+        // The end of the pipe ends the sleeper; so does its drop, after an error.
+        drop(says);
+        let seen = sleeper.join().map_err(|_| Trouble::Failed("the sleeper panicked".into()))??;
+        let took = seen.iter().zip(&said).map(|(seen, said)| seen.saturating_sub(*said));
+        Ok(percentiles(took.map(|took| took.as_nanos() as f64 / 1e3).collect()))
+    })
+}
+
+/// The 50th and the 99th.
+fn percentiles(mut all: Vec<f64>) -> (f64, f64) {
+    all.sort_by(f64::total_cmp);
+    let at = |percent: usize| all.get(all.len() * percent / 100).copied().unwrap_or(f64::NAN);
+    (at(50), at(99))
 }
 
 /// The 50th and the 99th percentile of the way from one end to the other, each packet alone after a silence.
@@ -168,8 +206,7 @@ fn percentiles_us(bench: &Bench, nfs: usize) -> Result<(f64, f64), Trouble> {
         }
     }
     lab.finish()?;
-    times_us.sort_by(f64::total_cmp);
-    Ok((times_us[PACKETS / 2], times_us[PACKETS * 99 / 100]))
+    Ok(percentiles(times_us))
 }
 
 /// When the next packet came, by the kernel's clock: this thread sleeps meanwhile, since it has no core
