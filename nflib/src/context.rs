@@ -213,7 +213,8 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// The time in nanoseconds of the monotonic clock, read once before this burst or tick.
+    /// The time in nanoseconds of the monotonic clock, read once before this burst or tick; for an NF whose packets
+    /// cost next to nothing, once for some bursts, some microseconds before.
     #[must_use]
     #[inline]
     pub fn now_ns(&self) -> u64 {

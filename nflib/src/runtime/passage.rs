@@ -50,8 +50,9 @@ pub(crate) struct Passage<N, M, H> {
     pub(crate) tx_pkts: u64,
     /// Packets the NF dropped.
     pub(crate) drop_pkts: u64,
-    /// Packets taken from an input at once.
+    /// Packets taken from an input at once, and the most that may be.
     burst_pkts: usize,
+    max_burst_pkts: usize,
     /// Keeps the last packets taken, for when the NF dies of one.
     pub(crate) recorder: Recorder,
     /// Who tells of packets that are looked at; none without a manager.
@@ -75,16 +76,23 @@ impl<N: NetworkFunction, M: RingMemory, H: HoldMap> Passage<N, M, H> {
             tx_pkts: 0,
             drop_pkts: 0,
             burst_pkts: MAX_BURST_PKTS,
+            max_burst_pkts: MAX_BURST_PKTS,
             recorder: Recorder::off(),
             lookout: None,
         }
+    }
+
+    /// Takes no more packets at once than so many, at least one.
+    pub(super) fn limit_burst(&mut self, pkts: usize) {
+        self.max_burst_pkts = pkts.clamp(1, MAX_BURST_PKTS);
+        self.burst_pkts = self.burst_pkts.min(self.max_burst_pkts);
     }
 
     /// Takes fewer packets at once from an NF that needs so long for each that a whole burst would
     /// take longer than some milliseconds.
     pub(super) fn adapt_burst(&mut self, pkt_ns: u64) {
         let fitting = usize::try_from(MAX_BURST_NS / pkt_ns.max(1)).unwrap_or(usize::MAX);
-        self.burst_pkts = fitting.clamp(1, MAX_BURST_PKTS);
+        self.burst_pkts = fitting.clamp(1, self.max_burst_pkts);
     }
 
     /// One look at what was left over, at every input and at the clock. Returns the packets moved.

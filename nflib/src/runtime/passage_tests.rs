@@ -484,3 +484,27 @@ fn the_cases_reach_holds_leftovers_refusals_and_loops() {
         "{looks} looks, {refused} refusals, {rounds} rounds"
     );
 }
+
+#[test]
+fn a_burst_is_no_longer_than_it_may_be_and_shorter_when_packets_are_dear() {
+    let case = Case { seed: 1, capacity: 128, meanwhile: 0, hold_limit_pkts: 0, turns: 0 };
+    let dice = Dice::new(case.seed);
+    let world = world(&case, &dice);
+    let mut nf = Fickle { dice: dice.clone(), held: Vec::new() };
+    let mut passage = passage(&mut nf, &case, &world);
+    {
+        let mut world = world.borrow_mut();
+        let burst: Vec<_> = world.free.drain(..).map(|buffer| packet(buffer, &dice)).collect();
+        world.has.extend(burst.iter().map(|packet| packet.buffer));
+        assert_eq!(world.inputs[0].1.push_burst(&burst), Ok(96));
+    }
+    let dear_ns = MAX_BURST_NS / 8;
+    passage.limit_burst(40);
+    assert_eq!(passage.serve(0, 0), Ok(40));
+    passage.adapt_burst(dear_ns);
+    assert_eq!(passage.serve(0, 0), Ok(8));
+    passage.adapt_burst(1);
+    assert_eq!(passage.serve(0, 0), Ok(40));
+    passage.limit_burst(usize::MAX);
+    assert_eq!(passage.serve(0, 0), Ok(8), "the rest");
+}

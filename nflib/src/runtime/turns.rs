@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use super::RunError;
 use super::attach::Attachment;
-use super::effort::Effort;
+use super::effort::{Effort, looks_a_turn};
 use super::inputs::Inputs;
 use super::limits::Limits;
 use super::lookout::Lookout;
@@ -54,10 +54,6 @@ const LISTEN_LIMIT_NS: u64 = 2_000_000;
 const LISTEN_LIMIT_MESSAGES: u32 = 4;
 /// How often the control socket is looked at while there is work.
 const CONTROL_INTERVAL_NS: u64 = 10_000_000;
-/// A look at the clock costs 20 ns. While packets cost this at most, so many bursts are served for each look: the
-/// time that an NF is told is some microseconds late then.
-const CHEAP_PKT_NS: u64 = 8;
-const CHEAP_LOOKS: usize = 4;
 /// How long the manager may take to stop delivering, and to take the last packets.
 const LEAVE_TIMEOUT_NS: u64 = 2_000_000_000;
 /// How long packets may go on coming after the manager's word that no more are delivered: those that
@@ -154,6 +150,8 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
         );
         passage.lookout = Some(Box::new(lookout));
         passage.recorder = recorder;
+        let quantum_pkts = terms.quantum_pkts.clamp(MIN_QUANTUM_PKTS, MAX_QUANTUM_PKTS) as usize;
+        passage.limit_burst(quantum_pkts);
         Ok(Self {
             passage,
             mailbox: Mailbox::new(socket),
@@ -166,7 +164,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
             end_ns: limits.time_left().map_or(u64::MAX, ns),
             packet_limit: limits.packets_left(),
             turns: 0,
-            quantum_pkts: terms.quantum_pkts.clamp(MIN_QUANTUM_PKTS, MAX_QUANTUM_PKTS) as usize,
+            quantum_pkts,
             looks_a_turn: 1,
             worker_buffers: terms.worker_buffers.max(1),
             resting: Resting::default(),
@@ -306,7 +304,7 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
     fn look_at_costs(&mut self, now_ns: u64) {
         if let Some(pkt_ns) = self.effort.look(now_ns, self.passage.rx_pkts) {
             self.passage.adapt_burst(pkt_ns);
-            self.looks_a_turn = if pkt_ns <= CHEAP_PKT_NS { CHEAP_LOOKS } else { 1 };
+            self.looks_a_turn = looks_a_turn(pkt_ns, self.quantum_pkts);
         }
         self.channel.set_nf_counter(NfCounter::BusyNs, self.effort.busy_ns());
     }

@@ -212,7 +212,8 @@ impl Doorbell {
 
     /// As [`sleep`](Self::sleep), for one that expects to be rung for by a thread on its own core, and
     /// soon: without the barrier, which interrupts every other core. A switch between threads of one
-    /// core is a barrier by itself; a push from another core may be noticed a millisecond late.
+    /// core is a barrier by itself; a push from another core may be noticed 5 ms late. (No sooner, for a
+    /// time-out before the next tick programs the core's timer: 0.9 µs more for each sleep in a virtual machine.)
     pub fn sleep_shortly(&self, is_idle: impl FnOnce() -> bool) {
         self.word().store(WANTS_PACKETS, Ordering::SeqCst);
         self.wait(WANTS_PACKETS, Duration::from_millis(5), is_idle);
