@@ -15,8 +15,9 @@
 //!   keeps for good, and that has nothing to do with who feeds whom: packets then wait for threads that
 //!   have nothing to do with them, and fall apart into small lots, each of which costs a switch. The
 //!   order is right where each thread follows one that feeds it. One that finds that it does not sleeps
-//!   until it is fed, and comes back at another place; chance puts all of them right within some hundred
-//!   turns, and then nobody sleeps any more.
+//!   until it is fed, and comes back near the one that feeds it, before or behind it by chance: up to about
+//!   eight are all right within some hundred turns, and then nobody sleeps any more; of sixteen a part
+//!   always is not.
 #![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
@@ -40,8 +41,8 @@ const YIELD_NS: u64 = 200_000;
 const DEAR_YIELD: Duration = Duration::from_millis(1);
 /// How long a thread does without yields after a dear one.
 const DEAR_NS: u64 = 50_000_000;
-/// Visits to the core after which their order is judged. Two found the right order for up to 16 threads
-/// on Linux 6.18; four or more went round in circles from 12 threads on.
+/// Visits to the core after which their order is judged. Two found the right order for 8 threads, and on one
+/// machine for 16 (Linux 6.18); four or more went round in circles from 12 threads on.
 const ORDER_VISITS: u32 = 2;
 /// Switches between two looks that say that the core is shared; one may be the kernel's own business.
 const SHARED_SWITCHES: i64 = 2;
