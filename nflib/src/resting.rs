@@ -14,10 +14,10 @@
 //! - **Who comes out of turn sleeps.** Threads that yield get the core in an order that the scheduler
 //!   keeps for good, and that has nothing to do with who feeds whom: packets then wait for threads that
 //!   have nothing to do with them, and fall apart into small lots, each of which costs a switch. The
-//!   order is right where each thread follows one that feeds it. One that finds that it does not sleeps
-//!   until it is fed, and comes back near the one that feeds it, before or behind it by chance: up to about
-//!   eight are all right within some hundred turns, and then nobody sleeps any more; of sixteen a part
-//!   always is not.
+//!   order is right where each thread comes soon after one that feeds it. One that finds that it does not
+//!   sleeps until it is fed, and comes back near the one that feeds it, before or behind it by chance: all are
+//!   right within some hundred turns, and then nobody sleeps any more. Soon, and not right after: a thread that
+//!   stands between two that are right is the one that is wrong.
 #![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
@@ -41,8 +41,8 @@ const YIELD_NS: u64 = 200_000;
 const DEAR_YIELD: Duration = Duration::from_millis(1);
 /// How long a thread does without yields after a dear one.
 const DEAR_NS: u64 = 50_000_000;
-/// Visits to the core after which their order is judged. Two found the right order for 8 threads, and on one
-/// machine for 16 (Linux 6.18); four or more went round in circles from 12 threads on.
+/// Visits to the core after which their order is judged. Two found the right order for up to 16 threads
+/// on Linux 6.18; four or more went round in circles from 12 threads on.
 const ORDER_VISITS: u32 = 2;
 /// Switches between two looks that say that the core is shared; one may be the kernel's own business.
 const SHARED_SWITCHES: i64 = 2;
@@ -137,7 +137,7 @@ impl Resting {
         self.idle_since_ns = None;
     }
 
-    /// A visit to the shared core begins: whether right after a thread that feeds this one. To be
+    /// A visit to the shared core begins: whether soon after a thread that feeds this one. To be
     /// called by threads that are woken by whoever feeds them.
     pub fn visit(&mut self, in_turn: bool) {
         self.visits += 1;

@@ -5,6 +5,9 @@
 use crate::descriptor::Delivery;
 use crate::shm::{Consumer, Doorbell, RingMemory};
 
+/// Turns at a core after an NF that feeds this one there within which this one is in turn.
+const SOON_TURNS: u32 = 3;
+
 /// Who pushes to an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
@@ -53,29 +56,25 @@ impl<M: RingMemory> Inputs<M> {
         self.all.iter().all(|input| input.ring.is_empty())
     }
 
-    /// Whether this NF takes its turn at a core that it shares right after an NF that feeds it there.
-    /// `before`: who took the last turn at this core. `None` when there is no telling, for what is here
-    /// comes from other cores.
-    pub(crate) fn are_in_turn(&self, core: u32, before: Option<u16>) -> Option<bool> {
-        let (mut feeders, mut waits_elsewhere, mut late) = (false, false, false);
-        for Input { ring, source, pusher_bell } in &self.all {
+    /// Whether this NF takes its turn at a core that it shares soon after an NF that feeds it there. `None` when
+    /// there is no telling, for what is here comes from other cores.
+    pub(crate) fn are_in_turn(&self, core: u32) -> Option<bool> {
+        let (mut late, mut nearest, mut waits_elsewhere) = (false, None, false);
+        for Input { ring, pusher_bell, .. } in &self.all {
             let waits = !ring.is_empty();
-            match source {
-                Source::Edge { nf, .. }
-                    if pusher_bell.as_ref().and_then(Doorbell::core) == Some(core) =>
-                {
-                    feeders = true;
-                    match waits {
-                        true if Some(*nf) == before => return Some(true),
-                        true => late = true,
-                        false => {}
-                    }
+            match pusher_bell.as_ref().and_then(|bell| bell.turns_since(core)) {
+                Some(turns) => {
+                    nearest = Some(nearest.unwrap_or(turns).min(turns));
+                    late |= waits;
                 }
-                _ => waits_elsewhere |= waits,
+                None => waits_elsewhere |= waits,
             }
         }
-        // Nothing here is out of turn as well: it was not this NF's.
-        (late || (feeders && !waits_elsewhere)).then_some(false)
+        match nearest? {
+            ..=SOON_TURNS => Some(true),
+            // Nothing here is out of turn as well: it was not this NF's.
+            _ => (late || !waits_elsewhere).then_some(false),
+        }
     }
 
     /// Wakes the NFs that wait for room here and shall have it: not before half of the ring is free, or
@@ -126,5 +125,43 @@ impl<M: RingMemory> Inputs<M> {
     pub(crate) fn forget(&mut self, number: usize) {
         self.all.swap_remove(number);
         self.at = number;
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::shm::{Doorbells, HeapRing, Producer};
+
+    const CORE: u32 = 1;
+
+    #[test]
+    fn an_nf_is_in_turn_soon_after_one_that_feeds_it_on_its_core() {
+        let bells = Arc::new(Doorbells::create(8).unwrap());
+        let bell = |nf| bells.bell(nf).unwrap();
+        let ring = || HeapRing::new(4, 0);
+        let (lane, near, far) = (ring(), ring(), ring());
+        let mut inputs = Inputs::new(std::iter::once(Consumer::new(lane.clone())));
+        let turn = |inputs: &Inputs<HeapRing>, others: u16| {
+            (0..others).for_each(|_| _ = bell(7).take_turn(CORE));
+            bell(0).take_turn(CORE);
+            inputs.are_in_turn(CORE)
+        };
+        assert_eq!(turn(&inputs, 0), None, "nobody feeds it here");
+        inputs.open_edge(1, Consumer::new(near), Some(bell(1)));
+        inputs.open_edge(2, Consumer::new(far), Some(bell(2)));
+        bell(2).take_turn(CORE + 1);
+        assert_eq!(turn(&inputs, 0), None, "nor does one that has not run here");
+        bell(1).take_turn(CORE);
+        assert_eq!(turn(&inputs, 0), Some(true));
+        bell(1).take_turn(CORE);
+        assert_eq!(turn(&inputs, 2), Some(true), "others that come in between do no harm");
+        assert_eq!(turn(&inputs, 0), Some(false), "it comes again, and its feeder has not");
+        bell(2).take_turn(CORE);
+        assert_eq!(turn(&inputs, 0), Some(true), "any of them");
+        Producer::new(lane).push_burst(&[Delivery::default()]).unwrap();
+        assert_eq!(turn(&inputs, 3), None, "it came for packets from elsewhere");
     }
 }

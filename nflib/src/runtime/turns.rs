@@ -316,8 +316,8 @@ impl<'n, N: NetworkFunction> Turns<'n, N> {
         }
         let Ok(core) = sched_getcpu() else { return };
         let core = u32::try_from(core).unwrap_or(u32::MAX);
-        let before = self.own_bell.take_turn(core);
-        if let Some(in_turn) = self.passage.inputs.are_in_turn(core, before) {
+        self.own_bell.take_turn(core);
+        if let Some(in_turn) = self.passage.inputs.are_in_turn(core) {
             self.resting.visit(in_turn);
         }
     }

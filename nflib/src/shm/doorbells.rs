@@ -4,7 +4,9 @@
 //! byte 64 × n    sleeping word of NF n: 1 while it sleeps (or is about to) for want of packets, 2
 //!                while it sleeps for want of room in a ring to another NF, else 0
 //! byte 64 × n + 4    the core on which NF n took its last turn, plus 1; 0 before its first
+//! byte 64 × n + 8    the number of that turn, of those that are taken on the core
 //! byte 64 × (NFs + c)    the NF that took the last turn on core c (modulo 64), plus 1
+//! byte 64 × (NFs + c) + 4    the number of that turn
 //! ```
 //! Who pushes to an NF wakes it from the first sleep only: one that cannot pass on what it has would
 //! wake for nothing, and on a shared core take the core from the one that it waits for. Out of the
@@ -13,7 +15,7 @@
 //! The manager makes the file; all NFs of a trust domain map it, since each may push to each. An
 //! NF outside of it gets a file of its own with one word.
 //!
-//! NFs that share a core take turns at it, and note here who had it last: an NF that does not follow
+//! NFs that share a core take turns at it, and note here who had it when: an NF that comes long after the
 //! one that feeds it has a bad place in their order, see [`resting`](crate::resting).
 //!
 //! A neighbour that writes here what it should not can wake an NF for nothing or make it sleep up to
@@ -35,8 +37,10 @@ const BELL_BYTES: usize = 64;
 
 /// Lines for the cores. Cores that share one disturb each other's order, no more.
 const CORE_LINES: usize = 64;
-/// Of an NF's second word within its line.
+/// Of further words within the line of an NF, and of a core.
 const CORE_OFFSET_BYTES: usize = 4;
+const TURN_OFFSET_BYTES: usize = 8;
+const TURNS_OFFSET_BYTES: usize = 4;
 
 /// Values of a sleeping word.
 const AWAKE: u32 = 0;
@@ -134,14 +138,34 @@ impl Doorbell {
         self.bells.word(usize::from(self.nf), 0)
     }
 
+    /// The line of a core.
+    fn core_line(&self, core: u32) -> usize {
+        self.bells.len() + core as usize % CORE_LINES
+    }
+
     /// Notes that the NF, whose own bell this is, takes a turn on `core`; tells which NF took the last.
     pub fn take_turn(&self, core: u32) -> Option<u16> {
-        let own = self.bells.word(usize::from(self.nf), CORE_OFFSET_BYTES);
-        own.store(core.wrapping_add(1), Ordering::Relaxed);
-        let last = self.bells.word(self.bells.len() + core as usize % CORE_LINES, 0);
+        let (bells, own, line) = (&self.bells, usize::from(self.nf), self.core_line(core));
+        let turns = bells.word(line, TURNS_OFFSET_BYTES);
+        let turn = turns.load(Ordering::Relaxed).wrapping_add(1);
+        turns.store(turn, Ordering::Relaxed);
+        bells.word(own, TURN_OFFSET_BYTES).store(turn, Ordering::Relaxed);
+        bells.word(own, CORE_OFFSET_BYTES).store(core.wrapping_add(1), Ordering::Relaxed);
+        let last = bells.word(line, 0);
         let before = last.load(Ordering::Relaxed);
         last.store(u32::from(self.nf) + 1, Ordering::Relaxed);
         before.checked_sub(1).and_then(|nf| u16::try_from(nf).ok())
+    }
+
+    /// How many turns were taken on `core` since the NF's last one; `None` when that was on another core.
+    #[must_use]
+    pub fn turns_since(&self, core: u32) -> Option<u32> {
+        if self.core() != Some(core) {
+            return None;
+        }
+        let turns = self.bells.word(self.core_line(core), TURNS_OFFSET_BYTES);
+        let its = self.bells.word(usize::from(self.nf), TURN_OFFSET_BYTES);
+        Some(turns.load(Ordering::Relaxed).wrapping_sub(its.load(Ordering::Relaxed)))
     }
 
     /// The core on which the NF took its last turn, if it has taken any.
@@ -344,6 +368,10 @@ mod tests {
         assert_eq!(other.take_turn(0), None, "another core");
         assert_eq!(ours.take_turn(1), Some(3));
         assert_eq!((other.core(), ours.core()), (Some(0), Some(1)));
+        assert_eq!([0, 1].map(|core| other.turns_since(core)), [Some(0), None]);
+        assert_eq!(ours.turns_since(1), Some(0));
+        other.take_turn(1);
+        assert_eq!((ours.turns_since(1), other.turns_since(1)), (Some(1), Some(0)));
         assert_eq!(ours.take_turn(u32::MAX), None, "no such core, and nothing breaks");
         assert!(!ours.sleeps() && !other.sleeps());
     }
