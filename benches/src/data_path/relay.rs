@@ -19,11 +19,11 @@ use nflib::descriptor::Delivery;
 use nflib::shm::{Doorbell, Doorbells, EdgeRing, RingError};
 
 use super::process::Process;
+use super::rows::RING_CAPACITY;
 use super::{Bench, Trouble, pin};
 
-/// As in the rows of chains: packets that circulate, and slots of a ring.
+/// Packets that circulate, as in the rows of chains.
 const IN_FLIGHT: usize = 4096;
-const RING_CAPACITY: u32 = 8192;
 /// As an NF takes at most.
 const BURST_PKTS: usize = nflib::burst::MAX_BURST_PKTS;
 /// Turns in the same order after which it counts as kept.
@@ -117,8 +117,8 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Runs without end; prints its feeder's number. The first prints how many nanoseconds of the window there were for each packet
-    /// that it passed on.
+    /// Runs without end; prints its feeder's number. The first prints how many nanoseconds of the window there
+    /// were for each packet that it passed on.
     ///
     /// # Errors
     /// [`Trouble::Failed`] when a ring is none.

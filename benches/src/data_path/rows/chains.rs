@@ -94,7 +94,7 @@ const ONVM_SHARED_MPPS: f64 = 8.7;
 
 /// Slots of the rings here. A turn at the core ends when a ring is empty, so what a switch between
 /// processes costs is shared by as many packets as circulate, and those must fit.
-const RING_CAPACITY: u32 = 8192;
+pub const RING_CAPACITY: u32 = 8192;
 /// Half of a ring, the most that the manager lends: each turn at the core has work for that many.
 const IN_FLIGHT: &str = "4096";
 

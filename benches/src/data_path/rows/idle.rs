@@ -155,7 +155,7 @@ fn first_packet(bench: &Bench) -> Result<Outcome, Trouble> {
 /// The 50th and the 99th percentile of how long a thread that sleeps alone on the NF's core takes to see what
 /// is written to its pipe after a silence. The way to an NF contains one such wake-up.
 fn wake_up_us(bench: &Bench) -> Result<(f64, f64), Trouble> {
-    let core = bench.second_core()?;
+    let core = bench.second_core().unwrap_or(bench.cores.manager);
     let (mut listens, mut says) = std::io::pipe()?;
     std::thread::scope(|scope| {
         let sleeper = scope.spawn(move || -> Result<Vec<Duration>, Trouble> {

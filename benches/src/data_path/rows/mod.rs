@@ -8,6 +8,8 @@ mod loops;
 mod ports;
 mod sharing;
 
+pub use chains::RING_CAPACITY;
+
 use super::{Bench, Outcome, Trouble};
 
 /// A comparison.
